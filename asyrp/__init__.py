@@ -1,0 +1,1 @@
+"""Asyrp: editing images in the semantic latent space (h-space) of a frozen diffusion model."""

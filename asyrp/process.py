@@ -1,0 +1,209 @@
+"""The equations: noise schedule, DDIM and DDPM steps, inversion, and the asymmetric reverse process.
+
+Paper: Kwon, Jeong, Uh, "Diffusion Models already have a Semantic Latent Space", ICLR 2023 (arXiv 2210.10960); DDIM is Song et
+al. 2021 (arXiv 2010.02502), DDPM Ho et al. 2020 (arXiv 2006.11239). Pure functions: no flags, no files, no printing.
+
+Timesteps are Python ints, coefficients float64 Python numbers, so no step of a loop waits for the device. Throughout,
+alpha_bar_{-1} = 1 is the noiseless end.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+END = -1  # the "next timestep" of the last generation step
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Variance schedule of T steps: betas and alpha_bars, float64 arrays (T,)."""
+
+    betas: np.ndarray
+    alpha_bars: np.ndarray
+
+    @classmethod
+    def linear(cls, beta_start=1e-4, beta_end=2e-2, T=1000):
+        """Linear betas (DDPM section 4); alpha_bar_t = prod_{s<=t} (1 - beta_s)."""
+        betas = np.linspace(beta_start, beta_end, T, dtype=np.float64)
+        return cls(betas, np.cumprod(1.0 - betas))
+
+    def alpha_bar(self, t):
+        """alpha_bar_t as a float; 1.0 at t = -1."""
+        return 1.0 if t == END else float(self.alpha_bars[t])
+
+
+def timesteps(n, t_0):
+    """`n` timesteps from 0 to `t_0`, evenly spread, ascending ints; n = 0 stands for every timestep."""
+    if n == 0:
+        return list(range(t_0 + 1))
+    # 1e-6 keeps a product such as 0.9999999 * t_0 from being cut to the integer below.
+    return [int(v + 1e-6) for v in np.linspace(0, 1, n) * t_0]
+
+
+def predict_x0(x_t, eps, t, schedule):
+    """P_t, the predicted x_0 (DDIM eq. 12, first term), not clipped. Tensors (B, 3, H, W)."""
+    alpha_bar = schedule.alpha_bar(t)
+    return (x_t - math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha_bar)
+
+
+def ddim_sigma(t, t_next, schedule, eta):
+    """Standard deviation of the noise added between t and t_next (DDIM eq. 16); eta 0 is DDIM, 1 is DDPM."""
+    a_t, a_s = schedule.alpha_bar(t), schedule.alpha_bar(t_next)
+    return eta * math.sqrt((1 - a_s) / (1 - a_t)) * math.sqrt(1 - a_t / a_s)
+
+
+def ddim_step(x_t, eps, t, t_next, schedule, eps_edit=None, eta=0.0, noise=None, dt_lambda=1.0):
+    """One step t -> t_next of the (asymmetric) process, paper eq. 3 and 6:
+
+        x_s = sqrt(alpha_bar_s) P_t(eps~) + sqrt(1 - alpha_bar_s - sigma^2) eps + sigma z
+
+    P takes the edited prediction `eps_edit` (or `eps` without an edit), D always the frozen `eps`. Also steps upward for
+    inversion. `noise` is z, needed when eta > 0. `dt_lambda` multiplies eps in the direction term.
+
+    -> (x_next, P_t), both (B, 3, H, W).
+    """
+    P_t = predict_x0(x_t, eps if eps_edit is None else eps_edit, t, schedule)
+    a_s = schedule.alpha_bar(t_next)
+    sigma = ddim_sigma(t, t_next, schedule, eta) if eta else 0.0
+    x_next = math.sqrt(a_s) * P_t + dt_lambda * math.sqrt(1 - a_s - sigma**2) * eps
+    if sigma:
+        x_next = x_next + sigma * noise
+    return x_next, P_t
+
+
+def ddpm_step(x_t, eps, t, t_next, schedule, eps_edit=None, noise=None, variance=None):
+    """One ancestral step t -> t_next: the posterior mean of DDPM eq. 7, written as eq. 12 of DDIM with eta = 1, so that
+    the asymmetric edit and a stride above 1 carry over.
+
+    `variance`: the network's last three channels (B, 3, H, W) in [-1, 1] where the variance is learned (Nichol & Dhariwal
+    2021 eq. 15), else None for the small fixed one. -> (x_next, P_t).
+    """
+    mean, P_t = ddim_step(x_t, eps, t, t_next, schedule, eps_edit, eta=1.0, noise=0.0)
+    if t_next == END:
+        return mean, P_t
+    beta = 1 - schedule.alpha_bar(t) / schedule.alpha_bar(t_next)
+    sigma = ddim_sigma(t, t_next, schedule, eta=1.0)
+    if variance is None:
+        return mean + sigma * noise, P_t
+    fraction = (variance + 1) / 2
+    log_variance = fraction * math.log(beta) + (1 - fraction) * 2 * math.log(sigma)
+    return mean + torch.exp(0.5 * log_variance) * noise, P_t
+
+
+def split_prediction(output):
+    """U-Net output (B, 3 or 6, H, W) -> (eps (B, 3, H, W), variance channels or None)."""
+    return output[:, :3], output[:, 3:] if output.shape[1] == 6 else None
+
+
+def time_batch(x, t):
+    """The int t as the (B,) tensor a U-Net takes, made on x's device."""
+    return torch.full((x.shape[0],), t, device=x.device)
+
+
+class Frozen(NamedTuple):
+    """What the frozen branch gives at one step; runs that start from the same x_T can share the first one."""
+
+    h: torch.Tensor
+    skips: tuple
+    emb: torch.Tensor
+    eps: torch.Tensor
+    variance: torch.Tensor | None
+
+
+def frozen_branch(unet, x_t, t):
+    """The U-Net's own prediction at timestep t (int), kept with its bottleneck so that it can be edited."""
+    h, skips, emb = unet.encode(x_t, time_batch(x_t, t))
+    return Frozen(h, skips, emb, *split_prediction(unet.decode(h, skips, emb)))
+
+
+def edited_branch(unet, frozen, edit, t):
+    """eps~ of paper eq. 6: decode the edited h with the skips of the frozen branch."""
+    return split_prediction(unet.decode(edit(frozen.h, frozen.emb, t), frozen.skips, frozen.emb))[0]
+
+
+@torch.no_grad()
+def invert(unet, x_0, schedule, timesteps, callback=None):
+    """DDIM inversion (DDIM eq. 13-14, eta 0): len(timesteps) - 1 steps upward, x_0 taken as the state at timesteps[0].
+
+    x_0 (B, 3, H, W) in [-1, 1]; `timesteps` ascending ints. `callback(i, t, x_t, P_t)` sees each step, with x_t the state
+    the step started from. -> x_T at timesteps[-1].
+    """
+    x_t = x_0
+    for i, (t, t_next) in enumerate(zip(timesteps[:-1], timesteps[1:], strict=True)):
+        eps, _ = split_prediction(unet(x_t, time_batch(x_t, t)))
+        x_next, P_t = ddim_step(x_t, eps, t, t_next, schedule)
+        if callback is not None:
+            callback(i, t, x_t, P_t)
+        x_t = x_next
+    return x_t
+
+
+@torch.no_grad()
+def generate(
+    unet,
+    x_T,
+    schedule,
+    timesteps,
+    edit=None,
+    t_edit=0,
+    t_boost=0,
+    noise=None,
+    sample_type="ddim",
+    dt_lambda=1.0,
+    first=None,
+    callback=None,
+):
+    """The reverse process over three intervals (paper eq. 7):
+
+        t >= t_edit            asymmetric: P from the edited branch, D from the frozen one
+        t_boost <= t < t_edit  plain DDIM
+        t < t_boost            plain DDIM with eta = 1 (quality boosting)
+
+    Each condition is tested by itself, so the intervals may overlap. Below t_edit one decoder pass is enough.
+
+    x_T: (B, 3, H, W). timesteps: ascending ints, walked downward, ending at alpha_bar = 1. edit: `edit(h, emb, t)` -> edited
+    h, or None for plain generation. noise: `noise(step index, shape)` -> tensor, needed where noise is added.
+    sample_type: "ddim", or "ddpm" for ancestral steps throughout. dt_lambda: scales eps in the direction term of a step
+    that starts at t >= 999. first: the `Frozen` of the first step, when a run from the same x_T has it already.
+    callback(i, t, x_t, P_t) sees each step, with x_t the state it started from.
+
+    -> x_0 (B, 3, H, W), in [-1, 1] up to overshoot.
+    """
+    x_t = x_T
+    down = list(reversed(timesteps))
+    for i, (t, t_next) in enumerate(zip(down, [*down[1:], END], strict=True)):
+        frozen = first if i == 0 and first is not None else frozen_branch(unet, x_t, t)
+        eps_edit = edited_branch(unet, frozen, edit, t) if edit is not None and t >= t_edit else None
+        boosted = t < t_boost
+        z = noise(i, x_t.shape).to(x_t) if boosted or sample_type == "ddpm" else None
+        if sample_type == "ddpm":
+            x_next, P_t = ddpm_step(x_t, frozen.eps, t, t_next, schedule, eps_edit, z, frozen.variance)
+        else:
+            scale = dt_lambda if t >= 999 else 1.0
+            x_next, P_t = ddim_step(x_t, frozen.eps, t, t_next, schedule, eps_edit, float(boosted), z, scale)
+        if callback is not None:
+            callback(i, t, x_t, P_t)
+        x_t = x_next
+    return x_t
+
+
+def image_noise(seed, indices):
+    """Noise that belongs to images, not to batches: -> `noise(step index, shape)` for the images `indices` (ints).
+
+    Every (seed, image, step) has a generator of its own, so neither the batch size nor the order changes a result.
+    Step index -1 is used for x_T itself.
+    """
+
+    def draw(step, shape):
+        rows = []
+        for index in indices:
+            # A tuple of ints seeds numpy's SeedSequence without collisions; torch takes one 63-bit int of it.
+            entropy = np.random.SeedSequence((seed, index, step + 1)).generate_state(1, np.uint64)[0]
+            generator = torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
+            rows.append(torch.randn(tuple(shape[1:]), generator=generator))
+        return torch.stack(rows)
+
+    return draw

@@ -1,0 +1,222 @@
+"""iDDPM and ADM: the U-Net of Nichol & Dhariwal (2021) and Dhariwal & Nichol (2021).
+
+One file serves both (and P2-weighting's and ILVR's networks): their key lists are the same. Module names follow the published
+checkpoints, so a `state_dict` loads strictly; label embeddings are not built, for none of the networks used here has one.
+Split at the bottleneck like models/ddpm.py: h is the output of the middle block (paper section 3.2).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+GROUPS = 32
+
+
+class GroupNorm32(nn.GroupNorm):
+    """GroupNorm computed in float32, as these networks were trained."""
+
+    def forward(self, x):
+        return super().forward(x.float()).to(x.dtype)
+
+
+def norm(channels):
+    return GroupNorm32(GROUPS, channels, eps=1e-5)
+
+
+def timestep_embedding(t, dim):
+    """Sinusoidal embedding of the timesteps t (B,) -> (B, dim), float32, cosine half first (iDDPM's order and scale)."""
+    half = dim // 2
+    index = torch.arange(half, dtype=torch.float32, device=t.device)
+    angles = t.float()[:, None] * torch.exp(index * -(math.log(10_000) / half))[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def halve(x):
+    return F.avg_pool2d(x, 2)
+
+
+def double(x):
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class ResBlock(nn.Module):
+    """Residual block; `resample` (halve or double) changes the resolution between its normalisation and convolution."""
+
+    def __init__(self, in_ch, out_ch, emb_ch, dropout, scale_shift, resample=None):
+        super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
+        self.in_layers = nn.Sequential(norm(in_ch), nn.SiLU(), nn.Conv2d(in_ch, out_ch, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_ch, 2 * out_ch if scale_shift else out_ch))
+        self.out_layers = nn.Sequential(norm(out_ch), nn.SiLU(), nn.Dropout(dropout), nn.Conv2d(out_ch, out_ch, 3, padding=1))
+        self.skip_connection = nn.Identity() if in_ch == out_ch else nn.Conv2d(in_ch, out_ch, 1)
+
+    def forward(self, x, emb):
+        y = self.in_layers[:2](x)
+        if self.resample is not None:
+            x, y = self.resample(x), self.resample(y)
+        y = self.in_layers[2](y)
+        offset = self.emb_layers(emb).to(y.dtype)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = offset.chunk(2, dim=1)
+            y = self.out_layers[1:](self.out_layers[0](y) * (1 + scale) + shift)
+        else:
+            y = self.out_layers(y + offset)
+        return self.skip_connection(x) + y
+
+
+class AttentionBlock(nn.Module):
+    """Multi-head self-attention; the fused qkv is split into heads first, then into q, k, v (the "legacy" order)."""
+
+    def __init__(self, ch, head_ch):
+        super().__init__()
+        self.heads = ch // head_ch
+        self.norm = norm(ch)
+        self.qkv = nn.Conv1d(ch, 3 * ch, 1)
+        self.proj_out = nn.Conv1d(ch, ch, 1)
+
+    def forward(self, x):
+        flat = x.flatten(2)
+        qkv = self.qkv(self.norm(flat)).unflatten(1, (self.heads, 3, -1)).transpose(3, 4)  # (B, heads, 3, HW, head_ch)
+        y = F.scaled_dot_product_attention(*qkv.unbind(2))
+        return x + self.proj_out(y.transpose(2, 3).flatten(1, 2)).view(x.shape)
+
+
+class Downsample(nn.Module):
+    """Strided convolution, for networks without residual down-sampling."""
+
+    def __init__(self, ch):
+        super().__init__()
+        self.op = nn.Conv2d(ch, ch, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Doubling and a convolution, for networks without residual up-sampling."""
+
+    def __init__(self, ch):
+        super().__init__()
+        self.conv = nn.Conv2d(ch, ch, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(double(x))
+
+
+class Block(nn.Sequential):
+    """Layers run in order; the time embedding goes to those that take it."""
+
+    def forward(self, x, emb):
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class DeltaBlock(nn.Module):
+    """f_t, the implicit function that predicts delta_h from h and the time embedding (paper section 3.4, iDDPM/ADM form).
+
+    `block(h, emb)` -> delta_h, both (B, C, h, w); emb is (B, E), or None for a direction without timesteps.
+    """
+
+    def __init__(self, ch, emb_ch):
+        super().__init__()
+        self.in_layers = nn.Sequential(norm(ch), nn.SiLU(), nn.Conv2d(ch, ch, 1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_ch, ch))
+        self.out_layers = nn.Sequential(norm(ch), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(ch, ch, 1))
+
+    def forward(self, h, emb=None):
+        y = self.in_layers(h)
+        if emb is not None:
+            y = y + self.emb_layers(emb)[:, :, None, None]
+        return self.out_layers(y)
+
+
+class ADM(nn.Module):
+    """iDDPM / ADM U-Net, plain and unaware of editing.
+
+    `unet(x, t)`: x (B, 3, H, W) in [-1, 1] plus noise, t (B,) in 0..999 -> (B, 6, H, W) where the variance is learned
+    (the first three channels are eps), else (B, 3, H, W).
+    """
+
+    def __init__(
+        self,
+        ch,
+        ch_mult,
+        num_res_blocks,
+        attn_resolutions,
+        image_size,
+        num_head_channels=64,
+        dropout=0.0,
+        in_channels=3,
+        out_ch=3,
+        resblock_updown=True,
+        use_scale_shift_norm=True,
+        learn_sigma=True,
+    ):
+        super().__init__()
+        self.ch = ch
+        self.emb_ch = emb_ch = 4 * ch
+        self.time_embed = nn.Sequential(nn.Linear(ch, emb_ch), nn.SiLU(), nn.Linear(emb_ch, emb_ch))
+
+        def res_block(in_ch, out, resample=None):
+            return ResBlock(in_ch, out, emb_ch, dropout, use_scale_shift_norm, resample)
+
+        def attention(level, width):
+            at = image_size // 2**level in attn_resolutions
+            return [AttentionBlock(width, num_head_channels)] if at else []
+
+        widths = [ch * m for m in ch_mult]
+        last = len(widths) - 1
+        current = widths[0]
+        blocks, skip_ch = [Block(nn.Conv2d(in_channels, current, 3, padding=1))], [current]
+        for level, width in enumerate(widths):
+            for _ in range(num_res_blocks):
+                blocks.append(Block(res_block(current, width), *attention(level, width)))
+                skip_ch.append(width)
+                current = width
+            if level < last:
+                blocks.append(Block(res_block(current, current, halve) if resblock_updown else Downsample(current)))
+                skip_ch.append(current)
+        self.input_blocks = nn.ModuleList(blocks)
+
+        self.h_ch = current
+        self.middle_block = Block(
+            res_block(current, current), AttentionBlock(current, num_head_channels), res_block(current, current)
+        )
+
+        blocks = []
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(num_res_blocks + 1):
+                layers = [res_block(current + skip_ch.pop(), width), *attention(level, width)]
+                current = width
+                if level > 0 and i == num_res_blocks:
+                    layers.append(res_block(current, current, double) if resblock_updown else Upsample(current))
+                blocks.append(Block(*layers))
+        self.output_blocks = nn.ModuleList(blocks)
+        out = 2 * in_channels if learn_sigma else out_ch
+        self.out = nn.Sequential(norm(current), nn.SiLU(), nn.Conv2d(current, out, 3, padding=1))
+
+    def encode(self, x, t):
+        """x (B, 3, H, W), t (B,) -> h (B, C, h, w), skips (a tuple, shallow to deep), emb (B, E)."""
+        emb = self.time_embed(timestep_embedding(t, self.ch))
+        y, skips = x, []
+        for block in self.input_blocks:
+            y = block(y, emb)
+            skips.append(y)
+        return self.middle_block(y, emb), tuple(skips), emb
+
+    def decode(self, h, skips, emb):
+        """h (B, C, h, w), with the skips and emb of `encode` -> prediction (B, 3 or 6, H, W). `skips` is left as it is."""
+        y = h
+        for block, skip in zip(self.output_blocks, reversed(skips), strict=True):
+            y = block(torch.cat([y, skip], dim=1), emb)
+        return self.out(y)
+
+    def forward(self, x, t):
+        return self.decode(*self.encode(x, t))
+
+    def new_delta_block(self):
+        """A delta block for this network's h, with PyTorch's default random weights (paper: no zero initialisation)."""
+        return DeltaBlock(self.h_ch, self.emb_ch)
