@@ -1,5 +1,6 @@
 """Reading and writing weights and directions, always strictly, and never half a file."""
 
+import hashlib
 import os
 import pickle
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 from asyrp.errors import UserError
+from asyrp.hspace import BlockDirection, GivenDirection
 from models import build_unet
 
 NESTED = ("state_dict", "model", "ema")
@@ -102,3 +104,47 @@ def load_unet(config, path, device="cpu"):
         raise UserError(f"{config.path}: {error}") from error
     load_strictly(unet, state_dict_of(load(path), path), path, f"the U-Net of {config.path.name}")
     return unet.to(device)
+
+
+def fingerprint(path):
+    """Sixteen hexadecimal digits that change with the contents of a file."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def direction_state(direction):
+    """A direction in the form of the published checkpoints: {"0": state dict of the delta block}, or with a learned delta_h
+    {"<timestep>": tensor}, {"0": tensor} where one serves all timesteps."""
+    if trained_as(direction) == "block":
+        return {"0": direction.block.state_dict()}
+    return {str(0 if t is None else t): delta for t, delta in direction.items()}
+
+
+def trained_as(direction):
+    """ "block" for --train_delta_block, "delta_h" for --train_delta_h."""
+    return "block" if isinstance(direction, BlockDirection) else "delta_h"
+
+
+def load_direction(path, unet, ignore_timesteps=False):
+    """A direction's checkpoint -> (BlockDirection or GivenDirection for this U-Net, everything in the file).
+
+    Raises UserError when the file is no direction, or belongs to another model.
+    """
+    contents = load(path)
+    numbered = {int(key): value for key, value in contents.items() if str(key).isdigit()} if isinstance(contents, dict) else {}
+    if not numbered:
+        raise UserError(f"{path} holds no direction in h-space; give a checkpoint that --run_train wrote")
+    if all(isinstance(value, dict) for value in numbered.values()):
+        block = unet.new_delta_block()
+        load_strictly(block, numbered[min(numbered)], path, "the delta block of this model")
+        return BlockDirection(block, ignore_timesteps).to(_device(unet)), contents
+    shape = (1, unet.h_ch)
+    if any(not isinstance(value, torch.Tensor) or value.shape[:2] != shape for value in numbered.values()):
+        raise UserError(f"{path} is a direction of another model: its delta_h does not have {unet.h_ch} channels")
+    if list(numbered) == [0]:
+        numbered = {None: numbered[0]}
+    return GivenDirection(numbered).to(_device(unet)), contents
+
+
+def _device(module):
+    return next(module.parameters()).device

@@ -7,7 +7,8 @@ import yaml
 
 from asyrp.errors import UserError
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
 REQUIRED = {"data": ("dataset", "category", "image_size"), "model": ("type",)}
 DIFFUSION = {"beta_start": 1e-4, "beta_end": 2e-2, "num_diffusion_timesteps": 1000}
 

@@ -50,11 +50,6 @@ class ImageFolder(Dataset):
         """What image i is called in messages and reports."""
         return self.files[i].name
 
-    def fingerprint(self, i):
-        """A string that changes when image i does (path, size in bytes, time of change); for caches."""
-        stat = self.files[i].stat()
-        return f"{self.files[i].resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-
     def __getitem__(self, i):
         try:
             with Image.open(self.files[i]) as image:

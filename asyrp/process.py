@@ -9,6 +9,7 @@ alpha_bar_{-1} = 1 is the noiseless end.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -132,7 +133,7 @@ def invert(unet, x_0, schedule, timesteps, callback=None):
     the step started from. -> x_T at timesteps[-1].
     """
     x_t = x_0
-    for i, (t, t_next) in enumerate(zip(timesteps[:-1], timesteps[1:], strict=True)):
+    for i, (t, t_next) in enumerate(pairwise(timesteps)):
         eps, _ = split_prediction(unet(x_t, time_batch(x_t, t)))
         x_next, P_t = ddim_step(x_t, eps, t, t_next, schedule)
         if callback is not None:

@@ -1,6 +1,6 @@
 """Train a base model: a DDPM++ or ADM U-Net on a folder of images.
 
-    python scripts/train_ddpm.py --config avatar.yml --images data/avatar/train --out pretrained/avatar/ddpm.pt
+    python scripts/avatar/train_ddpm.py --config avatar.yml --images data/avatar/train --out pretrained/avatar/ddpm.pt
 
 Another YAML and another folder make a base model for a domain of one's own. Beside the weights (the moving average, in
 half precision) stand `<out>.state`, from which the next start goes on, and `<out>.png`, samples drawn on the way. Stopped at
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from asyrp import checkpoints, process
 from asyrp.config import load_config

@@ -1,0 +1,98 @@
+"""What is added to h: directions in h-space and their coefficients (paper section 3.2-3.4, eq. 6).
+
+A direction is a function `direction(h, emb, t)` -> delta_h, with h (B, C, h, w), emb (B, E) and t a Python int. An `Edit`
+sums directions with their coefficients; it is what `process.generate` takes.
+"""
+
+import math
+from collections import defaultdict
+
+import torch
+from torch import nn
+
+
+class BlockDirection(nn.Module):
+    """delta_h = f_t(h), predicted by a delta block; without the time embedding when `ignore_timesteps`."""
+
+    def __init__(self, block, ignore_timesteps=False):
+        super().__init__()
+        self.block, self.ignore_timesteps = block, ignore_timesteps
+
+    def forward(self, h, emb, t):
+        return self.block(h, None if self.ignore_timesteps else emb)
+
+
+class GivenDirection(nn.Module):
+    """A delta_h of its own, the same for every image: one tensor for all timesteps, or one per timestep.
+
+    deltas: dict {timestep: tensor (1, C, h, w)}; the key None holds the tensor for all timesteps. A timestep without a
+    tensor of its own takes that of the nearest one, so that a direction trained over 40 steps serves 1000.
+    """
+
+    def __init__(self, deltas):
+        super().__init__()
+        self.keys = list(deltas)
+        self.deltas = nn.ParameterList(nn.Parameter(d.clone()) for d in deltas.values())
+
+    @classmethod
+    def zeros(cls, shape, timesteps):
+        """A direction to be trained: zeros of `shape` (1, C, h, w) for each of `timesteps` ([None]: one for all)."""
+        return cls({t: torch.zeros(shape) for t in timesteps})
+
+    def items(self):
+        """(timestep or None, tensor) pairs, as saved in a checkpoint."""
+        return [(key, delta.detach()) for key, delta in zip(self.keys, self.deltas, strict=True)]
+
+    def forward(self, h, emb, t):
+        if self.keys == [None]:
+            return self.deltas[0]
+        nearest = min(range(len(self.keys)), key=lambda i: abs(self.keys[i] - t))
+        return self.deltas[nearest]
+
+
+class Edit:
+    """h -> c_0 h + sum_i c_i delta_h_i, where every direction sees the unedited h."""
+
+    def __init__(self, directions, coefficients, origin=1.0):
+        if len(directions) != len(coefficients):
+            raise ValueError(f"{len(directions)} directions need as many coefficients, not {len(coefficients)}")
+        self.directions, self.coefficients, self.origin = directions, coefficients, origin
+
+    def __call__(self, h, emb, t):
+        edited = self.origin * h
+        for direction, c in zip(self.directions, self.coefficients, strict=True):
+            edited = edited + c * direction(h, emb, t)
+        return edited
+
+
+def coefficients(strength, n_directions, n_train_step, n_test_step, each=None):
+    """Coefficient of every direction.
+
+    strength: `hs_coeff_delta_h`. Fewer test steps than training steps add up to less, so the strength is scaled by
+    n_train_step / n_test_step; several directions are divided by the square root of their number. each: factors of the
+    single directions (`multiple_hs_coeff`, or a point of an interpolation), default 1. n = 0 stands for 1000 steps.
+    """
+    scale = strength * (n_train_step or 1000) / (n_test_step or 1000) / math.sqrt(n_directions)
+    return [scale * factor for factor in (each or [1.0] * n_directions)]
+
+
+class MeanRecorder:
+    """A direction that passes another one through and keeps the mean of its delta_h, per timestep."""
+
+    def __init__(self, direction):
+        self.direction = direction
+        self.sums, self.counts = {}, defaultdict(int)
+
+    def __call__(self, h, emb, t):
+        delta = self.direction(h, emb, t)
+        total = delta.detach().sum(0, keepdim=True).cpu()
+        self.sums[t] = self.sums[t] + total if t in self.sums else total
+        self.counts[t] += len(h)
+        return delta
+
+    def mean(self, over_timesteps=False):
+        """-> GivenDirection, the global direction; averaged over the timesteps as well on request (paper section 3.4)."""
+        means = {t: total / self.counts[t] for t, total in self.sums.items()}
+        if over_timesteps:
+            means = {None: torch.stack(list(means.values())).mean(0)}
+        return GivenDirection(means)

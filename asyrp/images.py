@@ -1,0 +1,70 @@
+"""Pictures of results: grids with labels, and plots of LPIPS curves."""
+
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torchvision.transforms.functional import to_pil_image
+
+SMALLEST_CELL = 96  # pixels; smaller images are enlarged in whole multiples, so that labels fit and pixels stay sharp
+GAP = 4
+
+
+def to_pil(image):
+    """Tensor (3, H, W) in [-1, 1] (clipped) -> 8-bit PIL image."""
+    return to_pil_image(image.detach().float().cpu().clamp(-1, 1).add(1).div(2).mul(255).round().div(255))
+
+
+def labelled_grid(rows, columns, names=None):
+    """Rows of images -> one PIL image, with a label above every column and, if given, a name before every row.
+
+    rows: list of lists of tensors (3, H, W) in [-1, 1], all of one size; columns: list of str; names: list of str.
+    """
+    size = rows[0][0].shape[-1]
+    cell = size * max(1, -(-SMALLEST_CELL // size))
+    font = ImageFont.load_default(12)
+    labels = [textwrap.fill(text, max(8, cell // 7)) for text in columns]
+    top = 8 + 15 * max(label.count("\n") + 1 for label in labels)
+    left = 8 + max((int(font.getlength(name)) for name in names), default=0) if names else GAP
+    canvas = Image.new("RGB", (left + len(columns) * (cell + GAP), top + len(rows) * (cell + GAP)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for x, label in enumerate(labels):
+        middle = left + x * (cell + GAP) + cell // 2
+        draw.multiline_text((middle, top - 4), label, "black", font, anchor="md", align="center", spacing=2)
+    for y, row in enumerate(rows):
+        upper = top + y * (cell + GAP)
+        if names:
+            draw.text((left - 6, upper + cell // 2), names[y], "black", font, anchor="rm")
+        for x, image in enumerate(row):
+            canvas.paste(to_pil(image).resize((cell, cell), Image.NEAREST), (left + x * (cell + GAP), upper))
+    return canvas
+
+
+def save(picture, path):
+    """Write a PIL image, making its folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+def plot_curves(curve, path, title, t_edit=None, t_boost=None):
+    """The two LPIPS curves with their standard deviations, and t_edit and t_boost marked (ints, or None)."""
+    # Imported here: it takes a second, and most runs draw no plot.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    series = (
+        (curve.lpips_x_t, curve.lpips_x_t_std, "LPIPS(x₀, x_t)", "tab:gray"),
+        (curve.lpips_x0_t, curve.lpips_x0_t_std, "LPIPS(x₀, P_t)", "tab:blue"),
+    )
+    for mean, std, label, colour in series:
+        axes.plot(curve.t, mean, color=colour, label=label)
+        axes.fill_between(curve.t, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+    for t, label, colour in ((t_edit, "t_edit", "tab:red"), (t_boost, "t_boost", "tab:green")):
+        if t is not None:
+            axes.axvline(t, color=colour, linestyle="--", label=f"{label} = {t}")
+    axes.set(xlabel="timestep t", ylabel="LPIPS (AlexNet), mean ± std", title=title, xlim=(0, curve.t[-1]), ylim=(0, None))
+    axes.legend()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

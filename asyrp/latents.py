@@ -1,0 +1,121 @@
+"""The cache of latents: image x_0 -> x_T by DDIM inversion, computed once.
+
+One small file an image, written beside and renamed, so that a killed run goes on from the last finished image and two
+processes cannot harm each other. A file's name is a hash of the image's pixels, its folder's name a hash of the weights and the
+settings of the inversion: other images, weights, or steps never find each other's latents.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from asyrp import checkpoints, process
+from asyrp.datasets import load_batch
+from asyrp.errors import UserError
+
+
+class Batch(NamedTuple):
+    """Images and their latents: indices (list of ints), names, x_0 and x_T (B, 3, H, W) on the CPU."""
+
+    indices: list
+    names: list
+    x_0: torch.Tensor
+    x_T: torch.Tensor
+
+
+log = logging.getLogger(__name__)
+
+
+def digest(*parts):
+    """Sixteen hexadecimal digits that change with any part; tensors count by their bytes, the rest by their text."""
+    h = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        h.update(part.contiguous().numpy().tobytes() if isinstance(part, torch.Tensor) else str(part).encode())
+        h.update(b"\0")
+    return h.hexdigest()
+
+
+class Latents:
+    """The (image, latent) pairs of a dataset, remembered under `folder`/<category>_t<t_0>_ninv<n>_<hash>/.
+
+    weights: the digest of the U-Net's weights.
+    """
+
+    def __init__(self, dataset, folder, category, unet, weights, schedule, timesteps, device):
+        self.dataset, self.unet, self.schedule, self.timesteps, self.device = dataset, unet, schedule, timesteps, device
+        key = digest(weights, torch.from_numpy(schedule.betas), timesteps)
+        self.folder = Path(folder) / f"{category}_t{timesteps[-1]}_ninv{len(timesteps)}_{key}"
+        self.skipped = set()
+
+    def path(self, x_0):
+        return self.folder / f"{digest(x_0)}.pt"
+
+    def fill(self, indices, batch_size, again=False):
+        """Invert the images that have no latent yet (all of them when `again`), `batch_size` at a time."""
+        todo = []
+        for n, i in enumerate(tqdm(indices, desc="inverting", unit="img"), start=1):
+            _, x_0, messages = load_batch(self.dataset, [i])
+            self._skip(messages)
+            if x_0 is not None and (again or not self.path(x_0[0]).exists()):
+                todo.append(x_0[0])
+            if todo and (len(todo) == batch_size or n == len(indices)):
+                self._invert(torch.stack(todo))
+                todo = []
+        if self.skipped:
+            log.warning("%d of %d images could not be read and are left out", len(self.skipped), len(indices))
+
+    def _invert(self, x_0):
+        x_T = process.invert(self.unet, x_0.to(self.device), self.schedule, self.timesteps).cpu()
+        for image, latent in zip(x_0, x_T, strict=True):
+            checkpoints.save(latent.clone(), self.path(image))
+
+    def _skip(self, messages):
+        for message in messages:
+            if message not in self.skipped:
+                log.warning("left out: %s", message)
+                self.skipped.add(message)
+
+    def batches(self, indices, batch_size):
+        """Batches of up to `batch_size` images with latents, in the order of `indices`; `fill` comes first."""
+        for start in range(0, len(indices), batch_size):
+            good, x_0, messages = load_batch(self.dataset, indices[start : start + batch_size])
+            self._skip(messages)
+            if good:
+                x_T = torch.stack([self._read(self.path(image)) for image in x_0])
+                yield Batch(good, [self.dataset.name(i) for i in good], x_0, x_T)
+
+    def _read(self, path):
+        latent = checkpoints.load(path)
+        if not isinstance(latent, torch.Tensor):
+            raise UserError(f"{path} is no latent; delete it and start again")
+        return latent
+
+
+class SampledLatents:
+    """x_T drawn from noise instead of inverted; the "real image" is then the plain sample (never a grey image).
+
+    Image i's noise depends on the seed and i alone. keep: folder in which the draw is kept and found again whatever the
+    seed (`--saved_random_noise`), or None. sample: function of x_T (B, 3, H, W) -> x_0, the plain process.
+    """
+
+    def __init__(self, seed, shape, sample, keep=None):
+        self.seed, self.shape, self.sample = seed, shape, sample
+        self.keep = Path(keep) if keep else None
+
+    def draw(self, i):
+        if self.keep is None:
+            return process.image_noise(self.seed, [i])(-1, (1, *self.shape))[0]
+        path = self.keep / f"{i:06d}.pt"
+        if not path.exists():
+            checkpoints.save(process.image_noise(self.seed, [i])(-1, (1, *self.shape))[0], path)
+        return checkpoints.load(path)
+
+    def batches(self, indices, batch_size):
+        for start in range(0, len(indices), batch_size):
+            some = indices[start : start + batch_size]
+            x_T = torch.stack([self.draw(i) for i in some])
+            yield Batch(some, [f"noise {i}" for i in some], self.sample(x_T).cpu(), x_T)

@@ -1,0 +1,296 @@
+"""class Asyrp: one method per mode of the command line."""
+
+import csv
+import logging
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from asyrp import checkpoints, hspace, images, intervals, process, training
+from asyrp.datasets import load_batch
+from asyrp.errors import UserError
+from asyrp.workbench import MEASURED_CURVES, Workbench
+from configs.paths_config import IR_SE50
+from losses.id_loss import IdLoss
+from losses.lpips_alex import load_lpips
+
+log = logging.getLogger(__name__)
+
+MEAN_DIRECTIONS = Path("checkpoint_latent")
+PLAIN_BUDGET = 2 * 2**30  # bytes of memory for the plain trajectories that later epochs find again
+
+
+class Asyrp(Workbench):
+    """The modes of the command line."""
+
+    def run(self):
+        """Every mode that was asked for, in the order they build on each other."""
+        torch.manual_seed(self.args.seed)
+        if self.args.lpips:
+            self.measure_lpips()
+        if self.args.just_precompute:
+            self.precompute()
+        if self.args.run_train:
+            self.train()
+        if self.args.run_test:
+            self.test()
+
+    # ---- modes ----------------------------------------------------------------------------------------------------------
+
+    def measure_lpips(self):
+        """--lpips: LPIPS curves over training images -> a table, and a plot with t_edit and t_boost."""
+        args = self.args
+        dataset = self.dataset("train")
+        indices = self.indices(len(dataset), args.n_train_img)
+        batches = [indices[i : i + args.bs_precompute] for i in range(0, len(indices), args.bs_precompute)]
+        loaded = (load_batch(dataset, some) for some in tqdm(batches, desc="measuring LPIPS", unit="batch"))
+        distance = load_lpips().to(self.device)
+        curve = intervals.measure(self.unet, loaded, self.schedule, self.steps(args.n_inv_step), distance, self.device)
+        table = MEASURED_CURVES / f"{self.curve_name}.csv"
+        curve.write(table)
+        self.curve = curve
+        found = {"t_edit": None, "t_boost": None}
+        for name in found:
+            try:
+                found[name] = getattr(self, name)
+            except UserError as error:
+                log.warning("%s is not marked: %s", name, error)
+        plot = self.experiment.folder / f"lpips_{self.curve_name}.png"
+        images.plot_curves(curve, plot, f"{self.curve_name}, {len(indices)} images", **found)
+        self.experiment.write_settings(curve=str(table), **found)
+        log.info("LPIPS curves: %s, drawn in %s", table, plot)
+
+    def precompute(self):
+        """--just_precompute: fill the cache of latents."""
+        args = self.args
+        for split, wanted in (("train", args.do_train != 0), ("test", args.do_test != 0)):
+            if wanted:
+                pairs, indices = self.pairs(split, args.n_precomp_img)
+                log.info("%s: %d latents ready", split, len(indices))
+                if args.save_precomputed_images:
+                    self.save_reconstructions(pairs, indices, split)
+
+    def train(self):
+        """--run_train: learn a direction, one checkpoint an epoch; epochs whose checkpoint exists are not run again."""
+        args = self.args
+        if len(self.prompts) != 1:
+            raise UserError("--run_train learns one direction: give one attribute, or one source and one target prompt")
+        [(src, trg)] = self.prompts
+        pairs, indices = self.pairs("train", args.n_train_img)
+        t_edit = self.t_edit
+        steps = training.edit_steps(self.steps(args.n_train_step), t_edit)
+        direction = self.new_direction([t for t, _ in steps])
+        loss = self.new_loss(src, trg)
+        optimizer = torch.optim.SGD(direction.parameters(), lr=args.lr_training)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, args.scheduler_step_size, args.sch_gamma)
+        plain = training.PlainTrajectories(PLAIN_BUDGET)
+        self.experiment.write_settings(prompts=[src, trg], t_edit=t_edit)
+        log.info('"%s" -> "%s": t_edit %d, %d steps, %d images', src, trg, t_edit, len(steps), len(indices))
+
+        first = args.start_iter_when_you_use_pretrained
+        for epoch in range(first, first + args.n_iter):
+            path = self.experiment.checkpoint(epoch)
+            if path.exists() and not args.retrain:
+                self.resume(path, direction, optimizer, scheduler)
+                log.info("epoch %d: going on from %s", epoch, path)
+                continue
+            if args.do_train:
+                self.train_epoch(epoch, pairs, indices, direction, steps, loss, optimizer, plain)
+            scheduler.step()
+            if epoch == first + args.n_iter - 1 or not args.save_checkpoint_only_last_iter:
+                self.save_direction(path, direction, optimizer, scheduler)
+        if args.do_test:
+            self.test([direction])
+
+    def test(self, directions=None):
+        """--run_test: edit test images; one labelled picture an image, and one of all."""
+        args = self.args
+        if directions is None:
+            directions = [] if args.pass_editing else [direction for direction, _ in self.loaded]
+        if args.num_mean_of_delta_hs:
+            directions = [self.global_direction(d, i) for i, d in enumerate(directions)]
+        edits = self.edits(directions)
+        pairs, indices = self.pairs("test", args.n_test_img)
+        folder = self.experiment.folder / "test_images" / str(args.n_test_step)
+        self.experiment.write_settings(t_edit=self.t_edit, t_boost=self.t_boost, strengths=[label for label, _ in edits])
+        rows, names, labels = [], [], None
+        with tqdm(total=len(indices), desc="editing", unit="img") as bar:
+            for batch in pairs.batches(indices, args.bs_test):
+                columns = self.columns(batch, edits)
+                labels = [label for label, _ in columns]
+                for i, index in enumerate(batch.indices):
+                    row = [column[i] for _, column in columns]
+                    images.save(images.labelled_grid([row], labels), folder / f"{index:06d}.png")
+                    rows.append(row)
+                    names.append(Path(batch.names[i]).stem)
+                bar.update(len(batch.indices))
+        if not rows:
+            raise UserError("none of the test images could be read; nothing was edited")
+        overview = folder / "all.png"
+        images.save(images.labelled_grid(rows[:64], labels, names[:64]), overview)
+        log.info("edited pictures: %s", overview)
+
+    # ---- what the modes are made of -------------------------------------------------------------------------------------
+
+    def train_epoch(self, epoch, pairs, indices, direction, steps, loss, optimizer, plain):
+        """One epoch; logs every loss to losses.csv and saves pictures on the way."""
+        args = self.args
+        if args.shuffle_train_dataloader:
+            indices = np.random.default_rng((args.seed, epoch)).permutation(indices).tolist()
+        table = self.experiment.folder / "losses.csv"
+        fresh = not table.exists() or epoch == 0
+        done = 0
+        with table.open("w" if fresh else "a", newline="") as stream, tqdm(total=len(indices), unit="img") as bar:
+            writer = csv.writer(stream)
+            if fresh:
+                writer.writerow(["epoch", "image", "t", *training.COLUMNS])
+            bar.set_description(f"training, epoch {epoch}")
+            for n, batch in enumerate(pairs.batches(indices, args.bs_train)):
+                result = training.train_batch(
+                    self.unet, direction, batch, self.schedule, steps, loss, optimizer, plain, self.device
+                )
+                for (t, _), row in zip(steps, result.losses.tolist(), strict=True):
+                    writer.writerow([epoch, batch.names[0], t, *(f"{value:.6g}" for value in row)])
+                before, done = done, done + len(batch.indices)
+                bar.update(len(batch.indices))
+                bar.set_postfix(loss=f"{result.losses[:, -1].mean():.4f}")
+                if args.save_train_image and epoch % args.save_train_image_iter == 0 and n % args.save_train_image_step == 0:
+                    self.save_training_picture(epoch, batch, result)
+                every = args.save_checkpoint_step
+                if args.save_checkpoint_during_iter and done // every > before // every:
+                    checkpoints.save(checkpoints.direction_state(direction), self.experiment.checkpoint(epoch, done))
+
+    def columns(self, batch, edits):
+        """The pictures of a batch -> list of (label, images (B, 3, H, W)): original, reconstruction, edits."""
+        args = self.args
+        x_T = batch.x_T.to(self.device)
+        columns = []
+        if args.save_x0 and args.use_x0_tensor:
+            columns.append(("original", batch.x_0))
+        plain = partial(self.sample, x_T, batch.indices, folder="process_origin" if args.save_process_origin else None)
+        if args.save_x_origin or args.save_process_origin:
+            boost = self.t_boost if args.origin_process_addnoise else 0
+            columns.append(("reconstruction", plain(t_boost=boost).cpu()))
+        # All strengths start from the same x_T: the frozen pass of their first step is shared.
+        with torch.no_grad():
+            first = process.frozen_branch(self.unet, x_T, self.steps(args.n_test_step)[-1])
+        folder = "process_delta_h" if args.save_process_delta_h else None
+        for label, edit in edits:
+            x_0 = self.sample(x_T, batch.indices, edit, self.t_boost, first, folder)
+            columns.append((label, x_0.cpu()))
+        return columns
+
+    def sample(self, x_T, indices, edit=None, t_boost=0, first=None, folder=None):
+        """The reverse process with the run's settings -> x_0. `folder`: save x_t and P_t of every step there."""
+        args = self.args
+        seen = []
+        x_0 = process.generate(
+            self.unet,
+            x_T,
+            self.schedule,
+            self.steps(args.n_test_step),
+            edit=edit,
+            t_edit=self.t_edit if edit is not None else 0,
+            t_boost=t_boost,
+            noise=process.image_noise(args.seed, indices),
+            sample_type=args.sample_type,
+            dt_lambda=args.dt_lambda,
+            first=first,
+            callback=(lambda i, t, x_t, P_t: seen.append((t, x_t.cpu(), P_t.cpu()))) if folder else None,
+        )
+        for i, index in enumerate(indices if folder else []):
+            rows = [[x_t[i] for _, x_t, _ in seen], [P_t[i] for _, _, P_t in seen]]
+            grid = images.labelled_grid(rows, [f"t = {t}" for t, _, _ in seen], ["x_t", "P_t"])
+            images.save(grid, self.experiment.folder / "image_samples" / folder / f"{index:06d}.png")
+        return x_0
+
+    def edits(self, directions):
+        """The edits of a test run -> list of (label, Edit or None): one, a strip of strengths, or a grid for two directions."""
+        args = self.args
+        if args.pass_editing:
+            return [("no edit", None)]
+        n = len(directions)
+        each = [float(word) for word in (args.multiple_hs_coeff or "").split()] or [1.0] * n
+        points = [[1.0] * n]
+        if args.delta_interpolation:
+            points = list(product(np.linspace(args.min_delta, args.max_delta, args.num_delta).tolist(), repeat=n))
+        edits = []
+        for point in points:
+            factors = [a * b for a, b in zip(each, point, strict=True)]
+            c = hspace.coefficients(args.hs_coeff_delta_h, n, args.n_train_step, args.n_test_step, factors)
+            label = ", ".join(f"{factor * args.hs_coeff_delta_h:+.2g}" for factor in factors)
+            edits.append((label, hspace.Edit(directions, c, args.hs_coeff_origin_h)))
+        return edits
+
+    def global_direction(self, direction, i):
+        """The mean delta_h of --num_mean_of_delta_hs images, one per timestep (one in all with --ignore_timesteps)."""
+        args = self.args
+        n = args.num_mean_of_delta_hs
+        key = checkpoints.digest(*direction.state_dict().values(), args.n_test_step, self.t_edit, args.ignore_timesteps)
+        path = MEAN_DIRECTIONS / f"{self.experiment.name}_{i}_mean{n}_{key}.pth"
+        if not path.exists():
+            recorder = hspace.MeanRecorder(direction)
+            pairs, indices = self.pairs("train", n)
+            c = hspace.coefficients(args.hs_coeff_delta_h, 1, args.n_train_step, args.n_test_step)
+            for batch in tqdm(pairs.batches(indices, args.bs_test), desc="mean delta_h", unit="batch"):
+                self.sample(batch.x_T.to(self.device), batch.indices, hspace.Edit([recorder], c, args.hs_coeff_origin_h))
+            checkpoints.save(checkpoints.direction_state(recorder.mean(args.ignore_timesteps)), path)
+        log.info("mean direction of %d images: %s", n, path)
+        return checkpoints.load_direction(path, self.unet)[0].requires_grad_(False)
+
+    def new_direction(self, timesteps):
+        """What is trained: a delta block with random weights, or zeros for each timestep."""
+        args = self.args
+        if args.train_delta_block:
+            return hspace.BlockDirection(self.unet.new_delta_block(), args.ignore_timesteps).to(self.device)
+        size = self.config.data.image_size
+        with torch.no_grad():
+            h, _, _ = self.unet.encode(torch.zeros(1, 3, size, size, device=self.device), torch.zeros(1, device=self.device))
+        return hspace.GivenDirection.zeros(h.shape, [None] if args.ignore_timesteps else timesteps).to(self.device)
+
+    def new_loss(self, src, trg):
+        args = self.args
+        id_loss = IdLoss(IR_SE50, self.device) if args.use_id_loss else None
+        weights = training.Weights(args.clip_loss_w, args.l1_loss_w, args.id_loss_w)
+        direction, cosine = self.clip.direction(src, trg), self.clip.cosine(src, trg)
+        return training.EditLoss(self.clip.encode_images, direction, cosine, weights, args.clip_source, id_loss)
+
+    def save_direction(self, path, direction, optimizer, scheduler):
+        settings = {"prompts": list(self.prompts[0]), "t_edit": self.t_edit, "flags": vars(self.args)}
+        state = checkpoints.direction_state(direction)
+        state |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "settings": settings}
+        checkpoints.save(state, path)
+        log.info("direction saved: %s", path)
+
+    def resume(self, path, direction, optimizer, scheduler):
+        """Load an epoch's checkpoint into what is being trained."""
+        loaded, contents = checkpoints.load_direction(path, self.unet, self.args.ignore_timesteps)
+        if loaded.state_dict().keys() != direction.state_dict().keys():
+            raise UserError(f"{path} was trained in another way; --retrain ignores it, another --exp leaves it alone")
+        direction.load_state_dict(loaded.state_dict())
+        # The published checkpoints, too, carry both.
+        if "optimizer" in contents and "scheduler" in contents:
+            optimizer.load_state_dict(contents["optimizer"])
+            scheduler.load_state_dict(contents["scheduler"])
+
+    def save_training_picture(self, epoch, batch, result):
+        """The real image, and P_t at the last step that was trained, without (where it was computed) and with the edit."""
+        columns = {"original": batch.x_0, "P_t plain": result.P_plain, "P_t edited": result.P_edit}
+        columns = {label: column for label, column in columns.items() if column is not None}
+        rows = [[column[i] for column in columns.values()] for i in range(len(batch.indices))]
+        folder = Path(self.args.save_to_folder or self.experiment.folder / "training_images")
+        grid = images.labelled_grid(rows, list(columns), [Path(name).stem for name in batch.names])
+        images.save(grid, folder / f"{epoch}_{batch.indices[0]:06d}.png")
+
+    def save_reconstructions(self, pairs, indices, split):
+        """Inverted images beside what the plain process makes of their latents."""
+        folder = self.experiment.folder / "image_samples" / f"precomputed_{split}"
+        for batch in tqdm(pairs.batches(indices, self.args.bs_precompute), desc="generating back", unit="batch"):
+            x_0 = self.plain_sample(batch.x_T)
+            for i, index in enumerate(batch.indices):
+                grid = images.labelled_grid([[batch.x_0[i], x_0[i]]], ["original", "reconstruction"])
+                images.save(grid, folder / f"{index:06d}.png")

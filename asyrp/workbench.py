@@ -1,0 +1,177 @@
+"""What the modes of the command line work with, made from the flags and the configuration when first needed."""
+
+import logging
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from asyrp import checkpoints, intervals, process
+from asyrp.config import ROOT
+from asyrp.datasets import ImageFolder
+from asyrp.errors import UserError
+from asyrp.experiment import Experiment
+from asyrp.latents import Latents, SampledLatents
+from configs.paths_config import dataset_folder, weight_file
+from losses.clip_loss import ClipLoss
+from utils.text_dic import prompts_for
+
+log = logging.getLogger(__name__)
+
+PRECOMPUTED = Path("precomputed")
+MEASURED_CURVES = PRECOMPUTED / "lpips_curves"
+PUBLISHED_CURVES = ROOT / "utils" / "lpips_curves"
+
+
+class Workbench:
+    """Settings (argparse namespace), a model's configuration, and the things they stand for."""
+
+    def __init__(self, args, config):
+        self.args, self.config = args, config
+        self.experiment = Experiment(args, config)
+        d = config.diffusion
+        self.schedule = process.Schedule.linear(d.beta_start, d.beta_end, d.num_diffusion_timesteps)
+
+    # ---- networks -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def device(self):
+        name = self.args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from error
+
+    @property
+    def weights(self):
+        return Path(self.args.model_path or weight_file(self.config))
+
+    @cached_property
+    def unet(self):
+        return checkpoints.load_unet(self.config, self.weights, self.device)
+
+    @cached_property
+    def clip(self):
+        name = self.args.clip_model_name
+        if name is None and hasattr(self.config, "clip"):
+            name = str(ROOT / self.config.clip.model)
+        return ClipLoss(name or "ViT-B/16", self.device)
+
+    # ---- images and latents ---------------------------------------------------------------------------------------------
+
+    def steps(self, n):
+        """`n` timesteps up to --t_0, ascending."""
+        return process.timesteps(n, self.args.t_0)
+
+    def dataset(self, split):
+        """The images of "train" or "test"."""
+        given = getattr(self.args, f"custom_{split}_dataset_dir")
+        return ImageFolder(given or dataset_folder(self.config) / split, self.config.data.image_size)
+
+    def indices(self, length, n):
+        """Numbers of the images to work on: `n` from --start_image_id on, or those of --target_image_id."""
+        if self.args.target_image_id:
+            wanted = [int(word) for word in self.args.target_image_id.split()]
+            if max(wanted) >= length:
+                raise UserError(f"--target_image_id {max(wanted)}: there are {length} images, numbered from 0")
+            return wanted
+        start = self.args.start_image_id
+        if start >= length:
+            raise UserError(f"--start_image_id {start}: there are {length} images, numbered from 0")
+        if start + n > length:
+            log.warning("%d images asked for, %d are there: all of them are used", n, length - start)
+        return list(range(start, min(start + n, length)))
+
+    def pairs(self, split, n):
+        """(image, latent) pairs of a split -> (pairs with `batches(indices, batch_size)`, indices).
+
+        Images are inverted here unless the cache holds them already; --load_random_noise draws latents instead.
+        """
+        args, size = self.args, self.config.data.image_size
+        inversion = self.steps(args.n_inv_step)
+        if args.load_random_noise:
+            # The draws of the two splits must differ: one counts from 0, the other from a million.
+            offset = 0 if split == "train" else 1_000_000
+            indices = [offset + i for i in self.indices(1_000_000, n)]
+            keep = PRECOMPUTED / f"{self.config.data.category}_noise_{size}" if args.saved_random_noise else None
+            return SampledLatents(args.seed, (3, size, size), self.plain_sample, keep), indices
+        dataset = self.dataset(split)
+        indices = self.indices(len(dataset), n)
+        weights = checkpoints.fingerprint(self.weights)
+        category = self.config.data.category
+        latents = Latents(dataset, PRECOMPUTED, category, self.unet, weights, self.schedule, inversion, self.device)
+        latents.fill(indices, args.bs_precompute, args.re_precompute)
+        return latents, indices
+
+    def plain_sample(self, x_T):
+        """x_T -> x_0 of the plain process, over as many steps as an inversion."""
+        return process.generate(self.unet, x_T.to(self.device), self.schedule, self.steps(self.args.n_inv_step))
+
+    # ---- directions and prompts -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def loaded(self):
+        """The directions named by the flags, read from their checkpoints -> list of (direction, settings or {})."""
+        args = self.args
+        names = (args.multiple_attr or "").split() or [args.manual_checkpoint_name or args.load_from_checkpoint]
+        loaded = []
+        for name in names:
+            path = self.experiment.find_direction(name)
+            log.info("direction: %s", path)
+            direction, contents = checkpoints.load_direction(path, self.unet, args.ignore_timesteps)
+            if checkpoints.trained_as(direction) != ("block" if args.train_delta_block else "delta_h"):
+                right = "--train_delta_h" if args.train_delta_block else "--train_delta_block"
+                raise UserError(f"{path} was trained with {right}: give that flag instead")
+            loaded.append((direction.requires_grad_(False), contents.get("settings", {})))
+        return loaded
+
+    @cached_property
+    def prompts(self):
+        """(source, target) of every attribute, by the flags or as the checkpoints remember them; [] when nobody knows."""
+        args = self.args
+        if args.src_txts:
+            return list(zip(args.src_txts, args.trg_txts, strict=True))
+        if args.edit_attr and args.edit_attr != "attribute":
+            return [prompts_for(args.edit_attr)]
+        if args.run_test and not args.pass_editing:
+            return [tuple(settings["prompts"]) for _, settings in self.loaded if "prompts" in settings]
+        return []
+
+    # ---- intervals ------------------------------------------------------------------------------------------------------
+
+    @property
+    def curve_name(self):
+        return intervals.CURVES.get(self.config.data.category, self.args.custom_dataset_name)
+
+    @cached_property
+    def curve(self):
+        """The LPIPS curves of the dataset: one's own measurement before the published one."""
+        for folder in (MEASURED_CURVES, PUBLISHED_CURVES):
+            path = folder / f"{self.curve_name}.csv"
+            if path.exists():
+                log.info("LPIPS curves: %s", path)
+                return intervals.Curve.read(path)
+        raise UserError(
+            f"no LPIPS curves named {self.curve_name}: measure them with --lpips, or set --user_defined_t_edit and "
+            "--user_defined_t_addnoise"
+        )
+
+    @cached_property
+    def t_edit(self):
+        """By the flag; else off the curve for the prompts (those with the largest cosine); else as it was trained."""
+        if self.args.user_defined_t_edit is not None:
+            return self.args.user_defined_t_edit
+        if self.prompts:
+            cosine = max(self.clip.cosine(src, trg) for src, trg in self.prompts)
+            return intervals.choose_t_edit(self.curve, cosine, self.args.lpips_edit_th)
+        trained = [settings["t_edit"] for _, settings in self.loaded if "t_edit" in settings]
+        if not trained:
+            raise UserError("t_edit is not known: give --edit_attr (or --src_txts and --trg_txts), or --user_defined_t_edit")
+        return min(trained)
+
+    @cached_property
+    def t_boost(self):
+        """By the flag, else off the curve."""
+        if self.args.user_defined_t_addnoise is not None:
+            return self.args.user_defined_t_addnoise
+        return intervals.choose_t_boost(self.curve, self.args.lpips_addnoise_th, self.args.add_noise_from_xt)

@@ -1,0 +1,87 @@
+"""What the trainings of the CLIP and of the judge both need: labelled faces as tensors, and ways to spoil an image.
+
+Images are float tensors (B, 3, H, W) in [-1, 1] throughout; each function draws anew for every image of the batch.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from asyrp.datasets import ImageFolder
+from asyrp.errors import UserError
+from render import LABELS, read_labels
+
+
+def load_faces(folder, image_size=32):
+    """A folder of render.py -> (images (N, 3, H, W) uint8, labels (N, 5) long: positions in LABELS' tuples)."""
+    dataset = ImageFolder(folder, image_size)
+    try:
+        rows = {row["file"]: row for row in read_labels(folder)}
+        numbers = [[names.index(rows[file.name][label]) for label, names in LABELS.items()] for file in dataset.files]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{folder}: labels.csv does not fit the images ({error}); render the folder with render.py") from error
+    return torch.stack([to_bytes(dataset[i]) for i in range(len(dataset))]), torch.tensor(numbers)
+
+
+def to_bytes(images):
+    """[-1, 1] -> uint8, clipped; a quarter of the memory."""
+    return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_bytes(images):
+    """uint8 -> [-1, 1]."""
+    return images.float().div(127.5).sub(1)
+
+
+def per_image(images, low, high):
+    """One number for each image, uniform in low..high: (B, 1, 1, 1)."""
+    return torch.empty(len(images), 1, 1, 1, device=images.device).uniform_(low, high)
+
+
+def sometimes(probability, images, changed):
+    """`changed` in place of `images` for a share of the batch."""
+    return torch.where(per_image(images, 0, 1) < probability, changed, images)
+
+
+def flip(images):
+    """Mirror half of the images."""
+    return sometimes(0.5, images, images.flip(3))
+
+
+def move(images, pixels, zoom):
+    """Shift by up to `pixels` each way and scale by up to 1 +- zoom; what comes into view repeats the border."""
+    scale = per_image(images, 1 - zoom, 1 + zoom).flatten()
+    reach = 2 * pixels / images.shape[3]
+    theta = torch.zeros(len(images), 2, 3, device=images.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = scale
+    theta[:, :, 2].uniform_(-reach, reach)
+    grid = F.affine_grid(theta, images.shape, align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def blur(images, sigma_max):
+    """Gaussian blur with a standard deviation in 0..sigma_max pixels."""
+    reach = max(1, round(2.5 * sigma_max))
+    steps = torch.arange(-reach, reach + 1, device=images.device)
+    kernel = torch.exp(-0.5 * (steps / per_image(images, 0.05, sigma_max).view(-1, 1)) ** 2)
+    # Every image has its own kernel: the batch becomes channels, and each channel a group.
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None]
+    rows = F.pad(images, (reach,) * 4, mode="replicate").flatten(0, 1)[None]
+    rows = F.conv2d(rows, kernel[:, :, None, :], groups=kernel.shape[0])
+    return F.conv2d(rows, kernel[:, :, :, None], groups=kernel.shape[0]).view_as(images)
+
+
+def noise(images, sigma_max):
+    """Add Gaussian noise with a standard deviation in 0..sigma_max."""
+    return images + per_image(images, 0, sigma_max) * torch.randn_like(images)
+
+
+def recolour(images, gain, offset):
+    """Scale each channel by up to 1 +- gain and shift it by up to `offset`."""
+    shape = (len(images), 3, 1, 1)
+    gains = torch.empty(shape, device=images.device).uniform_(1 - gain, 1 + gain)
+    return images * gains + torch.empty_like(gains).uniform_(-offset, offset)
