@@ -44,9 +44,13 @@ def load(path):
         raise UserError(f"{path}: no such file; check the path")
     try:
         if path.suffix == ".safetensors":
+            from safetensors import SafetensorError
             from safetensors.torch import load_file
 
-            return load_file(path)
+            try:
+                return load_file(path)
+            except SafetensorError as error:
+                raise ValueError(error) from error
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         raise UserError(
@@ -64,7 +68,7 @@ def state_dict_of(contents, path):
         if isinstance(contents, dict) and isinstance(contents.get(key), dict):
             contents = contents[key]
     if not isinstance(contents, dict) or not all(isinstance(v, torch.Tensor) for v in contents.values()):
-        raise UserError(f"{path} holds no state dict; a U-Net's weights are expected")
+        raise UserError(f"{path} holds no state dict: a file of weights is expected")
     return {key.removeprefix("module."): v.float() if v.is_floating_point() else v for key, v in contents.items()}
 
 

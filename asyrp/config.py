@@ -31,10 +31,13 @@ def load_config(name):
     path = find_config(name)
     try:
         sections = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(sections, dict):
+        raise UserError(f"{path} holds no sections; compare configs/celeba.yml")
     for section, keys in REQUIRED.items():
-        missing = [key for key in keys if key not in ((sections or {}).get(section) or {})]
+        given = sections.get(section)
+        missing = [key for key in keys if not isinstance(given, dict) or key not in given]
         if missing:
             raise UserError(f"{path}: section '{section}' lacks {', '.join(missing)}; compare configs/celeba.yml")
     sections["diffusion"] = {**DIFFUSION, **(sections.get("diffusion") or {})}

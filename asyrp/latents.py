@@ -65,6 +65,8 @@ class Latents:
             if todo and (len(todo) == batch_size or n == len(indices)):
                 self._invert(torch.stack(todo))
                 todo = []
+        if len(self.skipped) == len(indices):
+            raise UserError(f"{self.dataset.folder}: none of the {len(indices)} images could be read; check the files")
         if self.skipped:
             log.warning("%d of %d images could not be read and are left out", len(self.skipped), len(indices))
 

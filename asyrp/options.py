@@ -205,19 +205,20 @@ def check(args):
     for name in positive:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be 1 or more")
+    if not 1 <= args.t_0 <= 999:
+        raise UserError(f"--t_0 {args.t_0}: must be 1 to 999")
     for name in ("n_inv_step", "n_train_step", "n_test_step"):
         n = getattr(args, name)
         if n < 0 or n == 1 or n > args.t_0 + 1:
             raise UserError(f"--{name} {n}: must be 2 to {args.t_0 + 1}, or 0 for every timestep up to t_0")
-    if not 1 <= args.t_0 <= 999:
-        raise UserError(f"--t_0 {args.t_0}: must be 1 to 999")
     for name in ("user_defined_t_edit", "user_defined_t_addnoise"):
         t = getattr(args, name)
         if t is not None and not 0 <= t <= 1000:
             raise UserError(f"--{name} {t}: must be 0 to 1000")
-    if args.start_image_id < 0:
-        raise UserError(f"--start_image_id {args.start_image_id}: must be 0 or more")
-    if args.target_image_id and not all(word.isdigit() for word in args.target_image_id.split()):
+    for name in ("start_image_id", "num_mean_of_delta_hs", "start_iter_when_you_use_pretrained"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} {getattr(args, name)}: must be 0 or more")
+    if args.target_image_id is not None and not args.target_image_id.replace(" ", "").isdigit():
         raise UserError(f'--target_image_id "{args.target_image_id}": must be image numbers, as in "3 7"')
     if (args.src_txts is None) != (args.trg_txts is None) or len(args.src_txts or []) != len(args.trg_txts or []):
         raise UserError("--src_txts and --trg_txts go together, one target for each source")
@@ -231,6 +232,14 @@ def check(args):
         check_test(args)
 
 
+def is_number(word):
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 def check_training(args):
     if args.train_delta_block == args.train_delta_h:
         raise UserError("--run_train needs one of --train_delta_block and --train_delta_h")
@@ -238,6 +247,8 @@ def check_training(args):
         raise UserError(f"--train_delta_block trains one delta block: give --get_h_num 1, not {args.get_h_num}")
     if not (args.edit_attr or args.src_txts):
         raise UserError("--run_train needs prompts: --edit_attr, or --src_txts and --trg_txts")
+    if args.multiple_attr or args.multiple_hs_coeff:
+        raise UserError("--run_train learns one direction: --multiple_attr and --multiple_hs_coeff are for --run_test")
     if args.use_id_loss != (args.id_loss_w != 0):
         raise UserError("the identity loss needs both --use_id_loss and --id_loss_w above 0")
     if args.clip_loss_w == args.l1_loss_w == args.id_loss_w == 0:
@@ -249,7 +260,8 @@ def check_test(args):
         n = len(args.multiple_attr.split())
         if args.get_h_num not in (0, n):
             raise UserError(f"--multiple_attr names {n} directions: --get_h_num {args.get_h_num} contradicts it")
-        if args.multiple_hs_coeff and len(args.multiple_hs_coeff.split()) != n:
+        words = (args.multiple_hs_coeff or "").split()
+        if words and not (len(words) == n and all(map(is_number, words))):
             raise UserError(f"--multiple_hs_coeff needs {n} numbers, one for each of --multiple_attr")
         if args.delta_interpolation and n > 2:
             raise UserError("--delta_interpolation draws a strip for one attribute and a grid for two: name at most two")

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from asyrp import checkpoints, hspace, images, intervals, process, training
 from asyrp.datasets import load_batch
 from asyrp.errors import UserError
+from asyrp.latents import digest
 from asyrp.workbench import MEASURED_CURVES, Workbench
 from configs.paths_config import IR_SE50
 from losses.id_loss import IdLoss
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 MEAN_DIRECTIONS = Path("checkpoint_latent")
 PLAIN_BUDGET = 2 * 2**30  # bytes of memory for the plain trajectories that later epochs find again
+OVERVIEW_ROWS = 64  # images in the picture of all
 
 
 class Asyrp(Workbench):
@@ -36,7 +38,8 @@ class Asyrp(Workbench):
             self.precompute()
         if self.args.run_train:
             self.train()
-        if self.args.run_test:
+        # Training ends with this test, unless --do_test 0.
+        if self.args.run_test and not (self.args.run_train and self.args.do_test):
             self.test()
 
     # ---- modes ----------------------------------------------------------------------------------------------------------
@@ -75,34 +78,32 @@ class Asyrp(Workbench):
                     self.save_reconstructions(pairs, indices, split)
 
     def train(self):
-        """--run_train: learn a direction, one checkpoint an epoch; epochs whose checkpoint exists are not run again."""
+        """--run_train: learn a direction, one checkpoint an epoch; goes on after the last epoch whose checkpoint exists."""
         args = self.args
         if len(self.prompts) != 1:
             raise UserError("--run_train learns one direction: give one attribute, or one source and one target prompt")
         [(src, trg)] = self.prompts
-        pairs, indices = self.pairs("train", args.n_train_img)
-        t_edit = self.t_edit
+        # Everything that can be missing is asked for here, before the hours of inversion and training.
+        t_edit, t_boost = self.t_edit, self.t_boost if args.do_test else None
+        if args.do_test and not args.load_random_noise:
+            self.dataset("test")
         steps = training.edit_steps(self.steps(args.n_train_step), t_edit)
         direction = self.new_direction([t for t, _ in steps])
         loss = self.new_loss(src, trg)
         optimizer = torch.optim.SGD(direction.parameters(), lr=args.lr_training)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, args.scheduler_step_size, args.sch_gamma)
         plain = training.PlainTrajectories(PLAIN_BUDGET)
-        self.experiment.write_settings(prompts=[src, trg], t_edit=t_edit)
+        save = partial(self.save_direction, direction, optimizer, scheduler)
+        todo = self.resume(direction, optimizer, scheduler)
+        pairs, indices = self.pairs("train", args.n_train_img)
+        self.experiment.write_settings(prompts=[(src, trg)], t_edit=t_edit, t_boost=t_boost)
         log.info('"%s" -> "%s": t_edit %d, %d steps, %d images', src, trg, t_edit, len(steps), len(indices))
 
-        first = args.start_iter_when_you_use_pretrained
-        for epoch in range(first, first + args.n_iter):
-            path = self.experiment.checkpoint(epoch)
-            if path.exists() and not args.retrain:
-                self.resume(path, direction, optimizer, scheduler)
-                log.info("epoch %d: going on from %s", epoch, path)
-                continue
-            if args.do_train:
-                self.train_epoch(epoch, pairs, indices, direction, steps, loss, optimizer, plain)
+        for epoch in todo:
+            self.train_epoch(epoch, pairs, indices, direction, steps, loss, optimizer, plain, save)
             scheduler.step()
-            if epoch == first + args.n_iter - 1 or not args.save_checkpoint_only_last_iter:
-                self.save_direction(path, direction, optimizer, scheduler)
+            if epoch == todo[-1] or not args.save_checkpoint_only_last_iter:
+                save(self.experiment.checkpoint(epoch))
         if args.do_test:
             self.test([direction])
 
@@ -114,9 +115,10 @@ class Asyrp(Workbench):
         if args.num_mean_of_delta_hs:
             directions = [self.global_direction(d, i) for i, d in enumerate(directions)]
         edits = self.edits(directions)
+        found = {"t_edit": None if args.pass_editing else self.t_edit, "t_boost": self.t_boost}
         pairs, indices = self.pairs("test", args.n_test_img)
         folder = self.experiment.folder / "test_images" / str(args.n_test_step)
-        self.experiment.write_settings(t_edit=self.t_edit, t_boost=self.t_boost, strengths=[label for label, _ in edits])
+        self.experiment.write_settings(prompts=self.prompts, **found, strengths=[label for label, _ in edits])
         rows, names, labels = [], [], None
         with tqdm(total=len(indices), desc="editing", unit="img") as bar:
             for batch in pairs.batches(indices, args.bs_test):
@@ -125,19 +127,18 @@ class Asyrp(Workbench):
                 for i, index in enumerate(batch.indices):
                     row = [column[i] for _, column in columns]
                     images.save(images.labelled_grid([row], labels), folder / f"{index:06d}.png")
-                    rows.append(row)
-                    names.append(Path(batch.names[i]).stem)
+                    if len(rows) < OVERVIEW_ROWS:
+                        rows.append(row)
+                        names.append(Path(batch.names[i]).stem)
                 bar.update(len(batch.indices))
-        if not rows:
-            raise UserError("none of the test images could be read; nothing was edited")
         overview = folder / "all.png"
-        images.save(images.labelled_grid(rows[:64], labels, names[:64]), overview)
+        images.save(images.labelled_grid(rows, labels, names), overview)
         log.info("edited pictures: %s", overview)
 
     # ---- what the modes are made of -------------------------------------------------------------------------------------
 
-    def train_epoch(self, epoch, pairs, indices, direction, steps, loss, optimizer, plain):
-        """One epoch; logs every loss to losses.csv and saves pictures on the way."""
+    def train_epoch(self, epoch, pairs, indices, direction, steps, loss, optimizer, plain, save):
+        """One epoch; logs every loss to losses.csv, saves pictures and, by `save(path)`, checkpoints on the way."""
         args = self.args
         if args.shuffle_train_dataloader:
             indices = np.random.default_rng((args.seed, epoch)).permutation(indices).tolist()
@@ -149,20 +150,21 @@ class Asyrp(Workbench):
             if fresh:
                 writer.writerow(["epoch", "image", "t", *training.COLUMNS])
             bar.set_description(f"training, epoch {epoch}")
-            for n, batch in enumerate(pairs.batches(indices, args.bs_train)):
+            for batch in pairs.batches(indices, args.bs_train):
                 result = training.train_batch(
                     self.unet, direction, batch, self.schedule, steps, loss, optimizer, plain, self.device
                 )
                 for (t, _), row in zip(steps, result.losses.tolist(), strict=True):
-                    writer.writerow([epoch, batch.names[0], t, *(f"{value:.6g}" for value in row)])
+                    writer.writerow([epoch, " ".join(batch.names), t, *(f"{value:.6g}" for value in row)])
                 before, done = done, done + len(batch.indices)
                 bar.update(len(batch.indices))
                 bar.set_postfix(loss=f"{result.losses[:, -1].mean():.4f}")
-                if args.save_train_image and epoch % args.save_train_image_iter == 0 and n % args.save_train_image_step == 0:
+                pictured = any(n % args.save_train_image_step == 0 for n in range(before, done))
+                if args.save_train_image and epoch % args.save_train_image_iter == 0 and pictured:
                     self.save_training_picture(epoch, batch, result)
                 every = args.save_checkpoint_step
                 if args.save_checkpoint_during_iter and done // every > before // every:
-                    checkpoints.save(checkpoints.direction_state(direction), self.experiment.checkpoint(epoch, done))
+                    save(self.experiment.checkpoint(epoch, done))
 
     def columns(self, batch, edits):
         """The pictures of a batch -> list of (label, images (B, 3, H, W)): original, reconstruction, edits."""
@@ -180,6 +182,8 @@ class Asyrp(Workbench):
             first = process.frozen_branch(self.unet, x_T, self.steps(args.n_test_step)[-1])
         folder = "process_delta_h" if args.save_process_delta_h else None
         for label, edit in edits:
+            if folder and len(edits) > 1:
+                folder = f"process_delta_h/{label.replace(', ', '_')}"
             x_0 = self.sample(x_T, batch.indices, edit, self.t_boost, first, folder)
             columns.append((label, x_0.cpu()))
         return columns
@@ -230,7 +234,8 @@ class Asyrp(Workbench):
         """The mean delta_h of --num_mean_of_delta_hs images, one per timestep (one in all with --ignore_timesteps)."""
         args = self.args
         n = args.num_mean_of_delta_hs
-        key = checkpoints.digest(*direction.state_dict().values(), args.n_test_step, self.t_edit, args.ignore_timesteps)
+        learned = [tensor.cpu() for tensor in direction.state_dict().values()]
+        key = digest(*learned, args.n_test_step, self.t_edit, args.ignore_timesteps)
         path = MEAN_DIRECTIONS / f"{self.experiment.name}_{i}_mean{n}_{key}.pth"
         if not path.exists():
             recorder = hspace.MeanRecorder(direction)
@@ -259,23 +264,40 @@ class Asyrp(Workbench):
         direction, cosine = self.clip.direction(src, trg), self.clip.cosine(src, trg)
         return training.EditLoss(self.clip.encode_images, direction, cosine, weights, args.clip_source, id_loss)
 
-    def save_direction(self, path, direction, optimizer, scheduler):
+    def save_direction(self, direction, optimizer, scheduler, path):
         settings = {"prompts": list(self.prompts[0]), "t_edit": self.t_edit, "flags": vars(self.args)}
         state = checkpoints.direction_state(direction)
         state |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "settings": settings}
         checkpoints.save(state, path)
         log.info("direction saved: %s", path)
 
-    def resume(self, path, direction, optimizer, scheduler):
-        """Load an epoch's checkpoint into what is being trained."""
-        loaded, contents = checkpoints.load_direction(path, self.unet, self.args.ignore_timesteps)
-        if loaded.state_dict().keys() != direction.state_dict().keys():
-            raise UserError(f"{path} was trained in another way; --retrain ignores it, another --exp leaves it alone")
+    def resume(self, direction, optimizer, scheduler):
+        """Load the last epoch's checkpoint, if there is one, into what is being trained -> the epochs still to run."""
+        args = self.args
+        first = args.start_iter_when_you_use_pretrained
+        epochs = range(first, first + args.n_iter)
+        done = [epoch for epoch in epochs if self.experiment.checkpoint(epoch).exists() and not args.retrain]
+        if not done:
+            if not args.do_train:
+                raise UserError(f"--do_train 0, and there is no {self.experiment.checkpoint(epochs[-1])}: leave the flag out")
+            return epochs
+        path = self.experiment.checkpoint(done[-1])
+        loaded, contents = checkpoints.load_direction(path, self.unet, args.ignore_timesteps)
+        alike = loaded.state_dict().keys() == direction.state_dict().keys()
+        if settings := contents.get("settings"):
+            alike &= settings["prompts"] == list(self.prompts[0])
+            alike &= settings["flags"]["ignore_timesteps"] == args.ignore_timesteps
+        if not alike:
+            raise UserError(
+                f"{path} was trained for other prompts or in another way; --retrain ignores it, another --exp leaves it alone"
+            )
         direction.load_state_dict(loaded.state_dict())
+        log.info("going on after epoch %d: %s", done[-1], path)
         # The published checkpoints, too, carry both.
         if "optimizer" in contents and "scheduler" in contents:
             optimizer.load_state_dict(contents["optimizer"])
             scheduler.load_state_dict(contents["scheduler"])
+        return range(done[-1] + 1, epochs.stop if args.do_train else 0)
 
     def save_training_picture(self, epoch, batch, result):
         """The real image, and P_t at the last step that was trained, without (where it was computed) and with the edit."""

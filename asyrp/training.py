@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from asyrp import process
 from asyrp.errors import UserError
 from asyrp.hspace import Edit
+from losses.clip_loss import clip_term, directional_loss
 
 COLUMNS = ("l1", "clip_directional", "clip", "id", "total")
 
@@ -58,11 +59,8 @@ class EditLoss:
             if features is None:
                 with torch.no_grad():
                     features = self.encode(P_plain)
-            change = self.encode(P_edit) - features
-            # 1e-7 keeps the first step finite when nothing has changed yet.
-            change = change / (change.norm(dim=-1, keepdim=True) + 1e-7)
-            L_dir = 1 - (change * self.direction).sum(-1)
-            directional, clip = L_dir.mean(), -torch.log((2 - L_dir) / 2).mean()
+            L_dir = directional_loss(features, self.encode(P_edit), self.direction)
+            directional, clip = L_dir.mean(), clip_term(L_dir).mean()
         if identity is not None:
             id_term = (1 - (self.id_loss.embed(P_edit) * identity).sum(-1)).mean()
         total = self.weights.clip * clip + self.weights.l1 * self.cosine * l1 + self.weights.id * id_term
@@ -145,7 +143,7 @@ def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain,
     if not losses.isfinite().all():
         t = steps[int((~losses.isfinite()).any(1).nonzero()[0])][0]
         raise UserError(
-            f"the loss is not finite at image {batch.names[0]}, timestep {t}: lower --lr_training; "
+            f"the loss is not finite at image {', '.join(batch.names)}, timestep {t}: lower --lr_training; "
             "the last checkpoint that was saved is kept"
         )
     if walk_plain:

@@ -11,6 +11,7 @@ from asyrp.config import ROOT
 from asyrp.datasets import ImageFolder
 from asyrp.errors import UserError
 from asyrp.experiment import Experiment
+from asyrp.hspace import BlockDirection
 from asyrp.latents import Latents, SampledLatents
 from configs.paths_config import dataset_folder, weight_file
 from losses.clip_loss import ClipLoss
@@ -119,11 +120,26 @@ class Workbench:
             path = self.experiment.find_direction(name)
             log.info("direction: %s", path)
             direction, contents = checkpoints.load_direction(path, self.unet, args.ignore_timesteps)
+            settings = contents.get("settings", {})
             if checkpoints.trained_as(direction) != ("block" if args.train_delta_block else "delta_h"):
                 right = "--train_delta_h" if args.train_delta_block else "--train_delta_block"
                 raise UserError(f"{path} was trained with {right}: give that flag instead")
-            loaded.append((direction.requires_grad_(False), contents.get("settings", {})))
+            if isinstance(direction, BlockDirection):
+                self.check_timesteps(path, direction, settings)
+            loaded.append((direction.requires_grad_(False), settings))
         return loaded
+
+    def check_timesteps(self, path, block, settings):
+        """A block that was trained without the time embedding has no use for it, and the other way round.
+
+        With --num_mean_of_delta_hs, --ignore_timesteps says how to average, and the block is used as it was trained.
+        """
+        args = self.args
+        trained = settings.get("flags", {}).get("ignore_timesteps", args.ignore_timesteps)
+        if trained != args.ignore_timesteps and not args.num_mean_of_delta_hs:
+            remedy = "give that flag too" if trained else "leave that flag out"
+            raise UserError(f"{path} was trained {'with' if trained else 'without'} --ignore_timesteps: {remedy}")
+        block.ignore_timesteps = trained
 
     @cached_property
     def prompts(self):
@@ -158,16 +174,13 @@ class Workbench:
 
     @cached_property
     def t_edit(self):
-        """By the flag; else off the curve for the prompts (those with the largest cosine); else as it was trained."""
+        """By the flag; else off the curve for the prompts (those with the largest cosine)."""
         if self.args.user_defined_t_edit is not None:
             return self.args.user_defined_t_edit
-        if self.prompts:
-            cosine = max(self.clip.cosine(src, trg) for src, trg in self.prompts)
-            return intervals.choose_t_edit(self.curve, cosine, self.args.lpips_edit_th)
-        trained = [settings["t_edit"] for _, settings in self.loaded if "t_edit" in settings]
-        if not trained:
+        if not self.prompts:
             raise UserError("t_edit is not known: give --edit_attr (or --src_txts and --trg_txts), or --user_defined_t_edit")
-        return min(trained)
+        cosine = max(self.clip.cosine(src, trg) for src, trg in self.prompts)
+        return intervals.choose_t_edit(self.curve, cosine, self.args.lpips_edit_th)
 
     @cached_property
     def t_boost(self):

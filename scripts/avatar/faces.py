@@ -11,9 +11,10 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from render import LABELS, read_labels
+
 from asyrp.datasets import ImageFolder
 from asyrp.errors import UserError
-from render import LABELS, read_labels
 
 
 def load_faces(folder, image_size=32):

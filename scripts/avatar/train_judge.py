@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from asyrp import checkpoints
-from asyrp.errors import UserError
 from faces import blur, flip, from_bytes, load_faces, move, noise, recolour, sometimes
 from judge import Judge, judge_faces, load_judge
 from render import LABELS
 from train_ddpm import learning_rate
+
+from asyrp import checkpoints
+from asyrp.errors import UserError
 
 
 def spoil(images):

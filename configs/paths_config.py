@@ -1,0 +1,72 @@
+"""Where images and weights lie.
+
+Every place has a default, relative to the repository, and an environment variable that overrides it: ASYRP_DATA_<NAME> for a
+folder of images (with train/ and test/ in it), ASYRP_MODEL_<NAME> for a weight file. The names stand in PLACES below:
+ASYRP_DATA_CELEBA_HQ, ASYRP_MODEL_CELEBA_HQ and so on. A relative path, default or not, starts at the repository.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from asyrp.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Place(NamedTuple):
+    """What belongs to one model: the name in its environment variables, its images, and its weights."""
+
+    name: str
+    images: str
+    weights: str
+
+
+# (data.dataset, data.category) -> place
+PLACES = {
+    ("AVATAR", "AVATAR"): Place("AVATAR", "data/avatar", "pretrained/avatar/ddpm.pt"),
+    ("AVATAR", "AVATAR64"): Place("AVATAR64", "data/avatar64", "pretrained/avatar64/ddpm.pt"),
+    ("CelebA_HQ", "CelebA_HQ"): Place("CELEBA_HQ", "data/celeba_hq", "pretrained/celeba_hq.ckpt"),
+    ("CelebA_HQ_P2", "CelebA_HQ_P2"): Place("CELEBA_HQ_P2", "data/celeba_hq", "pretrained/celebahq_p2.pt"),
+    ("LSUN", "bedroom"): Place("BEDROOM", "data/lsun/bedroom", "pretrained/bedroom.ckpt"),
+    ("LSUN", "church_outdoor"): Place("CHURCH", "data/lsun/church_outdoor", "pretrained/church_outdoor.ckpt"),
+    ("AFHQ", "dog"): Place("AFHQ_DOG", "data/afhq/dog", "pretrained/afhq_dog_4m.pt"),
+    ("FFHQ", "FFHQ"): Place("FFHQ", "data/ffhq", "pretrained/ffhq_10m.pt"),
+    ("MetFACE", "metfaces"): Place("METFACE", "data/metfaces", "pretrained/metface_p2.pt"),
+    ("IMAGENET", "IMAGENET"): Place("IMAGENET", "data/imagenet", "pretrained/256x256_diffusion_uncond.pt"),
+}
+CUSTOM = "CUSTOM"  # the category of images of one's own, whatever the dataset key
+
+
+def _place(kind, name, default):
+    return ROOT / os.environ.get(f"ASYRP_{kind}_{name}", default)
+
+
+def dataset_folder(config):
+    """Settings of `load_config` -> folder that holds train/ and test/. Raises UserError for a pair without a place."""
+    dataset, category = config.data.dataset, config.data.category
+    if category == CUSTOM:
+        return _place("DATA", "CUSTOM", "data/custom")
+    if (dataset, category) not in PLACES:
+        raise UserError(
+            f"no folder of images is known for dataset {dataset}, category {category}: pass --custom_train_dataset_dir and "
+            "--custom_test_dataset_dir"
+        )
+    place = PLACES[dataset, category]
+    return _place("DATA", place.name, place.images)
+
+
+def weight_file(config):
+    """Settings of `load_config` -> the U-Net's weight file. Raises UserError where none is known.
+
+    Category CUSTOM takes the weights of its dataset key, where there is only one such file.
+    """
+    dataset, category = config.data.dataset, config.data.category
+    fitting = [p for key, p in PLACES.items() if key == (dataset, category) or (category == CUSTOM and key[0] == dataset)]
+    if len(fitting) != 1:
+        raise UserError(f"no weight file is known for dataset {dataset}, category {category}: pass --model_path")
+    return _place("MODEL", fitting[0].name, fitting[0].weights)
+
+
+# The face recogniser of the identity loss (InsightFace's IR-SE50 as PyTorch weights).
+IR_SE50 = _place("MODEL", "IR_SE50", "pretrained/model_ir_se50.pth")

@@ -1,0 +1,1 @@
+"""What training optimises: the directional CLIP loss and the identity loss."""

@@ -1,0 +1,299 @@
+"""Train the CLIP of the default stack on captioned faces.
+
+    python scripts/avatar/train_clip.py --images data/avatar/train --test data/avatar/test --out pretrained/avatar/clip.pt
+
+Writes clip.json (an open_clip config) and clip.pt (its weights, half precision), which losses/clip_loss.py reads together.
+It ends with what matters for editing: the zero-shot accuracies, and for changes of one label the cosine between the change
+of the image's embedding and the text direction of every prompt. A good edit of one label follows its own direction alone.
+
+What differs from ordinary CLIP training, because the model's gradients are to draw and not only to name:
+- many captions fit many faces of a batch, so the targets of the contrastive loss (Radford et al. 2021) are shared among
+  all that fit;
+- twins, two renderings that differ in one label, are pulled along the text direction of that change, also half-way;
+- the loss of an edit sees P_t, the predicted x_0: faces are blurred, noised, moved and tinted, and with --unet replaced by
+  the predictions of a diffusion model;
+- a step of adversarial noise (Goodfellow et al. 2015; L2) makes the gradients prefer what can be seen
+  (Santurkar et al. 2019, "Image synthesis with a single (robust) classifier").
+"""
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from captions import caption, edit_prompts, fits
+from faces import blur, flip, from_bytes, load_faces, move, noise, per_image, recolour, sometimes, to_bytes
+from render import LABELS
+from train_ddpm import learning_rate
+from twins import all_twins, random_twins
+
+from asyrp import checkpoints, process
+from asyrp.config import load_config
+from asyrp.errors import UserError
+from losses.clip_loss import TEMPLATES, ClipLoss
+
+# A ResNet and not a ViT: every reduction in it but the first is preceded by averaging, so its gradients show no grid of patches.
+CONFIG = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 32, "layers": [2, 2, 1, 1], "width": 20, "head_width": 64},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
+}
+PROMPTS = {
+    "expression": ("smiling face", "sad face", "angry face", "surprised face"),
+    "hair": ("face with black hair", "face with blond hair", "face with brown hair", "face with red hair"),
+    "skin": ("face with pale skin", "face with tanned skin", "face with brown skin", "face with dark skin"),
+    "beard": ("face without a beard", "face with a beard"),
+    "long_hair": ("face with short hair", "face with long hair"),
+}
+
+
+def spoil(images):
+    """What P_t may look like beside a clean face, (B, 3, H, W) in [-1, 1]: blurred, tinted, noisy; some stay clean."""
+    spoiled = sometimes(0.6, images, blur(images, 1.5))
+    spoiled = sometimes(0.6, spoiled, recolour(spoiled, 0.08, 0.06))
+    return sometimes(0.85, images, sometimes(0.6, spoiled, noise(spoiled, 0.2)))
+
+
+@torch.no_grad()
+def predictions(unet, images, schedule, t_low, t_high, device, batch_size=50):
+    """x_0 uint8 (N, 3, H, W) -> P_t uint8 of the same shape: x_0 noised to a random t, and what the U-Net makes of it."""
+    results = []
+    for chunk in tqdm(images.split(batch_size), desc="predicting x_0", mininterval=5):
+        t = int(torch.randint(t_low, t_high, ()))
+        alpha_bar = schedule.alpha_bar(t)
+        x_0 = from_bytes(chunk.to(device))
+        x_t = math.sqrt(alpha_bar) * x_0 + math.sqrt(1 - alpha_bar) * torch.randn_like(x_0)
+        eps, _ = process.split_prediction(unet(x_t, process.time_batch(x_t, t)))
+        results.append(to_bytes(process.predict_x0(x_t, eps, t, schedule)).cpu())
+    return torch.cat(results)
+
+
+def contrastive_loss(images, texts, scale, positive):
+    """CLIP's symmetric cross-entropy with the target shared evenly among all that fit.
+
+    images (B, D), texts (C, D), normalised; positive (B, C) bool, at least one in every row and column.
+    """
+    logits, targets = scale * images @ texts.T, positive.float()
+    by_image = -(targets / targets.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
+    by_text = -(targets / targets.sum(0, keepdim=True) * logits.log_softmax(0)).sum(0).mean()
+    return (by_image + by_text) / 2
+
+
+class Trainer:
+    """The data, the model and one step of its training."""
+
+    def __init__(self, args):
+        self.args = args
+        self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.rng = random.Random(args.seed)
+        torch.manual_seed(args.seed)
+        self.images, self.labels = load_faces(args.images)
+        print(f"rendering {args.twins:,} twins")
+        self.twins = random_twins("train", args.twins)
+        if args.unet:
+            self.add_predictions()
+        self.model = open_clip.CLIP(**CONFIG)
+        if args.init:
+            weights = checkpoints.state_dict_of(checkpoints.load(args.init), args.init)
+            checkpoints.load_strictly(self.model, weights, args.init, "the CLIP of train_clip.py")
+        self.model = self.model.to(self.device).train()
+        self.model.visual.to(memory_format=torch.channels_last)
+        self.tokenizer = open_clip.SimpleTokenizer(context_length=self.model.context_length)
+        self.mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN, device=self.device).view(3, 1, 1)
+        self.std = torch.tensor(open_clip.OPENAI_DATASET_STD, device=self.device).view(3, 1, 1)
+        decayed = [p for n, p in self.model.named_parameters() if p.ndim > 1 and "embedding" not in n]
+        others = [p for n, p in self.model.named_parameters() if p.ndim <= 1 or "embedding" in n]
+        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=args.lr, fused=True)
+
+    def add_predictions(self):
+        """Some faces once more, as P_t of a diffusion model; twins see them too."""
+        args = self.args
+        config = load_config(args.config)
+        d = config.diffusion
+        schedule = process.Schedule.linear(d.beta_start, d.beta_end, d.num_diffusion_timesteps)
+        unet = checkpoints.load_unet(config, args.unet, self.device)
+        chosen = torch.randperm(len(self.images))[: args.unet_faces]
+        seen = predictions(unet, self.images[chosen], schedule, *args.unet_t, self.device)
+        self.images, self.labels = torch.cat([self.images, seen]), torch.cat([self.labels, self.labels[chosen]])
+        chosen = torch.randperm(len(self.twins.edited))[: args.unet_faces // 4]
+        edited = predictions(unet, self.twins.edited[chosen], schedule, *args.unet_t, self.device)
+        again = (part[chosen] for part in self.twins)
+        again = type(self.twins)(*again)._replace(edited=edited)
+        self.twins = type(self.twins)(*(torch.cat(parts) for parts in zip(self.twins, again, strict=True)))
+
+    def encode_images(self, images):
+        """(B, 3, 32, 32) in [-1, 1] -> normalised features (B, D), as losses/clip_loss.py computes them."""
+        images = (((images + 1) / 2 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return self.model.encode_image(images, normalize=True)
+
+    def draw_faces(self):
+        """-> faces (B, 3, H, W), their captions, and (B, B) bool: which face fits which caption."""
+        chosen = torch.randint(len(self.images), (self.args.batch_size,))
+        labels = self.labels[chosen]
+        texts, told = zip(*(caption(row, self.rng) for row in labels.tolist()), strict=True)
+        faces = spoil(move(flip(from_bytes(self.images[chosen].to(self.device))), pixels=2, zoom=0.1))
+        return faces, list(texts), fits(labels, torch.tensor(told)).to(self.device)
+
+    def draw_twins(self):
+        """-> faces and their edited twins (B, 3, H, W), and the prompts of these edits, first all sources, then all targets."""
+        chosen = torch.randint(len(self.twins.faces), (self.args.batch_size // 2,))
+        face, edited, label, old, new = (part[chosen] for part in self.twins)
+        both = move(flip(torch.cat([from_bytes(face), from_bytes(edited)], 1).to(self.device)), pixels=2, zoom=0.1)
+        face, edited = both.chunk(2, 1)
+        # An edit on its way, and P_t where the model is undecided, are mixtures; the direction is to hold for them as well.
+        edited = torch.lerp(face, edited, per_image(face, 0.3, 1.7).clamp_max(1))
+        names = [list(LABELS)[k] for k in label.tolist()]
+        changes = zip(old.tolist(), new.tolist(), names, strict=True)
+        sources, targets = zip(*(edit_prompts(*change, self.rng) for change in changes), strict=True)
+        return sometimes(0.3, face, spoil(face)), spoil(edited), [*sources, *targets]
+
+    def losses(self, images, texts, positive):
+        """Features of all images and texts of a step -> (contrastive loss, directional loss)."""
+        b, n = positive.shape[0], (len(images) - positive.shape[0]) // 2
+        contrastive = contrastive_loss(images[:b], texts[:b], self.model.logit_scale.exp(), positive)
+        image_change, text_change = images[b + n :] - images[b : b + n], texts[b + n :] - texts[b : b + n]
+        return contrastive, (1 - F.cosine_similarity(image_change, text_change, dim=1, eps=1e-4)).mean()
+
+    def adversarial(self, images, texts, positive):
+        """One step of length 0..--adversarial up the loss, for half of the images."""
+        moved = images.detach().requires_grad_()
+        contrastive, directional = self.losses(self.encode_images(moved), texts.detach(), positive)
+        (slope,) = torch.autograd.grad(contrastive + self.args.direction_weight * directional, moved)
+        slope = slope / slope.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+        return sometimes(0.5, images, images + per_image(images, 0, self.args.adversarial) * slope)
+
+    def step(self, progress):
+        args = self.args
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(args.lr, progress, warmup=0.03)
+        faces, texts, positive = self.draw_faces()
+        before, after, prompts = self.draw_twins()
+        images = torch.cat([faces, before, after])
+        texts = self.model.encode_text(self.tokenizer([*texts, *prompts]).to(self.device), normalize=True)
+        if args.adversarial:
+            images = self.adversarial(images, texts, positive)
+        contrastive, directional = self.losses(self.encode_images(images), texts, positive)
+        self.optimizer.zero_grad(set_to_none=True)
+        (contrastive + args.direction_weight * directional).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, math.log(100))
+        return torch.stack([contrastive.detach(), directional.detach()])
+
+    def run(self):
+        args = self.args
+        bar = tqdm(total=args.steps, desc="training the CLIP", mininterval=5)
+        start, step, running, progress = time.monotonic(), 0, None, 0.0
+        while progress < 1:
+            losses = self.step(progress)
+            running = losses if running is None else running.lerp(losses, 0.02)
+            step += 1
+            bar.update()
+            if step % 50 == 0:
+                bar.set_postfix(contrastive=f"{running[0].item():.3f}", direction=f"{running[1].item():.3f}", refresh=False)
+            minutes = (time.monotonic() - start) / 60
+            progress = max(step / args.steps, minutes / args.minutes if args.minutes else 0.0)
+        bar.close()
+        self.save()
+
+    def save(self):
+        out = Path(self.args.out)
+        checkpoints.save({key: half(value) for key, value in self.model.state_dict().items()}, out)
+        with checkpoints.replacing(out.with_suffix(".json")) as beside:
+            beside.write_text(json.dumps(CONFIG, indent=2) + "\n")
+        print(f"weights in {out}, {out.stat().st_size / 2**20:.2f} MiB; config in {out.with_suffix('.json')}")
+
+
+def half(tensor):
+    return tensor.half().contiguous() if tensor.is_floating_point() else tensor
+
+
+@torch.no_grad()
+def zero_shot(clip, images, labels):
+    """images (N, 3, H, W) in [-1, 1], labels (N, 5) -> label name -> share for which the right prompt is the nearest."""
+    features = torch.cat([clip.encode_images(chunk) for chunk in images.split(250)])
+    shares = {}
+    for k, (label, prompts) in enumerate(PROMPTS.items()):
+        classes = torch.stack([clip.encode_text([t(prompt) for t in TEMPLATES]).mean(0) for prompt in prompts])
+        nearest = (features @ F.normalize(classes, dim=1).T).argmax(1).cpu()
+        shares[label] = (nearest == labels[:, k]).float().mean().item()
+    return shares
+
+
+@torch.no_grad()
+def change_table(clip, twins, spoiled):
+    """Mean cosine of an image's change with the text directions "face" -> prompt: (16 changes, 16 prompts). A row is a change
+    of one label to a class, averaged over the classes it comes from; a column is a prompt."""
+    before, after = (from_bytes(part).to(clip.mean.device) for part in (twins.faces, twins.edited))
+    after = spoil(after) if spoiled else after
+    changes = F.normalize(clip.encode_images(after) - clip.encode_images(before), dim=1)
+    prompts = [prompt for group in PROMPTS.values() for prompt in group]
+    cosines = (changes @ torch.cat([clip.direction("face", prompt) for prompt in prompts]).T).cpu()
+    rows = [(k, v) for k, names in enumerate(LABELS.values()) for v in range(len(names))]
+    return torch.stack([cosines[(twins.label == k) & (twins.new == v)].mean(0) for k, v in rows])
+
+
+def report(path, folder, device, faces=60):
+    """Measure written weights on the faces of `folder` and on twins of the test split."""
+    torch.manual_seed(0)
+    clip = ClipLoss(path, device)
+    images, labels = load_faces(folder)
+    images = from_bytes(images).to(device)
+    print(f"zero-shot, {len(images)} faces of {folder}")
+    for name, shown in (("clean", images), ("spoiled", spoil(images))):
+        print(f"  {name:8}" + "   ".join(f"{label} {share:.1%}" for label, share in zero_shot(clip, shown, labels).items()))
+    twins = all_twins("test", faces)
+    columns = [name if name not in ("yes", "no") else f"{name} {label}" for label, names in LABELS.items() for name in names]
+    for name in ("clean", "spoiled"):
+        print(
+            f'cosine x 100 of image changes (rows) with "face" -> prompt (columns), {len(twins.label)} twins, edited one {name}'
+        )
+        print(" " * 15 + "".join(f"{column.split()[-1][:6]:>7}" for column in columns))
+        for row, column in zip(change_table(clip, twins, name == "spoiled").tolist(), columns, strict=True):
+            print(f"  {column:13}" + "".join(f"{100 * value:7.0f}" for value in row))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--images", required=True, help="folder of render.py to learn from")
+    add("--test", help="folder of render.py to measure on at the end")
+    add("--out", required=True, help="weight file to write (clip.pt); its config is written beside it (clip.json)")
+    add("--init", help="start from these weights instead of random ones")
+    add("--unet", help="weights of a diffusion model: a part of the faces is seen as its predictions of x_0")
+    add("--config", default="avatar.yml", help="the diffusion model's config (avatar.yml)")
+    add("--unet_faces", type=int, default=8000, help="how many faces are seen so, once more (8000)")
+    add("--unet_t", type=int, nargs=2, default=(30, 500), metavar=("LOW", "HIGH"), help="at which timesteps (30 500)")
+    add("--twins", type=int, default=6000, help="pairs to render that differ in one label (6000)")
+    add("--direction_weight", type=float, default=1.0, help="weight of the directional loss on twins (1)")
+    add("--adversarial", type=float, default=1.0, help="longest adversarial step, L2 over an image in [-1, 1]; 0: none (1)")
+    add("--steps", type=int, default=4000, help="steps in all; the learning rate ends there (4000)")
+    add("--minutes", type=float, help="end after so many minutes of training instead, if that comes first")
+    add("--batch_size", type=int, default=96, help="captioned faces a step; half as many twins join them (96)")
+    add("--lr", type=float, default=1e-3, help="peak learning rate of AdamW (1e-3)")
+    add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
+    add("--seed", type=int, default=0)
+    args = parser.parse_args()
+    try:
+        trainer = Trainer(args)
+        trainer.run()
+        if args.test:
+            report(str(Path(args.out).with_suffix(".json")), args.test, trainer.device)
+    except UserError as error:
+        sys.exit(f"train_clip.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

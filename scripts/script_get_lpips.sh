@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Step 1: measure the LPIPS curves that t_edit and t_boost are read from.
+# The five published datasets, and the default stack, have theirs in utils/lpips_curves/: then this step can be left out.
+source "$(dirname "$0")/env.sh"
+
+config="avatar.yml"  # a YAML of configs/
+edit_attr="avatar_smiling"  # only to mark its t_edit in the plot
+n_img=64  # images to measure
+n_step=100  # timesteps to measure
+lpips_edit_th=0.33
+lpips_addnoise_th=1.2
+gpu="0"
+
+if [ "$config" = "avatar.yml" ]; then render_faces 200 100; fi
+
+CUDA_VISIBLE_DEVICES=$gpu python main.py --lpips \
+  --config "$config" \
+  --exp ./runs/lpips \
+  --edit_attr "$edit_attr" \
+  --n_train_img "$n_img" \
+  --n_inv_step "$n_step" \
+  --lpips_edit_th "$lpips_edit_th" \
+  --add_noise_from_xt --lpips_addnoise_th "$lpips_addnoise_th" \
+  --sh_file_name "scripts/$(basename "$0")"

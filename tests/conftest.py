@@ -1,0 +1,61 @@
+"""Fixtures: the tiny world of tiny_world.py, and whole runs in it."""
+
+import shutil
+
+import pytest
+import torch
+from tiny_world import INTERVALS, SMILE, call, write_world
+
+from asyrp.config import load_config
+from models import build_unet
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The files of the tiny world; leave them as they are."""
+    return write_world(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def unet(tiny):
+    """The tiny DDPM++, loaded; leave it as it is."""
+    unet = build_unet(load_config(tiny.folder / "ddpm.yml"))
+    unet.load_state_dict(torch.load(tiny.folder / "ddpm.pt", weights_only=True))
+    return unet
+
+
+@pytest.fixture
+def run(tiny, tmp_path, monkeypatch, capsys):
+    """run(*flags, ...) -> exit status of main.py in tmp_path; run.error(*flags, ...) -> the one line of a user's error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags, model="ddpm", intervals=INTERVALS):
+        return call(tiny, *flags, model=model, intervals=intervals)
+
+    def error(*flags, **more):
+        capsys.readouterr()
+        assert run(*flags, **more) == 2
+        lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+        assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+        assert not any("Traceback" in line for line in lines)
+        return lines[-1].removeprefix("error: ")
+
+    run.error = error
+    return run
+
+
+@pytest.fixture(scope="session")
+def learned(tiny, tmp_path_factory):
+    """The folder of a run that has learned a direction: checkpoint/, precomputed/ and runs/."""
+    folder = tmp_path_factory.mktemp("learned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert call(tiny, "--run_train", *SMILE, "--do_test", "0") == 0
+    return folder
+
+
+@pytest.fixture
+def run_learned(run, learned, tmp_path):
+    """`run` in a folder that has the direction "smile" already."""
+    shutil.copytree(learned, tmp_path, dirs_exist_ok=True)
+    return run

@@ -1,0 +1,119 @@
+"""The command line: what is refused and how, old flags, and the help."""
+
+import pytest
+
+from asyrp.errors import UserError
+from asyrp.options import WITHOUT_EFFECT, build_parser, parse_args
+
+TEST = ["--config", "x.yml", "--run_test", "--train_delta_block", "--get_h_num", "1"]
+TRAIN = ["--config", "x.yml", "--run_train", "--train_delta_block", "--get_h_num", "1", "--edit_attr", "smiling"]
+# group -> one of its flags
+GROUPS = {
+    "mode": "--just_precompute",
+    "run": "--model_path",
+    "intervals": "--lpips_edit_th",
+    "steps": "--n_inv_step",
+    "data": "--custom_test_dataset_dir",
+    "training": "--clip_loss_w",
+    "inference": "--delta_interpolation",
+    "output": "--save_process_origin",
+}
+
+
+@pytest.mark.parametrize("flags", [TEST, TRAIN, ["--config", "x.yml", "--lpips"], ["--config", "x.yml", "--just_precompute"]])
+def test_what_is_enough(flags):
+    args, notices = parse_args(flags)
+    assert args.config == "x.yml"
+    assert notices == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config", "x.yml"], "no mode: give --lpips"),
+        (["--lpips"], "required: --config"),
+        ([*TEST, "--n_inv_stp", "40"], "unknown flag --n_inv_stp; did you mean --n_inv_step?"),
+        ([*TEST, "--lpips_edit_thr=0.3"], "unknown flag --lpips_edit_thr; did you mean --lpips_edit_th?"),
+        ([*TEST, "--multiple_at", "a b"], "unknown flag --multiple_at; did you mean --multiple_attr?"),  # nothing is completed
+        ([*TEST, "stray"], '"stray" belongs to no flag'),
+        ([*TEST, "--n_test_img", "many"], "--n_test_img: invalid int value"),
+        ([*TEST, "--n_test_img", "0"], "--n_test_img 0: must be 1 or more"),
+        ([*TEST, "--bs_test", "-3"], "--bs_test -3: must be 1 or more"),
+        ([*TEST, "--sample_type", "pndm"], "--sample_type: invalid choice"),
+        ([*TEST, "--do_test", "2"], "--do_test: invalid choice"),
+        ([*TEST, "--t_0", "1000"], "--t_0 1000: must be 1 to 999"),
+        ([*TEST, "--t_0", "0"], "--t_0 0: must be 1 to 999"),
+        ([*TEST, "--n_test_step", "1"], "--n_test_step 1: must be 2 to 1000, or 0"),
+        ([*TEST, "--t_0", "30"], "--n_inv_step 40: must be 2 to 31, or 0"),
+        ([*TEST, "--user_defined_t_edit", "-1"], "--user_defined_t_edit -1: must be 0 to 1000"),
+        ([*TEST, "--start_image_id", "-1"], "--start_image_id -1: must be 0 or more"),
+        ([*TEST, "--target_image_id", "3,7"], "must be image numbers"),
+        ([*TEST, "--target_image_id", " "], "must be image numbers"),
+        ([*TEST, "--src_txts", "face"], "--src_txts and --trg_txts go together"),
+        ([*TEST, "--src_txts", "face", "dog", "--trg_txts", "cat"], "one target for each source"),
+        ([*TRAIN, "--src_txts", "face", "--trg_txts", "sad face"], "both give prompts"),
+        ([*TEST, "--saved_random_noise"], "--saved_random_noise needs --load_random_noise"),
+        ([*TRAIN, "--train_delta_h"], "--run_train needs one of --train_delta_block and --train_delta_h"),
+        ([*TRAIN, "--get_h_num", "2"], "give --get_h_num 1, not 2"),
+        (TRAIN[:-2], "--run_train needs prompts"),
+        ([*TRAIN, "--multiple_attr", "a b"], "--run_train learns one direction"),
+        ([*TRAIN, "--id_loss_w", "1"], "the identity loss needs both"),
+        ([*TRAIN, "--use_id_loss"], "the identity loss needs both"),
+        ([*TRAIN, "--clip_loss_w", "0"], "nothing would be trained"),
+        ([*TEST[:3], "--get_h_num", "1"], "--run_test without a direction"),
+        (TEST[:-2], "--get_h_num 0 edits nothing"),
+        ([*TEST, "--multiple_attr", "a b"], "--multiple_attr names 2 directions: --get_h_num 1 contradicts it"),
+        ([*TEST[:-2], "--multiple_attr", "a b", "--multiple_hs_coeff", "1"], "--multiple_hs_coeff needs 2 numbers"),
+        ([*TEST[:-2], "--multiple_attr", "a b", "--multiple_hs_coeff", "1 x"], "--multiple_hs_coeff needs 2 numbers"),
+        ([*TEST, "--multiple_hs_coeff", "1"], "--multiple_hs_coeff needs --multiple_attr"),
+        ([*TEST[:-2], "--multiple_attr", "a b c", "--delta_interpolation"], "name at most two"),
+    ],
+)
+def test_refused(flags, message):
+    with pytest.raises(UserError) as caught:
+        parse_args(flags)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_flags_without_effect_are_one_notice_each():
+    args, notices = parse_args([*TEST, "--ni", "--comment", "for the paper", "--hybrid_noise=1", "--n_test_img", "3"])
+    assert args.n_test_img == 3
+    assert [notice.split()[0] for notice in notices] == ["--ni", "--comment", "--hybrid_noise=1".split("=")[0]]
+    assert all("has no effect" in notice for notice in notices)
+
+
+def test_no_flag_is_both_known_and_without_effect():
+    known = {option for action in build_parser()._actions for option in action.option_strings}
+    assert not known & {f"--{name}" for name in WITHOUT_EFFECT}
+
+
+@pytest.mark.parametrize(("flags", "value"), [([], 1), (["--do_train"], 1), (["--do_train", "0"], 0)])
+def test_switches_that_may_have_a_number(flags, value):
+    assert parse_args([*TRAIN, *flags])[0].do_train == value
+
+
+def test_negative_numbers_are_values():
+    args, _ = parse_args([*TEST[:-2], "--min_delta", "-1", "--multiple_attr", "a b", "--multiple_hs_coeff", "-1 0.5"])
+    assert (args.min_delta, args.multiple_hs_coeff) == (-1.0, "-1 0.5")
+
+
+def test_zero_is_a_user_defined_value():
+    args, _ = parse_args([*TEST, "--user_defined_t_edit", "0", "--user_defined_t_addnoise", "0"])
+    assert (args.user_defined_t_edit, args.user_defined_t_addnoise) == (0, 0)
+
+
+def test_help_shows_every_group_and_default(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_args(["--help"])
+    shown = capsys.readouterr().out
+    assert caught.value.code == 0
+    for group, flag in GROUPS.items():
+        assert f"\n{group}" in shown, group
+        assert flag in shown
+    assert len([action for action in build_parser()._action_groups if action._group_actions]) == len(GROUPS) + 1  # --help's own
+    assert "(default: 0.33)" in shown
+
+
+def test_every_flag_is_explained():
+    assert [action.dest for action in build_parser()._actions if not action.help] == []

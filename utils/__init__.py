@@ -1,0 +1,1 @@
+"""Prompts, published LPIPS curves, and downloads."""
