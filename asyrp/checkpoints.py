@@ -142,9 +142,9 @@ def load_direction(path, unet, ignore_timesteps=False):
         block = unet.new_delta_block()
         load_strictly(block, numbered[min(numbered)], path, "the delta block of this model")
         return BlockDirection(block, ignore_timesteps).to(_device(unet)), contents
-    shape = (1, unet.h_ch)
-    if any(not isinstance(value, torch.Tensor) or value.shape[:2] != shape for value in numbered.values()):
-        raise UserError(f"{path} is a direction of another model: its delta_h does not have {unet.h_ch} channels")
+    shape = (1, unet.h_ch, unet.h_size, unet.h_size)
+    if any(not isinstance(value, torch.Tensor) or value.shape != shape for value in numbered.values()):
+        raise UserError(f"{path} is a direction of another model: its delta_h is not {' x '.join(map(str, shape[1:]))}")
     if list(numbered) == [0]:
         numbered = {None: numbered[0]}
     return GivenDirection(numbered).to(_device(unet)), contents

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
@@ -19,9 +19,9 @@ class UnreadableImage(Exception):
 def to_unit_range(image, size):
     """PIL image of any mode and shape -> float tensor (3, size, size) in [-1, 1].
 
-    Converted to RGB, shorter side resized (bilinear, antialiased), centre-cropped.
+    Turned upright as its EXIF data says, converted to RGB, shorter side resized (bilinear, antialiased), centre-cropped.
     """
-    image = v2.functional.pil_to_tensor(image.convert("RGB"))
+    image = v2.functional.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
     if min(image.shape[1:]) != size:
         image = v2.functional.resize(image, [size], antialias=True)
     image = v2.functional.center_crop(image, [size])

@@ -60,21 +60,20 @@ class Experiment:
         return found[0]
 
     def _epochs(self, stem, images):
-        """Checkpoints <stem>_<epoch>[_<images>].pth: that of the last epoch asked for (--n_iter) first, else the latest."""
+        """Checkpoints <stem>_<epoch>[_<images>].pth, the latest epoch first."""
         pattern = re.compile(re.escape(stem) + r"_(\d+)" + ("" if images is None else f"_{images}") + r"\.pth")
         matches = [(pattern.fullmatch(path.name), path) for path in CHECKPOINTS.glob("*.pth")]
         epochs = {int(match[1]): path for match, path in matches if match}
-        wanted = self.args.start_iter_when_you_use_pretrained + self.args.n_iter - 1
-        return [epochs[e] for e in sorted(epochs, key=lambda e: (e != wanted, -e))]
+        return [epochs[epoch] for epoch in sorted(epochs, reverse=True)]
 
-    def write_settings(self, **found):
-        """settings.yml beside the results: every flag, the model's settings, the versions, and what the run found out."""
+    def write_settings(self, mode, **found):
+        """settings_<mode>.yml beside the results: every flag, the model's settings, the versions, what the run found out."""
         versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
         settings = {"flags": vars(self.args), "config": to_dict(self.config), "versions": versions, **found}
         self.folder.mkdir(parents=True, exist_ok=True)
         # Through JSON, so that the YAML holds plain values only.
         plain = json.loads(json.dumps(settings, default=str))
-        (self.folder / "settings.yml").write_text(yaml.safe_dump(plain, sort_keys=False))
+        (self.folder / f"settings_{mode}.yml").write_text(yaml.safe_dump(plain, sort_keys=False))
         script = Path(self.args.sh_file_name or "")
         if script.is_file():
             shutil.copy(script, self.folder / script.name)

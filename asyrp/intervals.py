@@ -46,6 +46,8 @@ class Curve:
         try:
             with Path(path).open(newline="") as stream:
                 rows = list(csv.DictReader(stream))
+            if not rows:
+                raise ValueError("it has no rows")
             columns = {f.name: np.array([float(row[f.name]) for row in rows]) for f in fields(cls)}
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{path} is not a table of LPIPS curves ({error}); measure it again with --lpips") from error

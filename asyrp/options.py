@@ -182,10 +182,11 @@ def parse_args(argv=None):
     args, rest = parser.parse_known_args(argv)
     notices = []
     known = [option for action in parser._actions for option in action.option_strings]
-    for word in rest:
+    for before, word in zip(["", *(w.removeprefix("--") for w in rest)], rest, strict=False):
         flag = word.split("=")[0]
         if not flag.startswith("--"):
-            if not notices:
+            # The value of an ignored flag comes with it; any other stray word is a slip.
+            if before not in WITHOUT_EFFECT:
                 raise UserError(f'"{word}" belongs to no flag; put quotes around a value with spaces')
         elif flag[2:] in WITHOUT_EFFECT:
             notices.append(f"{flag} has no effect (it had none in the 2023 release)")

@@ -47,6 +47,11 @@ class Asyrp(Workbench):
     def measure_lpips(self):
         """--lpips: LPIPS curves over training images -> a table, and a plot with t_edit and t_boost."""
         args = self.args
+        if self.config.data.category not in intervals.CURVES and args.custom_dataset_name in intervals.CURVES.values():
+            raise UserError(
+                f"--lpips would hide the curves of {args.custom_dataset_name}: name those of category "
+                f"{self.config.data.category} with --custom_dataset_name"
+            )
         dataset = self.dataset("train")
         indices = self.indices(len(dataset), args.n_train_img)
         batches = [indices[i : i + args.bs_precompute] for i in range(0, len(indices), args.bs_precompute)]
@@ -64,7 +69,7 @@ class Asyrp(Workbench):
                 log.warning("%s is not marked: %s", name, error)
         plot = self.experiment.folder / f"lpips_{self.curve_name}.png"
         images.plot_curves(curve, plot, f"{self.curve_name}, {len(indices)} images", **found)
-        self.experiment.write_settings(curve=str(table), **found)
+        self.experiment.write_settings("lpips", curve=str(table), **found)
         log.info("LPIPS curves: %s, drawn in %s", table, plot)
 
     def precompute(self):
@@ -96,7 +101,7 @@ class Asyrp(Workbench):
         save = partial(self.save_direction, direction, optimizer, scheduler)
         todo = self.resume(direction, optimizer, scheduler)
         pairs, indices = self.pairs("train", args.n_train_img)
-        self.experiment.write_settings(prompts=[(src, trg)], t_edit=t_edit, t_boost=t_boost)
+        self.experiment.write_settings("train", prompts=[(src, trg)], t_edit=t_edit, t_boost=t_boost)
         log.info('"%s" -> "%s": t_edit %d, %d steps, %d images', src, trg, t_edit, len(steps), len(indices))
 
         for epoch in todo:
@@ -115,10 +120,12 @@ class Asyrp(Workbench):
         if args.num_mean_of_delta_hs:
             directions = [self.global_direction(d, i) for i, d in enumerate(directions)]
         edits = self.edits(directions)
+        if args.save_x0 != args.use_x0_tensor:
+            log.warning("--save_x0 and --use_x0_tensor work together only: the original is left out")
         found = {"t_edit": None if args.pass_editing else self.t_edit, "t_boost": self.t_boost}
         pairs, indices = self.pairs("test", args.n_test_img)
         folder = self.experiment.folder / "test_images" / str(args.n_test_step)
-        self.experiment.write_settings(prompts=self.prompts, **found, strengths=[label for label, _ in edits])
+        self.experiment.write_settings("test", prompts=self.prompts, **found, strengths=[label for label, _ in edits])
         rows, names, labels = [], [], None
         with tqdm(total=len(indices), desc="editing", unit="img") as bar:
             for batch in pairs.batches(indices, args.bs_test):
@@ -235,7 +242,11 @@ class Asyrp(Workbench):
         args = self.args
         n = args.num_mean_of_delta_hs
         learned = [tensor.cpu() for tensor in direction.state_dict().values()]
-        key = digest(*learned, args.n_test_step, self.t_edit, args.ignore_timesteps)
+        process_settings = [args.n_test_step, args.n_inv_step, args.n_train_step, args.t_0, args.sample_type, args.dt_lambda]
+        strengths = [args.hs_coeff_delta_h, args.hs_coeff_origin_h, self.t_edit, args.ignore_timesteps]
+        weights = checkpoints.fingerprint(self.weights)
+        chosen = [args.custom_train_dataset_dir, args.start_image_id, args.target_image_id, args.load_random_noise, args.seed]
+        key = digest(*learned, weights, process_settings, strengths, chosen)
         path = MEAN_DIRECTIONS / f"{self.experiment.name}_{i}_mean{n}_{key}.pth"
         if not path.exists():
             recorder = hspace.MeanRecorder(direction)
@@ -251,11 +262,10 @@ class Asyrp(Workbench):
         """What is trained: a delta block with random weights, or zeros for each timestep."""
         args = self.args
         if args.train_delta_block:
+            torch.manual_seed(args.seed)  # here too: the start must not depend on what was built before
             return hspace.BlockDirection(self.unet.new_delta_block(), args.ignore_timesteps).to(self.device)
-        size = self.config.data.image_size
-        with torch.no_grad():
-            h, _, _ = self.unet.encode(torch.zeros(1, 3, size, size, device=self.device), torch.zeros(1, device=self.device))
-        return hspace.GivenDirection.zeros(h.shape, [None] if args.ignore_timesteps else timesteps).to(self.device)
+        shape = (1, self.unet.h_ch, self.unet.h_size, self.unet.h_size)
+        return hspace.GivenDirection.zeros(shape, [None] if args.ignore_timesteps else timesteps).to(self.device)
 
     def new_loss(self, src, trg):
         args = self.args

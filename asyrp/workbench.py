@@ -15,7 +15,7 @@ from asyrp.hspace import BlockDirection
 from asyrp.latents import Latents, SampledLatents
 from configs.paths_config import dataset_folder, weight_file
 from losses.clip_loss import ClipLoss
-from utils.text_dic import prompts_for
+from utils.text_dic import PROMPTS, prompts_for
 
 log = logging.getLogger(__name__)
 
@@ -143,14 +143,13 @@ class Workbench:
 
     @cached_property
     def prompts(self):
-        """(source, target) of every attribute, by the flags or as the checkpoints remember them; [] when nobody knows."""
+        """(source, target) pairs that the flags give; [] when they give none."""
         args = self.args
         if args.src_txts:
             return list(zip(args.src_txts, args.trg_txts, strict=True))
+        # "attribute" is how the 2023 scripts say: see --multiple_attr.
         if args.edit_attr and args.edit_attr != "attribute":
             return [prompts_for(args.edit_attr)]
-        if args.run_test and not args.pass_editing:
-            return [tuple(settings["prompts"]) for _, settings in self.loaded if "prompts" in settings]
         return []
 
     # ---- intervals ------------------------------------------------------------------------------------------------------
@@ -172,19 +171,38 @@ class Workbench:
             "--user_defined_t_addnoise"
         )
 
-    @cached_property
-    def t_edit(self):
-        """By the flag; else off the curve for the prompts (those with the largest cosine)."""
-        if self.args.user_defined_t_edit is not None:
-            return self.args.user_defined_t_edit
-        if not self.prompts:
-            raise UserError("t_edit is not known: give --edit_attr (or --src_txts and --trg_txts), or --user_defined_t_edit")
-        cosine = max(self.clip.cosine(src, trg) for src, trg in self.prompts)
+    def t_edit_of(self, prompts):
+        """t_edit off the curve: that of the pair of prompts with the largest cosine."""
+        cosine = max(self.clip.cosine(src, trg) for src, trg in prompts)
         return intervals.choose_t_edit(self.curve, cosine, self.args.lpips_edit_th)
 
     @cached_property
+    def t_edit(self):
+        """By the flag; else off the curve for the flags' prompts; else as the directions were trained.
+
+        Of several directions the highest t_edit counts, which is that of the largest cosine.
+        """
+        if self.args.user_defined_t_edit is not None:
+            return self.args.user_defined_t_edit
+        if self.prompts:
+            return self.t_edit_of(self.prompts)
+        known = []
+        if self.args.run_test and not self.args.pass_editing:
+            names = (self.args.multiple_attr or "").split() or [None]
+            for name, (_, settings) in zip(names, self.loaded, strict=True):
+                if "t_edit" in settings:
+                    known.append(settings["t_edit"])
+                elif name in PROMPTS:
+                    known.append(self.t_edit_of([PROMPTS[name]]))
+        if not known:
+            raise UserError("t_edit is not known: give --edit_attr (or --src_txts and --trg_txts), or --user_defined_t_edit")
+        return max(known)
+
+    @cached_property
     def t_boost(self):
-        """By the flag, else off the curve."""
+        """By the flag, else off the curve. Ancestral steps (--sample_type ddpm) are noisy throughout: nothing to boost."""
         if self.args.user_defined_t_addnoise is not None:
             return self.args.user_defined_t_addnoise
+        if self.args.sample_type == "ddpm":
+            return 0
         return intervals.choose_t_boost(self.curve, self.args.lpips_addnoise_th, self.args.add_noise_from_xt)

@@ -10,6 +10,7 @@ from asyrp.checkpoints import load, load_strictly, state_dict_of
 from asyrp.errors import UserError
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "pretrained" / "lpips" / "alexnet_features.pt"
+SMALLEST = 31  # pixels; below it AlexNet's second pooling has nothing left to pool
 
 
 def load_lpips(weights=WEIGHTS):
@@ -49,5 +50,14 @@ def _quietly(pnet_rand):
         return LPIPS(net="alex", pnet_rand=pnet_rand, verbose=False)
 
 
+def _refuse_small(metric, images):
+    if min(images[0].shape[-2:]) < SMALLEST:
+        raise UserError(
+            f"LPIPS with AlexNet needs images of {SMALLEST} pixels or more: set the intervals with "
+            "--user_defined_t_edit and --user_defined_t_addnoise"
+        )
+
+
 def _frozen(metric):
+    metric.register_forward_pre_hook(_refuse_small)
     return metric.eval().requires_grad_(False)

@@ -181,7 +181,7 @@ class ADM(nn.Module):
                 skip_ch.append(current)
         self.input_blocks = nn.ModuleList(blocks)
 
-        self.h_ch = current
+        self.h_ch, self.h_size = current, image_size // 2**last
         self.middle_block = Block(
             res_block(current, current), AttentionBlock(current, num_head_channels), res_block(current, current)
         )

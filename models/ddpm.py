@@ -163,7 +163,7 @@ class DDPM(nn.Module):
                 skip_ch.append(current)
             self.down.append(level)
 
-        self.h_ch = current
+        self.h_ch, self.h_size = current, image_size // 2**last
         self.mid = nn.Module()
         self.mid.block_1 = ResnetBlock(current, current, emb_ch, dropout)
         self.mid.attn_1 = AttnBlock(current)

@@ -69,7 +69,7 @@ def test_a_given_direction_takes_the_nearest_timestep(t, value):
 
 def test_one_delta_h_for_all_timesteps():
     direction = GivenDirection({None: torch.full((1, 4, 2, 2), 7.0)})
-    assert [float(direction(H, EMB, t).mean()) for t in (0, 999)] == [7.0, 7.0]
+    assert [direction(H, EMB, t).mean().item() for t in (0, 999)] == [7.0, 7.0]
     assert [key for key, _ in direction.items()] == [None]
 
 

@@ -79,7 +79,7 @@ def test_refused(flags, message):
 def test_flags_without_effect_are_one_notice_each():
     args, notices = parse_args([*TEST, "--ni", "--comment", "for the paper", "--hybrid_noise=1", "--n_test_img", "3"])
     assert args.n_test_img == 3
-    assert [notice.split()[0] for notice in notices] == ["--ni", "--comment", "--hybrid_noise=1".split("=")[0]]
+    assert [notice.split()[0] for notice in notices] == ["--ni", "--comment", "--hybrid_noise"]
     assert all("has no effect" in notice for notice in notices)
 
 

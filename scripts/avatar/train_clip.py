@@ -31,9 +31,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from captions import caption, edit_prompts, fits
+from captions import LEFT_OUT, caption, edit_prompts, fits
 from faces import blur, flip, from_bytes, load_faces, move, noise, per_image, recolour, sometimes, to_bytes
 from render import LABELS
+from torch import nn
 from train_ddpm import learning_rate
 from twins import all_twins, random_twins
 
@@ -42,7 +43,7 @@ from asyrp.config import load_config
 from asyrp.errors import UserError
 from losses.clip_loss import TEMPLATES, ClipLoss
 
-# A ResNet and not a ViT: every reduction in it but the first is preceded by averaging, so its gradients show no grid of patches.
+# A ResNet and not a ViT: every reduction in it but the first one averages, so its gradients show no grid of patches.
 CONFIG = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": 32, "layers": [2, 2, 1, 1], "width": 20, "head_width": 64},
@@ -57,11 +58,11 @@ PROMPTS = {
 }
 
 
-def spoil(images):
+def spoil(images, strength=1.0):
     """What P_t may look like beside a clean face, (B, 3, H, W) in [-1, 1]: blurred, tinted, noisy; some stay clean."""
-    spoiled = sometimes(0.6, images, blur(images, 1.5))
-    spoiled = sometimes(0.6, spoiled, recolour(spoiled, 0.08, 0.06))
-    return sometimes(0.85, images, sometimes(0.6, spoiled, noise(spoiled, 0.2)))
+    spoiled = sometimes(0.5, images, blur(images, 1.2 * strength))
+    spoiled = sometimes(0.5, spoiled, recolour(spoiled, 0.08 * strength, 0.06 * strength))
+    return sometimes(0.8, images, sometimes(0.5, spoiled, noise(spoiled, 0.15 * strength)))
 
 
 @torch.no_grad()
@@ -89,6 +90,30 @@ def contrastive_loss(images, texts, scale, positive):
     return (by_image + by_text) / 2
 
 
+class Anchors(nn.Module):
+    """A point of the embedding for every class of every label, shared by both towers and dropped after training.
+
+    The contrast within a small batch is a slow teacher of small things. An image is drawn to the anchors of all its labels;
+    a text to those of the labels it tells, and to no class of the others, which is what makes "face" neutral.
+    """
+
+    def __init__(self, dim, scale=15.0):
+        super().__init__()
+        self.sizes = [len(names) for names in LABELS.values()]
+        self.points = nn.Parameter(torch.randn(sum(self.sizes), dim))
+        self.scale = scale
+
+    def forward(self, features, labels):
+        """features (B, D), normalised; labels (B, 5), LEFT_OUT for none -> mean cross-entropy, summed over the labels."""
+        logits = self.scale * features @ F.normalize(self.points, dim=1).T
+        loss = 0.0
+        for k, part in enumerate(logits.split(self.sizes, 1)):
+            wanted = F.one_hot(labels[:, k].clamp_min(0), part.shape[1]).float()
+            wanted = torch.where(labels[:, k, None] == LEFT_OUT, 1 / part.shape[1], wanted)
+            loss = loss - (wanted * part.log_softmax(1)).sum(1).mean()
+        return loss
+
+
 class Trainer:
     """The data, the model and one step of its training."""
 
@@ -111,8 +136,10 @@ class Trainer:
         self.tokenizer = open_clip.SimpleTokenizer(context_length=self.model.context_length)
         self.mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN, device=self.device).view(3, 1, 1)
         self.std = torch.tensor(open_clip.OPENAI_DATASET_STD, device=self.device).view(3, 1, 1)
+        self.anchors = Anchors(CONFIG["embed_dim"]).to(self.device)
         decayed = [p for n, p in self.model.named_parameters() if p.ndim > 1 and "embedding" not in n]
         others = [p for n, p in self.model.named_parameters() if p.ndim <= 1 or "embedding" in n]
+        others += self.anchors.parameters()
         groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr, fused=True)
 
@@ -137,39 +164,41 @@ class Trainer:
         images = (((images + 1) / 2 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         return self.model.encode_image(images, normalize=True)
 
-    def draw_faces(self):
-        """-> faces (B, 3, H, W), their captions, and (B, B) bool: which face fits which caption."""
+    def draw_faces(self, strength):
+        """-> faces (B, 3, H, W), their captions, the labels of the faces and of the captions (B, 5)."""
         chosen = torch.randint(len(self.images), (self.args.batch_size,))
         labels = self.labels[chosen]
         texts, told = zip(*(caption(row, self.rng) for row in labels.tolist()), strict=True)
-        faces = spoil(move(flip(from_bytes(self.images[chosen].to(self.device))), pixels=2, zoom=0.1))
-        return faces, list(texts), fits(labels, torch.tensor(told)).to(self.device)
+        faces = move(flip(from_bytes(self.images[chosen].to(self.device))), pixels=1.5, zoom=0.06)
+        return spoil(faces, strength), list(texts), labels.to(self.device), torch.tensor(told).to(self.device)
 
-    def draw_twins(self):
+    def draw_twins(self, strength):
         """-> faces and their edited twins (B, 3, H, W), and the prompts of these edits, first all sources, then all targets."""
         chosen = torch.randint(len(self.twins.faces), (self.args.batch_size // 2,))
         face, edited, label, old, new = (part[chosen] for part in self.twins)
-        both = move(flip(torch.cat([from_bytes(face), from_bytes(edited)], 1).to(self.device)), pixels=2, zoom=0.1)
+        both = move(flip(torch.cat([from_bytes(face), from_bytes(edited)], 1).to(self.device)), pixels=1.5, zoom=0.06)
         face, edited = both.chunk(2, 1)
         # An edit on its way, and P_t where the model is undecided, are mixtures; the direction is to hold for them as well.
         edited = torch.lerp(face, edited, per_image(face, 0.3, 1.7).clamp_max(1))
         names = [list(LABELS)[k] for k in label.tolist()]
         changes = zip(old.tolist(), new.tolist(), names, strict=True)
         sources, targets = zip(*(edit_prompts(*change, self.rng) for change in changes), strict=True)
-        return sometimes(0.3, face, spoil(face)), spoil(edited), [*sources, *targets]
+        return sometimes(0.3, face, spoil(face, strength)), spoil(edited, strength), [*sources, *targets]
 
-    def losses(self, images, texts, positive):
-        """Features of all images and texts of a step -> (contrastive loss, directional loss)."""
-        b, n = positive.shape[0], (len(images) - positive.shape[0]) // 2
-        contrastive = contrastive_loss(images[:b], texts[:b], self.model.logit_scale.exp(), positive)
+    def losses(self, images, texts, labels, told):
+        """Features of all images and texts of a step, labels of faces and captions -> (contrastive, anchors', directional)."""
+        b, n = len(labels), (len(images) - len(labels)) // 2
+        contrastive = contrastive_loss(images[:b], texts[:b], self.model.logit_scale.exp(), fits(labels, told))
+        anchored = self.anchors(images[:b], labels) + self.anchors(texts[:b], told)
         image_change, text_change = images[b + n :] - images[b : b + n], texts[b + n :] - texts[b : b + n]
-        return contrastive, (1 - F.cosine_similarity(image_change, text_change, dim=1, eps=1e-4)).mean()
+        directional = (1 - F.cosine_similarity(image_change, text_change, dim=1, eps=1e-4)).mean()
+        return torch.stack([contrastive, anchored, self.args.direction_weight * directional])
 
-    def adversarial(self, images, texts, positive):
+    def adversarial(self, images, texts, labels, told):
         """One step of length 0..--adversarial up the loss, for half of the images."""
         moved = images.detach().requires_grad_()
-        contrastive, directional = self.losses(self.encode_images(moved), texts.detach(), positive)
-        (slope,) = torch.autograd.grad(contrastive + self.args.direction_weight * directional, moved)
+        loss = self.losses(self.encode_images(moved), texts.detach(), labels, told).sum()
+        (slope,) = torch.autograd.grad(loss, moved)
         slope = slope / slope.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
         return sometimes(0.5, images, images + per_image(images, 0, self.args.adversarial) * slope)
 
@@ -177,20 +206,22 @@ class Trainer:
         args = self.args
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(args.lr, progress, warmup=0.03)
-        faces, texts, positive = self.draw_faces()
-        before, after, prompts = self.draw_twins()
+        # Small things first: a mouth is a few pixels, and is found at all only where it is seen clearly.
+        strength = min(1.0, 0.3 + progress)
+        faces, texts, *labels = self.draw_faces(strength)
+        before, after, prompts = self.draw_twins(strength)
         images = torch.cat([faces, before, after])
         texts = self.model.encode_text(self.tokenizer([*texts, *prompts]).to(self.device), normalize=True)
-        if args.adversarial:
-            images = self.adversarial(images, texts, positive)
-        contrastive, directional = self.losses(self.encode_images(images), texts, positive)
+        if args.adversarial and progress > args.adversarial_from:
+            images = self.adversarial(images, texts, *labels)
+        losses = self.losses(self.encode_images(images), texts, *labels)
         self.optimizer.zero_grad(set_to_none=True)
-        (contrastive + args.direction_weight * directional).backward()
+        losses.sum().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(100))
-        return torch.stack([contrastive.detach(), directional.detach()])
+        return losses.detach()
 
     def run(self):
         args = self.args
@@ -202,7 +233,8 @@ class Trainer:
             step += 1
             bar.update()
             if step % 50 == 0:
-                bar.set_postfix(contrastive=f"{running[0].item():.3f}", direction=f"{running[1].item():.3f}", refresh=False)
+                names = ("contrastive", "anchors", "direction")
+                bar.set_postfix({k: f"{v:.3f}" for k, v in zip(names, running.tolist(), strict=True)}, refresh=False)
             minutes = (time.monotonic() - start) / 60
             progress = max(step / args.steps, minutes / args.minutes if args.minutes else 0.0)
         bar.close()
@@ -279,6 +311,7 @@ def main():
     add("--twins", type=int, default=6000, help="pairs to render that differ in one label (6000)")
     add("--direction_weight", type=float, default=1.0, help="weight of the directional loss on twins (1)")
     add("--adversarial", type=float, default=1.0, help="longest adversarial step, L2 over an image in [-1, 1]; 0: none (1)")
+    add("--adversarial_from", type=float, default=0.6, help="share of the training before the adversarial steps begin (0.6)")
     add("--steps", type=int, default=4000, help="steps in all; the learning rate ends there (4000)")
     add("--minutes", type=float, help="end after so many minutes of training instead, if that comes first")
     add("--batch_size", type=int, default=96, help="captioned faces a step; half as many twins join them (96)")

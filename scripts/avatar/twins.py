@@ -30,10 +30,7 @@ class Twins(NamedTuple):
 
 
 def draw(options, size):
-    """The artwork's options -> uint8 array (3, size, size), drawn as render.py draws.
-
-    No torch here: a forked process that runs it may wait forever for threads it has not inherited.
-    """
+    """The artwork's options -> uint8 array (3, size, size), drawn as render.py draws."""
     png = bytes(resvg_py.svg_to_bytes(svg_string=Avatar(artwork(), options).to_string(), width=2 * size, height=2 * size))
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB").resize((size, size), Image.BOX)).transpose(2, 0, 1)
 
@@ -70,8 +67,10 @@ def collect(changes, split, size, workers=None):
 
 
 def random_twins(split, count, size=32):
-    """`count` twins of the faces 0, 1, ... of `split`, the labels in turn."""
-    return collect([(i, list(LABELS)[i % len(LABELS)], None) for i in range(count)], split, size)
+    """`count` twins of the faces 0, 1, ... of `split`, the labels in turn; every other one changes the expression, the
+    smallest difference and the hardest to learn."""
+    labels = [label for other in list(LABELS)[1:] for label in ("expression", other)]
+    return collect([(i, labels[i % len(labels)], None) for i in range(count)], split, size)
 
 
 def all_twins(split, count, size=32):
