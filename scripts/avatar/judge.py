@@ -1,7 +1,7 @@
 """The judge of the default stack: a classifier that says which labels a face shows.
 
 It measures what an edit has changed, so it must not be what the edit was trained against: a plain convolutional network
-with one head a label, trained by train_judge.py with no words, no weights and no distortions in common with the CLIP.
+with one head a label, trained by train_judge.py with no words, no weights and no settings in common with the CLIP.
 
     judge = load_judge("pretrained/avatar/judge.pt")
     judge_faces(judge, images)["expression"].argmax(1)     # positions in render.py's LABELS["expression"]

@@ -7,12 +7,14 @@ It ends with what matters for editing: the zero-shot accuracies, and for changes
 of the image's embedding and the text direction of every prompt. A good edit of one label follows its own direction alone.
 
 What differs from ordinary CLIP training, because the model's gradients are to draw and not only to name:
+- every class of every label has an anchor in the embedding, shared by both towers during training: an image is drawn to the
+  anchors of its labels, a text to those that it tells, and away from none of the others;
 - many captions fit many faces of a batch, so the targets of the contrastive loss (Radford et al. 2021) are shared among
   all that fit;
 - twins, two renderings that differ in one label, are pulled along the text direction of that change, also half-way;
 - the loss of an edit sees P_t, the predicted x_0: faces are blurred, noised, moved and tinted, and with --unet replaced by
   the predictions of a diffusion model;
-- a step of adversarial noise (Goodfellow et al. 2015; L2) makes the gradients prefer what can be seen
+- towards the end, a step of adversarial noise (Goodfellow et al. 2015; L2) makes the gradients prefer what can be seen
   (Santurkar et al. 2019, "Image synthesis with a single (robust) classifier").
 """
 
@@ -35,18 +37,21 @@ from captions import LEFT_OUT, caption, edit_prompts, fits
 from faces import blur, flip, from_bytes, load_faces, move, noise, per_image, recolour, sometimes, to_bytes
 from render import LABELS
 from torch import nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
 from train_ddpm import learning_rate
-from twins import all_twins, random_twins
+from twins import Twins, all_twins, random_twins
 
 from asyrp import checkpoints, process
 from asyrp.config import load_config
 from asyrp.errors import UserError
 from losses.clip_loss import TEMPLATES, ClipLoss
 
-# A ResNet and not a ViT: every reduction in it but the first one averages, so its gradients show no grid of patches.
+# A ResNet and not a ViT: every reduction in it but the first one averages, so its gradients show no grid of patches. It looks
+# at 64 pixels, twice the faces' size: its stem divides by four, and at 32 pixels no expression was learned.
 CONFIG = {
     "embed_dim": 64,
-    "vision_cfg": {"image_size": 32, "layers": [2, 2, 1, 1], "width": 20, "head_width": 64},
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
 }
 PROMPTS = {
@@ -137,11 +142,20 @@ class Trainer:
         self.mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN, device=self.device).view(3, 1, 1)
         self.std = torch.tensor(open_clip.OPENAI_DATASET_STD, device=self.device).view(3, 1, 1)
         self.anchors = Anchors(CONFIG["embed_dim"]).to(self.device)
+        if args.init:
+            self.place_anchors()
         decayed = [p for n, p in self.model.named_parameters() if p.ndim > 1 and "embedding" not in n]
         others = [p for n, p in self.model.named_parameters() if p.ndim <= 1 or "embedding" in n]
         others += self.anchors.parameters()
         groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr, fused=True)
+
+    @torch.no_grad()
+    def place_anchors(self):
+        """Put the anchors where the words of a trained model are; random ones would pull it apart."""
+        prompts = ["face", *(prompt for group in PROMPTS.values() for prompt in group)]
+        neutral, *classes = self.model.encode_text(self.tokenizer(prompts).to(self.device), normalize=True)
+        self.anchors.points.copy_(torch.stack(classes) - neutral)
 
     def add_predictions(self):
         """Some faces once more, as P_t of a diffusion model; twins see them too."""
@@ -155,13 +169,14 @@ class Trainer:
         self.images, self.labels = torch.cat([self.images, seen]), torch.cat([self.labels, self.labels[chosen]])
         chosen = torch.randperm(len(self.twins.edited))[: args.unet_faces // 4]
         edited = predictions(unet, self.twins.edited[chosen], schedule, *args.unet_t, self.device)
-        again = (part[chosen] for part in self.twins)
-        again = type(self.twins)(*again)._replace(edited=edited)
-        self.twins = type(self.twins)(*(torch.cat(parts) for parts in zip(self.twins, again, strict=True)))
+        again = Twins(*(part[chosen] for part in self.twins))._replace(edited=edited)
+        self.twins = Twins(*(torch.cat(parts) for parts in zip(self.twins, again, strict=True)))
 
     def encode_images(self, images):
         """(B, 3, 32, 32) in [-1, 1] -> normalised features (B, D), as losses/clip_loss.py computes them."""
-        images = (((images + 1) / 2 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        size = [self.model.visual.image_size] * 2
+        images = TF.resize((images + 1) / 2, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         return self.model.encode_image(images, normalize=True)
 
     def draw_faces(self, strength):
@@ -306,16 +321,16 @@ def main():
     add("--init", help="start from these weights instead of random ones")
     add("--unet", help="weights of a diffusion model: a part of the faces is seen as its predictions of x_0")
     add("--config", default="avatar.yml", help="the diffusion model's config (avatar.yml)")
-    add("--unet_faces", type=int, default=8000, help="how many faces are seen so, once more (8000)")
+    add("--unet_faces", type=int, default=4000, help="how many faces are seen so, once more (4000)")
     add("--unet_t", type=int, nargs=2, default=(30, 500), metavar=("LOW", "HIGH"), help="at which timesteps (30 500)")
-    add("--twins", type=int, default=6000, help="pairs to render that differ in one label (6000)")
+    add("--twins", type=int, default=3000, help="pairs to render that differ in one label (3000)")
     add("--direction_weight", type=float, default=1.0, help="weight of the directional loss on twins (1)")
-    add("--adversarial", type=float, default=1.0, help="longest adversarial step, L2 over an image in [-1, 1]; 0: none (1)")
-    add("--adversarial_from", type=float, default=0.6, help="share of the training before the adversarial steps begin (0.6)")
+    add("--adversarial", type=float, default=0.7, help="longest adversarial step, L2 over an image in [-1, 1]; 0: none (0.7)")
+    add("--adversarial_from", type=float, default=0.7, help="share of the training before the adversarial steps begin (0.7)")
     add("--steps", type=int, default=4000, help="steps in all; the learning rate ends there (4000)")
     add("--minutes", type=float, help="end after so many minutes of training instead, if that comes first")
-    add("--batch_size", type=int, default=96, help="captioned faces a step; half as many twins join them (96)")
-    add("--lr", type=float, default=1e-3, help="peak learning rate of AdamW (1e-3)")
+    add("--batch_size", type=int, default=64, help="captioned faces a step; half as many twins join them (64)")
+    add("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (2e-3)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
     add("--seed", type=int, default=0)
     args = parser.parse_args()
