@@ -12,6 +12,8 @@ n_test_img=12
 min_delta=-1
 max_delta=1.5
 num_delta=6
+lpips_edit_th=0.005  # as in training; 0.33 for the real models
+t_addnoise=0  # quality boosting below this timestep
 gpu="0"
 
 if [ "$config" = "avatar.yml" ]; then render_faces 200 100; fi
@@ -26,6 +28,7 @@ CUDA_VISIBLE_DEVICES=$gpu python main.py --run_test \
   --n_inv_step "$inv_step" --n_train_step "$train_step" --n_test_step "$test_step" \
   --hs_coeff_delta_h 1.0 \
   --delta_interpolation --min_delta "$min_delta" --max_delta "$max_delta" --num_delta "$num_delta" \
-  --user_defined_t_addnoise 0 \
+  --lpips_edit_th "$lpips_edit_th" \
+  --user_defined_t_addnoise "$t_addnoise" \
   --save_x0 --use_x0_tensor --save_x_origin \
   --sh_file_name "scripts/$(basename "$0")"

@@ -11,7 +11,8 @@ n_iter=1  # epochs
 bs_train=4
 lr=0.1
 clip_loss_w=1.0
-l1_loss_w=1.0
+l1_loss_w=3.0
+lpips_edit_th=0.005  # 0.33 for the real models
 gpu="0"
 
 if [ "$config" = "avatar.yml" ]; then render_faces 200 100; fi
@@ -25,6 +26,7 @@ CUDA_VISIBLE_DEVICES=$gpu python main.py --run_train \
   --n_iter "$n_iter" --bs_train "$bs_train" --bs_test 8 --bs_precompute 25 \
   --n_inv_step "$inv_step" --n_train_step "$train_step" --n_test_step "$train_step" \
   --lr_training "$lr" --clip_loss_w "$clip_loss_w" --l1_loss_w "$l1_loss_w" \
+  --lpips_edit_th "$lpips_edit_th" \
   --user_defined_t_addnoise 0 \
   --save_x0 --use_x0_tensor --save_x_origin \
   --sh_file_name "scripts/$(basename "$0")"
