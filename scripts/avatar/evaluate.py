@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from judge import judge_faces, load_judge
 from render import LABELS, read_labels
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -40,6 +41,7 @@ DIRECTIONS = {
 }
 # An edit is asked to keep these, except the one it changes. (The expression is free to follow a beard, say.)
 KEPT = ("hair", "skin", "beard", "long_hair")
+DEFAULT = 1.0
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 MEASURABLE = 0.005  # a mean score that falls by less, say from 0.001 to 0.000, has not fallen
 WANTED = {"smiling": 80, "sad": 80, "angry": 80, "surprised": 80, "beard": 70, "blond_hair": 70, "kept": 90, "plain": 97}
@@ -51,6 +53,12 @@ def judged(judge, faces):
         label: [LABELS[label][i] for i in probabilities.argmax(1).tolist()]
         for label, probabilities in judge_faces(judge, faces).items()
     }
+
+
+def shown(setting):
+    """A path below the repository as it is called from there; anything else as it is."""
+    inside = isinstance(setting, Path) and setting.is_relative_to(ROOT)
+    return str(setting.relative_to(ROOT)) if inside else setting
 
 
 def percent(flags):
@@ -107,11 +115,13 @@ def evaluate_direction(args, judge, rows, name, path):
     truth = {key: [rows[i][key] for i in chosen] for key in LABELS}
     kept_labels = [key for key in KEPT if key != label]
     faces, scores = {}, {}
-    for strength in STRENGTHS:
-        faces[strength] = app.sample(x_T, batch.indices, hspace.Edit([direction], [strength]))
-        probabilities = judge_faces(judge, faces[strength])[label]
+    for strength in tqdm(STRENGTHS, desc=name):
+        n = args.count if strength == DEFAULT else args.strip_count
+        edit = hspace.Edit([direction], [strength]) if strength else None
+        faces[strength] = app.sample(x_T[:n], batch.indices[:n], edit)
+        probabilities = judge_faces(judge, faces[strength][: args.strip_count])[label]
         scores[strength] = probabilities[:, LABELS[label].index(wanted)].mean().item()
-    after = judged(judge, faces[1.0])
+    after = judged(judge, faces[DEFAULT])
     order = [scores[s] for s in STRENGTHS]
     figures = {
         "n": len(chosen),
@@ -122,7 +132,7 @@ def evaluate_direction(args, judge, rows, name, path):
         "monotone": all(b >= a - MEASURABLE for a, b in pairwise(order)),
     }
     figures["kept_mean"] = sum(figures["kept"].values()) / len(kept_labels)
-    return figures, [(batch.x_0[i], [faces[s][i].cpu() for s in STRENGTHS]) for i in range(6)]
+    return figures, [(batch.x_0[i], [faces[s][i].cpu() for s in STRENGTHS]) for i in range(min(6, args.strip_count))]
 
 
 def save_picture(strips, path):
@@ -158,7 +168,12 @@ def as_markdown(report):
         lines.append(
             f"| {name} | {f['n']} | {f['t_edit']} | {f['success']:.0f} % | {WANTED[name]} % | {kept} | {WANTED['kept']} % |"
         )
-    lines += ["", "| mean score at strength | " + " | ".join(f"{s:+g}" for s in STRENGTHS) + " | monotone |"]
+    lines += [
+        "",
+        f"| mean score of {report['settings']['strip_count']} faces at strength | "
+        + " | ".join(f"{s:+g}" for s in STRENGTHS)
+        + " | monotone |",
+    ]
     lines.append("|" + " --- |" * (2 + len(STRENGTHS)))
     for name, f in report["directions"].items():
         scores = " | ".join(f"{value:.2f}" for value in f["scores"].values())
@@ -183,6 +198,7 @@ def main():
     add("--directions", nargs="+", metavar="NAME=PATH", help="checkpoints to judge (default: the six that ship)")
     add("--images", type=Path, default=ROOT / "data/avatar/test", help="folder of rendered test faces with labels.csv")
     add("--count", type=int, default=64, help="faces for each figure (64)")
+    add("--strip_count", type=int, default=16, help="of these, faces for the mean score over strengths (16)")
     add("--steps", type=int, default=40, help="timesteps of inversion and generation (40)")
     add("--t_boost", type=int, default=0, help="quality boosting below this timestep (0: none)")
     add("--config", default="avatar.yml")
@@ -197,7 +213,8 @@ def main():
         if not (args.images / "labels.csv").is_file():
             raise UserError(f"{args.images}: no labelled faces; draw them with scripts/avatar/render.py --split test")
         rows = read_labels(args.images)
-        report = {"settings": vars(args), "plain": evaluate_plain(args, judge, rows), "directions": {}}
+        settings = {key: shown(value) for key, value in vars(args).items()}
+        report = {"settings": settings, "plain": evaluate_plain(args, judge, rows), "directions": {}}
         strips = {}
         for name, path in parse_directions(args.directions).items():
             report["directions"][name], strips[name] = evaluate_direction(args, judge, rows, name, path)
