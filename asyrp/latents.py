@@ -109,12 +109,13 @@ class SampledLatents:
         self.keep = Path(keep) if keep else None
 
     def draw(self, i):
-        if self.keep is None:
-            return process.image_noise(self.seed, [i])(-1, (1, *self.shape))[0]
-        path = self.keep / f"{i:06d}.pt"
-        if not path.exists():
-            checkpoints.save(process.image_noise(self.seed, [i])(-1, (1, *self.shape))[0], path)
-        return checkpoints.load(path)
+        path = self.keep and self.keep / f"{i:06d}.pt"
+        if path and path.exists():
+            return checkpoints.load(path)
+        x_T = process.image_noise(self.seed, [i])(-1, (1, *self.shape))[0]
+        if path:
+            checkpoints.save(x_T, path)
+        return x_T
 
     def batches(self, indices, batch_size):
         for start in range(0, len(indices), batch_size):

@@ -6,12 +6,10 @@ ASYRP_DATA_CELEBA_HQ, ASYRP_MODEL_CELEBA_HQ and so on. A relative path, default 
 """
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
+from asyrp.config import ROOT
 from asyrp.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class Place(NamedTuple):
