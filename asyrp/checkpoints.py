@@ -1,10 +1,12 @@
 """Reading and writing weights and directions, always strictly, and never half a file."""
 
+import glob
 import hashlib
 import os
 import pickle
 import tempfile
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -14,13 +16,22 @@ from asyrp.hspace import BlockDirection, GivenDirection
 from models import build_unet
 
 NESTED = ("state_dict", "model", "ema")
+ABANDONED = 3600  # seconds
 
 
 @contextmanager
 def replacing(path):
-    """Write a file beside `path` and rename it when complete: a reader sees the old file or the new one, never half."""
+    """Write a file beside `path` and rename it when complete: a reader sees the old file or the new one, never half.
+
+    What a writer that was killed left beside this path is removed once it is too old to be somebody's work.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        # Its writer may finish it meanwhile.
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
@@ -140,8 +151,11 @@ def load_direction(path, unet, ignore_timesteps=False):
     if not numbered:
         raise UserError(f"{path} holds no direction in h-space; give a checkpoint that --run_train wrote")
     if all(isinstance(value, dict) for value in numbered.values()):
+        if len(numbered) > 1:
+            raise UserError(f"{path} holds {len(numbered)} delta blocks; write each to a file of its own, for --multiple_attr")
+        [weights] = numbered.values()
         block = unet.new_delta_block()
-        load_strictly(block, numbered[min(numbered)], path, "the delta block of this model")
+        load_strictly(block, weights, path, "the delta block of this model")
         return BlockDirection(block, ignore_timesteps).to(_device(unet)), contents
     shape = (1, unet.h_ch, unet.h_size, unet.h_size)
     if any(not isinstance(value, torch.Tensor) or value.shape != shape for value in numbered.values()):

@@ -46,6 +46,8 @@ class Experiment:
         chosen = self.args.choose_checkpoint_num
         places = [Path(name), CHECKPOINTS / name, CHECKPOINTS / f"{name}.pth"]
         found = [place for place in places if place.is_file()]
+        if found and chosen is not None:
+            raise UserError(f"--choose_checkpoint_num chooses among an experiment's checkpoints: leave it out for {found[0]}")
         for stem in (name + self.suffix, name):
             found += self._epochs(stem, chosen)
         if chosen is None:

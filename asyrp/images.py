@@ -18,9 +18,10 @@ def to_pil(image):
 def labelled_grid(rows, columns, names=None):
     """Rows of images -> one PIL image, with a label above every column and, if given, a name before every row.
 
-    rows: list of lists of tensors (3, H, W) in [-1, 1], all of one size; columns: list of str; names: list of str.
+    rows: list of lists of tensors (3, H, W) in [-1, 1], all of one size, or None for an empty cell; columns: list of str;
+    names: list of str.
     """
-    size = rows[0][0].shape[-1]
+    size = rows[0][-1].shape[-1]
     cell = size * max(1, -(-SMALLEST_CELL // size))
     font = ImageFont.load_default(12)
     labels = [textwrap.fill(text, max(8, cell // 7)) for text in columns]
@@ -36,8 +37,15 @@ def labelled_grid(rows, columns, names=None):
         if names:
             draw.text((left - 6, upper + cell // 2), names[y], "black", font, anchor="rm")
         for x, image in enumerate(row):
-            canvas.paste(to_pil(image).resize((cell, cell), Image.NEAREST), (left + x * (cell + GAP), upper))
+            if image is not None:
+                canvas.paste(to_pil(image).resize((cell, cell), Image.NEAREST), (left + x * (cell + GAP), upper))
     return canvas
+
+
+def in_rows(before, edited, width):
+    """Pictures before an edit and after it -> rows for `labelled_grid`: `width` edits in each, the former before the first."""
+    rows = [edited[i : i + width] for i in range(0, len(edited), width)]
+    return [(before if i == 0 else [None] * len(before)) + row for i, row in enumerate(rows)]
 
 
 def save(picture, path):

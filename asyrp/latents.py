@@ -108,6 +108,11 @@ class SampledLatents:
         self.seed, self.shape, self.sample = seed, shape, sample
         self.keep = Path(keep) if keep else None
 
+    def fill(self, indices):
+        """Draw the latents that are to be kept; without a folder to keep them in there is nothing to do."""
+        for i in indices if self.keep else []:
+            self.draw(i)
+
     def draw(self, i):
         path = self.keep and self.keep / f"{i:06d}.pt"
         if path and path.exists():

@@ -10,25 +10,44 @@ DESCRIPTION = """Edit images with a frozen diffusion model by moving its bottlen
 Four modes, in the order of a usual piece of work: --lpips measures where an edit should act, --just_precompute inverts
 images, --run_train learns a direction, --run_test edits images with it."""
 
-# Flags of the 2023 release that nothing ever read. Old scripts that pass them run on; one line says that they do nothing.
+EXAMPLES = """examples, on the model that the repository carries:
+  python main.py --lpips --config avatar.yml --n_train_img 100
+  python main.py --just_precompute --config avatar.yml --n_precomp_img 100
+  python main.py --run_train --config avatar.yml --exp runs/sad --edit_attr avatar_sad --train_delta_block
+      --get_h_num 1 --n_train_step 40 --clip_source origin --lr_training 0.2 --clip_loss_w 1 --l1_loss_w 4
+      --lpips_edit_th 0.005
+  python main.py --run_test --config avatar.yml --exp runs/sad --train_delta_block --get_h_num 1 --n_train_step 40
+      --delta_interpolation --min_delta -1 --max_delta 1.5"""
+
+# Flags of the 2023 release, and of DiffusionCLIP from which it grew, that nothing reads. Old scripts that pass them run on;
+# one line says that they do nothing.
 WITHOUT_EFFECT = {
     "clip_finetune",
     "clip_finetune_eff",
     "clip_latent_optim",
     "comment",
     "deterministic_inv",
+    "dt_end",
     "edit_images_from_dataset",
     "edit_one_image",
+    "edit_one_image_eff",
     "eta",
     "fast_noising_train",
     "hybrid_noise",
+    "image_space_noise",
+    "image_space_noise_optim",
     "img_path",
     "lr_clip_finetune",
     "lr_clip_lat_opt",
     "model_ratio",
     "ni",
     "unseen2unseen",
+    "use_mask",
+    "warigari",
 }
+
+
+METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,12 +57,25 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see python main.py --help")
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """100 columns; a default is told where there is one to tell."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=34, width=100)
+
+    def _get_help_string(self, action):
+        silent = action.default in (None, False, argparse.SUPPRESS)
+        return action.help if silent else f"{action.help} (default: %(default)s)"
+
+
 def build_parser():
     """The parser of main.py; `main.py --help` prints it."""
     parser = Parser(
         prog="main.py",
+        usage="main.py --config YAML (--lpips | --just_precompute | --run_train | --run_test) [flags]",
         description=DESCRIPTION,
-        formatter_class=type("Help", (argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter), {}),
+        epilog=EXAMPLES,
+        formatter_class=Help,
         allow_abbrev=False,
     )
 
@@ -54,7 +86,7 @@ def build_parser():
     switch(group, "run_test", "edit test images with a direction")
 
     group = parser.add_argument_group("run")
-    value(group, "config", str, None, "YAML of the model: a name under configs/ or a path", required=True)
+    value(group, "config", str, None, "YAML of the model: a name under configs/ or a path", required=True, metavar="YAML")
     value(group, "exp", str, "./runs/", "folder of results; its last part names the experiment and its checkpoints")
     value(group, "edit_attr", str, None, "attribute of utils/text_dic.py, which gives the prompts")
     value(group, "src_txts", str, None, "source prompt(s), instead of --edit_attr", nargs="+")
@@ -161,7 +193,9 @@ def build_parser():
 
 
 def value(group, name, kind, default, text, **more):
-    group.add_argument(f"--{name}", type=kind, default=default, help=text, metavar=more.pop("metavar", None), **more)
+    if "choices" not in more:
+        more.setdefault("metavar", METAVARS[kind])
+    group.add_argument(f"--{name}", type=kind, default=default, help=text, **more)
 
 
 def switch(group, name, text):
@@ -180,21 +214,23 @@ def parse_args(argv=None):
     """
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    notices = []
+    ignored = []
     known = [option for action in parser._actions for option in action.option_strings]
-    for before, word in zip(["", *(w.removeprefix("--") for w in rest)], rest, strict=False):
+    follows_ignored = False
+    for word in rest:
         flag = word.split("=")[0]
         if not flag.startswith("--"):
-            # The value of an ignored flag comes with it; any other stray word is a slip.
-            if before not in WITHOUT_EFFECT:
+            # The values of an ignored flag come with it; any other stray word is a slip.
+            if not follows_ignored:
                 raise UserError(f'"{word}" belongs to no flag; put quotes around a value with spaces')
         elif flag[2:] in WITHOUT_EFFECT:
-            notices.append(f"{flag} has no effect (it had none in the 2023 release)")
+            ignored.append(flag)
+            follows_ignored = True
         else:
             near = difflib.get_close_matches(flag, known, n=1, cutoff=0.0)
             raise UserError(f"unknown flag {flag}; did you mean {near[0]}?")
     check(args)
-    return args, notices
+    return args, [f"without effect, as in the 2023 release: {', '.join(ignored)}"] if ignored else []
 
 
 def check(args):
@@ -227,6 +263,10 @@ def check(args):
         raise UserError("--edit_attr and --src_txts/--trg_txts both give prompts: leave one of them out")
     if args.saved_random_noise and not args.load_random_noise:
         raise UserError("--saved_random_noise needs --load_random_noise")
+    if args.just_precompute and args.load_random_noise and not args.saved_random_noise:
+        raise UserError("--just_precompute --load_random_noise keeps nothing: give --saved_random_noise, which keeps the draw")
+    if args.just_precompute and not (args.do_train or args.do_test):
+        raise UserError("--just_precompute with --do_train 0 and --do_test 0 has nothing to invert: leave one of them out")
     if args.run_train:
         check_training(args)
     if args.run_test:

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+from copy import deepcopy
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -120,23 +121,25 @@ class Asyrp(Workbench):
         if args.num_mean_of_delta_hs:
             directions = [self.global_direction(d, i) for i, d in enumerate(directions)]
         edits = self.edits(directions)
+        columns, row_names = self.axes([label for label, _ in edits], len(directions))
         if args.save_x0 != args.use_x0_tensor:
             log.warning("--save_x0 and --use_x0_tensor work together only: the original is left out")
         found = {"t_edit": None if args.pass_editing else self.t_edit, "t_boost": self.t_boost}
         pairs, indices = self.pairs("test", args.n_test_img)
         folder = self.experiment.folder / "test_images" / str(args.n_test_step)
         self.experiment.write_settings("test", prompts=self.prompts, **found, strengths=[label for label, _ in edits])
-        rows, names, labels = [], [], None
+        rows, names = [], []
         with tqdm(total=len(indices), desc="editing", unit="img") as bar:
             for batch in pairs.batches(indices, args.bs_test):
-                columns = self.columns(batch, edits)
-                labels = [label for label, _ in columns]
+                before, edited = self.columns(batch, edits)
+                labels = [label for label, _ in before] + columns
                 for i, index in enumerate(batch.indices):
-                    row = [column[i] for _, column in columns]
-                    images.save(images.labelled_grid([row], labels), folder / f"{index:06d}.png")
+                    pictures = [column[i] for column in edited]
+                    grid = images.in_rows([column[i] for _, column in before], pictures, len(columns))
+                    images.save(images.labelled_grid(grid, labels, row_names), folder / f"{index:06d}.png")
                     if len(rows) < OVERVIEW_ROWS:
-                        rows.append(row)
-                        names.append(Path(batch.names[i]).stem)
+                        rows += grid
+                        names += [f"{Path(batch.names[i]).stem} {name}".strip() for name in row_names or [""]]
                 bar.update(len(batch.indices))
         overview = folder / "all.png"
         images.save(images.labelled_grid(rows, labels, names), overview)
@@ -150,17 +153,20 @@ class Asyrp(Workbench):
         if args.shuffle_train_dataloader:
             indices = np.random.default_rng((args.seed, epoch)).permutation(indices).tolist()
         table = self.experiment.folder / "losses.csv"
-        fresh = not table.exists() or epoch == 0
+        forget_epochs(table, epoch)
         done = 0
-        with table.open("w" if fresh else "a", newline="") as stream, tqdm(total=len(indices), unit="img") as bar:
+        with table.open("a", newline="") as stream, tqdm(total=len(indices), unit="img") as bar:
             writer = csv.writer(stream)
-            if fresh:
-                writer.writerow(["epoch", "image", "t", *training.COLUMNS])
             bar.set_description(f"training, epoch {epoch}")
             for batch in pairs.batches(indices, args.bs_train):
-                result = training.train_batch(
-                    self.unet, direction, batch, self.schedule, steps, loss, optimizer, plain, self.device
-                )
+                good = deepcopy(direction.state_dict())
+                try:
+                    result = training.train_batch(
+                        self.unet, direction, batch, self.schedule, steps, loss, optimizer, plain, self.device
+                    )
+                except training.LossNotFinite as error:
+                    direction.load_state_dict(good)
+                    raise UserError(f"{error} {self.remedy(epoch, done, save)}") from error
                 for (t, _), row in zip(steps, result.losses.tolist(), strict=True):
                     writer.writerow([epoch, " ".join(batch.names), t, *(f"{value:.6g}" for value in row)])
                 before, done = done, done + len(batch.indices)
@@ -173,17 +179,29 @@ class Asyrp(Workbench):
                 if args.save_checkpoint_during_iter and done // every > before // every:
                     save(self.experiment.checkpoint(epoch, done))
 
+    def remedy(self, epoch, done, save):
+        """Save the direction that training broke off with -> what to say to the user."""
+        args = self.args
+        settings = ("lr_training", "clip_loss_w", "l1_loss_w", "id_loss_w")
+        said = f"({', '.join(f'--{name} {getattr(args, name):g}' for name in settings)}): lower --lr_training"
+        if done == 0 and epoch == args.start_iter_when_you_use_pretrained:
+            return said
+        rescued = self.experiment.checkpoint(epoch, done)
+        save(rescued)
+        return f"{said}; --manual_checkpoint_name {rescued} begins at the direction from before"
+
     def columns(self, batch, edits):
-        """The pictures of a batch -> list of (label, images (B, 3, H, W)): original, reconstruction, edits."""
+        """The pictures of a batch -> ([(label, images)] of original and reconstruction, [images] of the edits), where images
+        are (B, 3, H, W)."""
         args = self.args
         x_T = batch.x_T.to(self.device)
-        columns = []
+        before, edited = [], []
         if args.save_x0 and args.use_x0_tensor:
-            columns.append(("original", batch.x_0))
+            before.append(("original", batch.x_0))
         plain = partial(self.sample, x_T, batch.indices, folder="process_origin" if args.save_process_origin else None)
         if args.save_x_origin or args.save_process_origin:
             boost = self.t_boost if args.origin_process_addnoise else 0
-            columns.append(("reconstruction", plain(t_boost=boost).cpu()))
+            before.append(("reconstruction", plain(t_boost=boost).cpu()))
         # All strengths start from the same x_T: the frozen pass of their first step is shared.
         with torch.no_grad():
             first = process.frozen_branch(self.unet, x_T, self.steps(args.n_test_step)[-1])
@@ -191,9 +209,8 @@ class Asyrp(Workbench):
         for label, edit in edits:
             if folder and len(edits) > 1:
                 folder = f"process_delta_h/{label.replace(', ', '_')}"
-            x_0 = self.sample(x_T, batch.indices, edit, self.t_boost, first, folder)
-            columns.append((label, x_0.cpu()))
-        return columns
+            edited.append(self.sample(x_T, batch.indices, edit, self.t_boost, first, folder).cpu())
+        return before, edited
 
     def sample(self, x_T, indices, edit=None, t_boost=0, first=None, folder=None):
         """The reverse process with the run's settings -> x_0. `folder`: save x_t and P_t of every step there."""
@@ -236,6 +253,15 @@ class Asyrp(Workbench):
             label = ", ".join(f"{factor * args.hs_coeff_delta_h:+.2g}" for factor in factors)
             edits.append((label, hspace.Edit(directions, c, args.hs_coeff_origin_h)))
         return edits
+
+    def axes(self, labels, n):
+        """Labels of the edits of `n` directions -> (of the columns, of the rows or None): a square for two attributes."""
+        if n != 2 or not self.args.delta_interpolation:
+            return labels, None
+        first, second = zip(*(label.split(", ") for label in labels), strict=True)
+        a, b = self.args.multiple_attr.split()
+        side = self.args.num_delta
+        return [f"{b} {strength}" for strength in second[:side]], [f"{a} {strength}" for strength in first[::side]]
 
     def global_direction(self, direction, i):
         """The mean delta_h of --num_mean_of_delta_hs images, one per timestep (one in all with --ignore_timesteps)."""
@@ -290,24 +316,34 @@ class Asyrp(Workbench):
         if not done:
             if not args.do_train:
                 raise UserError(f"--do_train 0, and there is no {self.experiment.checkpoint(epochs[-1])}: leave the flag out")
+            if name := args.manual_checkpoint_name or args.load_from_checkpoint:
+                path = self.experiment.find_direction(name)
+                self.start_from(path, direction)
+                log.info("beginning at the direction of %s", path)
             return epochs
         path = self.experiment.checkpoint(done[-1])
-        loaded, contents = checkpoints.load_direction(path, self.unet, args.ignore_timesteps)
-        alike = loaded.state_dict().keys() == direction.state_dict().keys()
-        if settings := contents.get("settings"):
-            alike &= settings["prompts"] == list(self.prompts[0])
-            alike &= settings["flags"]["ignore_timesteps"] == args.ignore_timesteps
-        if not alike:
-            raise UserError(
-                f"{path} was trained for other prompts or in another way; --retrain ignores it, another --exp leaves it alone"
-            )
-        direction.load_state_dict(loaded.state_dict())
+        contents = self.start_from(path, direction, same_prompts=True)
         log.info("going on after epoch %d: %s", done[-1], path)
         # The published checkpoints, too, carry both.
         if "optimizer" in contents and "scheduler" in contents:
             optimizer.load_state_dict(contents["optimizer"])
             scheduler.load_state_dict(contents["scheduler"])
         return range(done[-1] + 1, epochs.stop if args.do_train else 0)
+
+    def start_from(self, path, direction, same_prompts=False):
+        """Load a checkpoint into what is being trained -> everything in the file."""
+        args = self.args
+        loaded, contents = checkpoints.load_direction(path, self.unet, args.ignore_timesteps)
+        alike = loaded.state_dict().keys() == direction.state_dict().keys()
+        if settings := contents.get("settings"):
+            alike &= settings["flags"]["ignore_timesteps"] == args.ignore_timesteps
+            alike &= not same_prompts or settings["prompts"] == list(self.prompts[0])
+        if not alike:
+            raise UserError(
+                f"{path} was trained for other prompts or in another way; --retrain ignores it, another --exp leaves it alone"
+            )
+        direction.load_state_dict(loaded.state_dict())
+        return contents
 
     def save_training_picture(self, epoch, batch, result):
         """The real image, and P_t at the last step that was trained, without (where it was computed) and with the edit."""
@@ -326,3 +362,15 @@ class Asyrp(Workbench):
             for i, index in enumerate(batch.indices):
                 grid = images.labelled_grid([[batch.x_0[i], x_0[i]]], ["original", "reconstruction"])
                 images.save(grid, folder / f"{index:06d}.png")
+
+
+def forget_epochs(table, first):
+    """Keep the rows of losses.csv from epochs before `first`; the others are about to be trained, perhaps again."""
+    rows = []
+    if table.exists():
+        with table.open(newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if int(row["epoch"]) < first]
+    with checkpoints.replacing(table) as beside, beside.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ("epoch", "image", "t", *training.COLUMNS))
+        writer.writeheader()
+        writer.writerows(rows)

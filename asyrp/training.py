@@ -14,6 +14,10 @@ from losses.clip_loss import clip_term, directional_loss
 COLUMNS = ("l1", "clip_directional", "clip", "id", "total")
 
 
+class LossNotFinite(UserError):
+    """A loss is infinite or not a number; the message names the image and the timestep."""
+
+
 class Weights(NamedTuple):
     """Factors of the three terms of the loss."""
 
@@ -113,7 +117,7 @@ def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain,
     """One pass over the editing interval for one batch of (image, latent) pairs -> Result.
 
     direction: a Direction of asyrp.hspace with parameters; `steps` from `edit_steps`; `plain` a PlainTrajectories. The state is
-    detached after each step. Raises UserError when a loss is not finite, with image and timestep.
+    detached after each step. Raises LossNotFinite; the direction is spoilt then.
     """
     edit = Edit([direction], [1.0])
     x_edit = x_plain = batch.x_T.to(device)
@@ -142,10 +146,7 @@ def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain,
     losses = torch.stack(losses).cpu()  # the one wait for the device
     if not losses.isfinite().all():
         t = steps[int((~losses.isfinite()).any(1).nonzero()[0])][0]
-        raise UserError(
-            f"the loss is not finite at image {', '.join(batch.names)}, timestep {t}: lower --lr_training; "
-            "the last checkpoint that was saved is kept"
-        )
+        raise LossNotFinite(f"the loss is not finite at image {', '.join(batch.names)}, timestep {t}")
     if walk_plain:
         plain.put(batch.indices, walked)
     return Result(losses, P_plain, P_edit.detach())

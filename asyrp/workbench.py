@@ -32,6 +32,8 @@ class Workbench:
         self.experiment = Experiment(args, config)
         d = config.diffusion
         self.schedule = process.Schedule.linear(d.beta_start, d.beta_end, d.num_diffusion_timesteps)
+        if args.t_0 >= d.num_diffusion_timesteps:
+            raise UserError(f"--t_0 {args.t_0}: {config.path} has {d.num_diffusion_timesteps} timesteps, numbered from 0")
 
     # ---- networks -------------------------------------------------------------------------------------------------------
 
@@ -95,7 +97,9 @@ class Workbench:
             offset = 0 if split == "train" else 1_000_000
             indices = [offset + i for i in self.indices(1_000_000, n)]
             keep = PRECOMPUTED / f"{self.config.data.category}_noise_{size}" if args.saved_random_noise else None
-            return SampledLatents(args.seed, (3, size, size), self.plain_sample, keep), indices
+            latents = SampledLatents(args.seed, (3, size, size), self.plain_sample, keep)
+            latents.fill(indices)
+            return latents, indices
         dataset = self.dataset(split)
         indices = self.indices(len(dataset), n)
         weights = checkpoints.fingerprint(self.weights)
@@ -116,8 +120,8 @@ class Workbench:
         args = self.args
         names = (args.multiple_attr or "").split() or [args.manual_checkpoint_name or args.load_from_checkpoint]
         loaded = []
-        for name in names:
-            path = self.experiment.find_direction(name)
+        # All are found before the first is read, which takes the U-Net.
+        for path in [self.experiment.find_direction(name) for name in names]:
             log.info("direction: %s", path)
             direction, contents = checkpoints.load_direction(path, self.unet, args.ignore_timesteps)
             settings = contents.get("settings", {})

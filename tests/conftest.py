@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 import torch
-from tiny_world import INTERVALS, SMILE, call, write_world
+from tiny_world import INTERVALS, NAME, TRAIN, call, write_world
 
+from asyrp import process
 from asyrp.config import load_config
 from models import build_unet
 
@@ -50,7 +51,7 @@ def learned(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("learned")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert call(tiny, "--run_train", *SMILE, "--do_test", "0") == 0
+        assert call(tiny, *TRAIN) == 0
     return folder
 
 
@@ -59,3 +60,23 @@ def run_learned(run, learned, tmp_path):
     """`run` in a folder that has the direction "smile" already."""
     shutil.copytree(learned, tmp_path, dirs_exist_ok=True)
     return run
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The folder that runs of this name write to."""
+    return tmp_path / "runs" / NAME
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """What every call of the reverse process was given, and what came out of it."""
+    calls, generate = [], process.generate
+
+    def watched(unet, x_T, schedule, steps, **settings):
+        x_0 = generate(unet, x_T, schedule, steps, **settings)
+        calls.append({**settings, "steps": steps, "x_0": x_0})
+        return x_0
+
+    monkeypatch.setattr(process, "generate", watched)
+    return calls

@@ -1,12 +1,15 @@
 """The command line: what is refused and how, old flags, and the help."""
 
+import re
+
 import pytest
 
 from asyrp.errors import UserError
-from asyrp.options import WITHOUT_EFFECT, build_parser, parse_args
+from asyrp.options import EXAMPLES, WITHOUT_EFFECT, build_parser, parse_args
 
 TEST = ["--config", "x.yml", "--run_test", "--train_delta_block", "--get_h_num", "1"]
 TRAIN = ["--config", "x.yml", "--run_train", "--train_delta_block", "--get_h_num", "1", "--edit_attr", "smiling"]
+PRECOMPUTE = ["--config", "x.yml", "--just_precompute"]
 # group -> one of its flags
 GROUPS = {
     "mode": "--just_precompute",
@@ -53,6 +56,8 @@ def test_what_is_enough(flags):
         ([*TEST, "--src_txts", "face", "dog", "--trg_txts", "cat"], "one target for each source"),
         ([*TRAIN, "--src_txts", "face", "--trg_txts", "sad face"], "both give prompts"),
         ([*TEST, "--saved_random_noise"], "--saved_random_noise needs --load_random_noise"),
+        ([*PRECOMPUTE, "--load_random_noise"], "keeps nothing: give --saved_random_noise"),
+        ([*PRECOMPUTE, "--do_train", "0", "--do_test", "0"], "has nothing to invert"),
         ([*TRAIN, "--train_delta_h"], "--run_train needs one of --train_delta_block and --train_delta_h"),
         ([*TRAIN, "--get_h_num", "2"], "give --get_h_num 1, not 2"),
         (TRAIN[:-2], "--run_train needs prompts"),
@@ -76,11 +81,11 @@ def test_refused(flags, message):
     assert "\n" not in str(caught.value)
 
 
-def test_flags_without_effect_are_one_notice_each():
-    args, notices = parse_args([*TEST, "--ni", "--comment", "for the paper", "--hybrid_noise=1", "--n_test_img", "3"])
+def test_flags_without_effect_are_one_notice():
+    old = ["--ni", "--comment", "for the paper", "--hybrid_noise=1", "--eta", "-0.5", "1"]
+    args, notices = parse_args([*TEST, *old, "--n_test_img", "3"])
     assert args.n_test_img == 3
-    assert [notice.split()[0] for notice in notices] == ["--ni", "--comment", "--hybrid_noise"]
-    assert all("has no effect" in notice for notice in notices)
+    assert notices == ["without effect, as in the 2023 release: --ni, --comment, --hybrid_noise, --eta"]
 
 
 def test_no_flag_is_both_known_and_without_effect():
@@ -113,6 +118,15 @@ def test_help_shows_every_group_and_default(capsys):
         assert flag in shown
     assert len([action for action in build_parser()._action_groups if action._group_actions]) == len(GROUPS) + 1  # --help's own
     assert "(default: 0.33)" in shown
+    assert not re.search(r"default: (None|False)", shown)
+    assert max(map(len, shown.splitlines())) <= 128
+    for mode in ("--lpips", "--just_precompute", "--run_train", "--run_test"):
+        assert f"python main.py {mode} --config avatar.yml" in shown  # an example of each
+
+
+@pytest.mark.parametrize("example", re.findall(r"main\.py (.*(?:\n {6}.*)*)", EXAMPLES))
+def test_the_examples_of_the_help_are_accepted(example):
+    assert parse_args(example.split())[1] == []
 
 
 def test_every_flag_is_explained():

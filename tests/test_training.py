@@ -188,7 +188,7 @@ def test_a_loss_that_is_not_finite_names_image_and_timestep(unet):
         return encode(images) * (float("nan") if len(seen) == 3 else 1)  # the source, the first step, the second
 
     loss.encode = explode
-    with pytest.raises(UserError, match=rf"image 1, timestep {STEPS[1][0]}: lower --lr_training"):
+    with pytest.raises(UserError, match=rf"not finite at image image 1, timestep {STEPS[1][0]}$"):
         train(unet, new_block(unet), images(1), loss)
 
 

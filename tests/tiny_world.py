@@ -1,18 +1,22 @@
 """A tiny world for whole runs: two U-Nets of 16 px, a CLIP of their size, and a few images."""
 
+import csv
 import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
 import yaml
 from golden_weights import filled
+from PIL import Image
 
 import main
 from asyrp.images import to_pil
+from asyrp.intervals import Curve
 from models import build_unet
 
 SIZE = 16
@@ -27,6 +31,10 @@ CLIP = {
 INTERVALS = ("--user_defined_t_edit", "500", "--user_defined_t_addnoise", "0")
 STEPS = ("--n_inv_step", "4", "--n_train_step", "4", "--n_test_step", "4")
 SMILE = ("--edit_attr", "smiling", "--train_delta_block", "--get_h_num", "1")
+DELTA_H = ("--edit_attr", "smiling", "--train_delta_h")
+TRAIN = ("--run_train", *SMILE, "--do_test", "0")
+TEST = ("--run_test", *SMILE)
+NAME = "smile_LC_CUSTOM_t999_ninv4_ngen4"  # of the experiment, with its suffix
 
 
 def smooth_images(n, size=SIZE, seed=0):
@@ -62,6 +70,11 @@ def write_world(folder):
     (folder / "clip.json").write_text(json.dumps(CLIP))
     shapes = {key: value.shape for key, value in open_clip.CLIP(**CLIP).state_dict().items()}
     torch.save(filled(shapes, unet=False), folder / "clip.pt")
+    return world_at(folder)
+
+
+def world_at(folder):
+    """The places of a world that was written to `folder`."""
     return SimpleNamespace(folder=folder, train=folder / "train", test=folder / "test", clip=folder / "clip.json")
 
 
@@ -89,3 +102,27 @@ def directions(path="checkpoint"):
     """{file name: the direction in it} of a folder of checkpoints."""
     files = {file.name: torch.load(file, weights_only=True) for file in sorted(Path(path).glob("*.pth"))}
     return {name: {key: value for key, value in contents.items() if key.isdigit()} for name, contents in files.items()}
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def settings(results, mode):
+    return yaml.safe_load((results / f"settings_{mode}.yml").read_text())
+
+
+def losses(results):
+    """The rows of losses.csv, as dicts."""
+    with (results / "losses.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def write_curve(top=2.0):
+    """Straight curves from 0 to `top`, where the program looks for them."""
+    t = np.array([0, 999])
+    Curve(t, t / 999 * top, t * 0, t / 999 * top, t * 0).write("precomputed/lpips_curves/celeba.csv")
