@@ -7,15 +7,20 @@ import pickle
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from asyrp.config import CONFIGS, load_config
 from asyrp.errors import UserError
 from asyrp.hspace import BlockDirection, GivenDirection
 from models import build_unet
+from models.convert import from_diffusers, is_diffusers
 
-NESTED = ("state_dict", "model", "ema")
+NESTED = ("ema", "state_dict", "model")  # where a file holds averaged weights too, those are meant
 ABANDONED = 3600  # seconds
 
 
@@ -50,23 +55,29 @@ def save(obj, path):
 
 def load(path):
     """A file of tensors -> its contents on the CPU (`weights_only`). Raises UserError when missing or unreadable."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path")
+    path = _existing(path)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-
-            try:
-                return load_file(path)
-            except SafetensorError as error:
-                raise ValueError(error) from error
+        if _is_safetensors(path):
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"{path} cannot be read as a file of weights ({_first_line(error)}); fetch or write it again"
         ) from error
+
+
+def _existing(path):
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path")
+    return path
+
+
+def _is_safetensors(path):
+    # By its contents: what is fetched keeps the name that a config expects, whatever the source. A header in JSON follows
+    # its length in eight bytes.
+    with path.open("rb") as stream:
+        return stream.read(9)[8:] == b"{"
 
 
 def _first_line(error):
@@ -75,9 +86,8 @@ def _first_line(error):
 
 def state_dict_of(contents, path):
     """The tensors of a weight file: plain, or under state_dict / model / ema, with or without `module.`; in float32."""
-    for key in NESTED:
-        if isinstance(contents, dict) and isinstance(contents.get(key), dict):
-            contents = contents[key]
+    while isinstance(contents, dict) and (keys := [key for key in NESTED if isinstance(contents.get(key), dict)]):
+        contents = contents[keys[0]]
     if not isinstance(contents, dict) or not all(isinstance(v, torch.Tensor) for v in contents.values()):
         raise UserError(f"{path} holds no state dict: a file of weights is expected")
     return {key.removeprefix("module."): v.float() if v.is_floating_point() else v for key, v in contents.items()}
@@ -99,7 +109,29 @@ def load_strictly(module, state_dict, path, what):
     module.load_state_dict(state_dict)
 
 
+def fitting_configs(state_dict):
+    """Shipped configs whose U-Net, or whose delta block, has tensors of these names and shapes -> list of file names."""
+    return [name for name, networks in _shipped_shapes().items() if _shapes(state_dict) in networks]
+
+
+@cache
+def _shipped_shapes():
+    shapes = {}
+    for path in sorted(CONFIGS.glob("*.yml")):
+        # A user's own file there may be faulty; that is another error than the one to be told.
+        with suppress(UserError, ValueError), torch.device("meta"):
+            unet = build_unet(load_config(str(path)))
+            shapes[path.name] = [_shapes(module.state_dict()) for module in (unet, unet.new_delta_block())]
+    return shapes
+
+
+def _shapes(state_dict):
+    return {key: value.shape for key, value in state_dict.items()}
+
+
 def _remedy(state_dict):
+    if names := fitting_configs(state_dict):
+        return f"it would fit {', '.join(names)}"
     if "conv_in.weight" in state_dict and "down.0.block.0.conv1.weight" in state_dict:
         return f"these are DDPM++ weights with ch {state_dict['conv_in.weight'].shape[0]}: use a config that says so"
     if "input_blocks.0.0.weight" in state_dict:
@@ -117,14 +149,16 @@ def load_unet(config, path, device="cpu"):
         unet = build_unet(config)
     except ValueError as error:
         raise UserError(f"{config.path}: {error}") from error
-    load_strictly(unet, state_dict_of(load(path), path), path, f"the U-Net of {config.path.name}")
+    state_dict = state_dict_of(load(path), path)
+    state_dict = from_diffusers(state_dict) if is_diffusers(state_dict) else state_dict
+    load_strictly(unet, state_dict, path, f"the U-Net of {config.path.name}")
     # Channels last: 1.3 times the images per second on a CPU, and what tensor cores want.
     return unet.to(device, memory_format=torch.channels_last)
 
 
 def fingerprint(path):
-    """Sixteen hexadecimal digits that change with the contents of a file."""
-    with Path(path).open("rb") as stream:
+    """Sixteen hexadecimal digits that change with the contents of a file. Raises UserError when it is missing."""
+    with _existing(path).open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 

@@ -19,6 +19,7 @@ from asyrp.workbench import MEASURED_CURVES, Workbench
 from configs.paths_config import IR_SE50
 from losses.id_loss import IdLoss
 from losses.lpips_alex import load_lpips
+from utils.download import weights_at
 
 log = logging.getLogger(__name__)
 
@@ -295,7 +296,7 @@ class Asyrp(Workbench):
 
     def new_loss(self, src, trg):
         args = self.args
-        id_loss = IdLoss(IR_SE50, self.device) if args.use_id_loss else None
+        id_loss = IdLoss(weights_at(IR_SE50), self.device) if args.use_id_loss else None
         weights = training.Weights(args.clip_loss_w, args.l1_loss_w, args.id_loss_w)
         direction, cosine = self.clip.direction(src, trg), self.clip.cosine(src, trg)
         return training.EditLoss(self.clip.encode_images, direction, cosine, weights, args.clip_source, id_loss)

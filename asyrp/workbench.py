@@ -13,8 +13,9 @@ from asyrp.errors import UserError
 from asyrp.experiment import Experiment
 from asyrp.hspace import BlockDirection
 from asyrp.latents import Latents, SampledLatents
-from configs.paths_config import dataset_folder, weight_file
+from configs.paths_config import dataset_folder, weight_place
 from losses.clip_loss import ClipLoss
+from utils.download import weights_at
 from utils.text_dic import PROMPTS, prompts_for
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,10 @@ class Workbench:
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from error
 
-    @property
+    @cached_property
     def weights(self):
-        return Path(self.args.model_path or weight_file(self.config))
+        """The U-Net's weight file; a published one that is missing is fetched first."""
+        return Path(self.args.model_path) if self.args.model_path else weights_at(weight_place(self.config))
 
     @cached_property
     def unet(self):

@@ -54,8 +54,8 @@ def dataset_folder(config):
     return _place("DATA", place.name, place.images)
 
 
-def weight_file(config):
-    """Settings of `load_config` -> the U-Net's weight file. Raises UserError where none is known.
+def weight_place(config):
+    """Settings of `load_config` -> place of the U-Net's weights. Raises UserError where none is known.
 
     Category CUSTOM takes the weights of its dataset key, where there is only one such file.
     """
@@ -63,8 +63,18 @@ def weight_file(config):
     fitting = [p for key, p in PLACES.items() if key == (dataset, category) or (category == CUSTOM and key[0] == dataset)]
     if len(fitting) != 1:
         raise UserError(f"no weight file is known for dataset {dataset}, category {category}: pass --model_path")
-    return _place("MODEL", fitting[0].name, fitting[0].weights)
+    return fitting[0]
 
 
-# The face recogniser of the identity loss (InsightFace's IR-SE50 as PyTorch weights).
-IR_SE50 = _place("MODEL", "IR_SE50", "pretrained/model_ir_se50.pth")
+def weight_file(place):
+    """A place -> its weight file, there or not."""
+    return _place("MODEL", place.name, place.weights)
+
+
+def is_moved(place):
+    """Whether the environment names another weight file than the default one."""
+    return f"ASYRP_MODEL_{place.name}" in os.environ
+
+
+# The face recogniser of the identity loss (InsightFace's IR-SE50 as PyTorch weights). It has no images of its own.
+IR_SE50 = Place("IR_SE50", "", "pretrained/model_ir_se50.pth")

@@ -149,8 +149,8 @@ def fetch_openai(name):
             return Path(download_pretrained(source))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"the weights of CLIP {name} could not be fetched ({_line(error)}): check the network, or give the path of a file "
-            f"that holds them with --clip_model_name ({source['url'].rpartition('/')[2]} as OpenAI publishes it)"
+            f"the weights of CLIP {name} could not be fetched ({_line(error)}): check the network, or get {source['url']} "
+            "with a browser and give the file with --clip_model_name"
         ) from error
 
 

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from golden_unets import golden_weights, settings
+from safetensors.torch import save_file
 
 from asyrp import checkpoints
+from asyrp.config import load_config
 from asyrp.errors import UserError
 from models import build_unet
 
@@ -51,8 +53,10 @@ def refused(name, path, complaint):
         lambda w: {"ema": w},
         lambda w: {f"module.{key}": value for key, value in w.items()},
         lambda w: {"state_dict": {f"module.{key}": value for key, value in w.items()}},
+        lambda w: {"ema": {"state_dict": w}},
+        lambda w: {"model": {key: 0 * value for key, value in w.items()}, "ema": w},
     ],
-    ids=["plain", "state_dict", "model", "ema", "module", "state_dict and module"],
+    ids=["plain", "state_dict", "model", "ema", "module", "state_dict and module", "ema and state_dict", "model and ema"],
 )
 def test_the_usual_wrappings_load(weights, tmp_path, wrap):
     unet = checkpoints.load_unet(config("ddpm"), saved(wrap(weights), tmp_path / "w.pt"))
@@ -73,6 +77,23 @@ def test_weights_of_another_architecture(tmp_path):
     refused("ddpm", saved(golden_weights("iddpm")[0], tmp_path / "w.pt"), r"\d+ missing .*iDDPM/ADM weights with ch 32")
     refused("iddpm", saved(golden_weights("ddpm")[0], tmp_path / "w.pt"), r"\d+ missing .*DDPM\+\+ weights with ch 32")
     refused("iddpm", saved(golden_weights("adm")[0], tmp_path / "w.pt"), "too many .*of another shape")
+
+
+def refusal(module, state_dict):
+    """-> what is said of tensors that do not fit."""
+    with pytest.raises(UserError) as caught:
+        checkpoints.load_strictly(module, state_dict, "w.pt", "the U-Net")
+    return str(caught.value)
+
+
+def test_the_shipped_configs_that_would_fit_are_named():
+    with torch.device("meta"):
+        ddpm, iddpm, adm = (build_unet(load_config(name)) for name in ("celeba", "ffhq", "imagenet"))
+        blocks = [unet.new_delta_block() for unet in (ddpm, iddpm)]
+    assert refusal(iddpm, ddpm.state_dict()).endswith("; it would fit bedroom.yml, celeba.yml, church.yml, custom.yml")
+    assert refusal(ddpm, iddpm.state_dict()).endswith("; it would fit afhq.yml, celeba_p2.yml, ffhq.yml, metface.yml")
+    assert refusal(ddpm, adm.state_dict()).endswith("; it would fit imagenet.yml")
+    assert refusal(blocks[0], blocks[1].state_dict()).endswith("; it would fit afhq.yml, celeba_p2.yml, ffhq.yml, metface.yml")
 
 
 @pytest.mark.parametrize("change", ["missing", "surplus", "shape"])
@@ -114,7 +135,6 @@ def test_other_contents(tmp_path, contents):
 @pytest.mark.parametrize("keep", [0, 10, 1000, 0.5, 0.99])
 def test_a_truncated_file(weights, tmp_path, suffix, keep):
     if suffix == ".safetensors":
-        save_file = pytest.importorskip("safetensors.torch").save_file
         save_file(weights, tmp_path / "whole")
     else:
         torch.save(weights, tmp_path / "whole", _use_new_zipfile_serialization=suffix == ".pt")
@@ -144,10 +164,10 @@ def test_a_missing_file_and_a_folder(tmp_path):
     refused("ddpm", tmp_path, "no such file")
 
 
-def test_safetensors(weights, tmp_path):
-    save_file = pytest.importorskip("safetensors.torch").save_file
-    save_file(weights, tmp_path / "w.safetensors")
-    unet = checkpoints.load_unet(config("ddpm"), tmp_path / "w.safetensors")
+@pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt"])
+def test_safetensors_by_any_name(weights, tmp_path, name):
+    save_file({f"module.{key}": value for key, value in weights.items()}, tmp_path / name)
+    unet = checkpoints.load_unet(config("ddpm"), tmp_path / name)
     assert all(torch.equal(value, weights[key]) for key, value in unet.state_dict().items())
 
 

@@ -8,7 +8,7 @@ import yaml
 from asyrp.config import CONFIGS, load_config, to_dict
 from asyrp.errors import UserError
 from configs import paths_config
-from configs.paths_config import ROOT, dataset_folder, weight_file
+from configs.paths_config import ROOT, dataset_folder, weight_file, weight_place
 from models import build_unet
 
 DDPM = (113_673_219, 450, 788_992)
@@ -41,6 +41,10 @@ def count(module):
 
 def settings(dataset, category):
     return SimpleNamespace(data=SimpleNamespace(dataset=dataset, category=category))
+
+
+def weights_of(config):
+    return weight_file(weight_place(config))
 
 
 def test_every_config_is_checked_here():
@@ -152,14 +156,14 @@ def clean_environment(monkeypatch):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_config_has_its_places(name):
     config = load_config(name)
-    for path in (dataset_folder(config), weight_file(config)):
+    for path in (dataset_folder(config), weights_of(config)):
         assert path.is_relative_to(ROOT)
         assert path != ROOT
 
 
 def test_places_of_the_default_stack():
     config = load_config("avatar")
-    assert weight_file(config) == ROOT / "pretrained" / "avatar" / "ddpm.pt"
+    assert weights_of(config) == ROOT / "pretrained" / "avatar" / "ddpm.pt"
     assert dataset_folder(config) == ROOT / "data" / "avatar"
 
 
@@ -175,19 +179,19 @@ def test_the_environment_overrides(monkeypatch, tmp_path):
     monkeypatch.setenv("ASYRP_DATA_CELEBA_HQ", str(tmp_path))
     monkeypatch.setenv("ASYRP_MODEL_CELEBA_HQ", "weights/mine.ckpt")
     assert dataset_folder(config) == tmp_path
-    assert weight_file(config) == ROOT / "weights" / "mine.ckpt"
+    assert weights_of(config) == ROOT / "weights" / "mine.ckpt"
     assert dataset_folder(load_config("celeba_p2")) != tmp_path
 
 
 def test_custom_images_take_the_weights_of_their_dataset_key():
-    assert weight_file(settings("CelebA_HQ", "CUSTOM")) == weight_file(settings("CelebA_HQ", "CelebA_HQ"))
+    assert weights_of(settings("CelebA_HQ", "CUSTOM")) == weights_of(settings("CelebA_HQ", "CelebA_HQ"))
     assert dataset_folder(settings("CelebA_HQ", "CUSTOM")) == ROOT / "data" / "custom"
     with pytest.raises(UserError, match="--model_path"):  # bedroom or church?
-        weight_file(settings("LSUN", "CUSTOM"))
+        weights_of(settings("LSUN", "CUSTOM"))
 
 
 def test_an_unknown_pair_names_the_flags():
     with pytest.raises(UserError, match="AFHQ, category cat: pass --model_path"):
-        weight_file(settings("AFHQ", "cat"))
+        weights_of(settings("AFHQ", "cat"))
     with pytest.raises(UserError, match="AFHQ, category cat: pass --custom_train_dataset_dir"):
         dataset_folder(settings("AFHQ", "cat"))

@@ -1,0 +1,75 @@
+"""A web server on this machine that misbehaves on request."""
+
+import json
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Server(ThreadingHTTPServer):
+    """files: {path: bytes, or a list, which is sent as JSON}. Faults are set by path.
+
+    breaks: {path: bytes that are sent before the connection is cut}. answers: {path: status in place of the file}. kinds:
+    {path: Content-Type}. ignores_range: whether a Range is answered with the whole file. asked: (path, Range or None).
+    """
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.breaks, self.answers, self.kinds, self.asked = {}, {}, {}, {}, []
+        self.ignores_range = False
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client may have seen enough
+            super().handle_error(request, client_address)
+
+    def url(self, path):
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        server, asked = self.server, self.headers.get("Range")
+        server.asked.append((self.path, asked))
+        if self.path not in server.files or self.path in server.answers:
+            self.send_error(server.answers.get(self.path, 404))
+            return
+        contents = server.files[self.path]
+        body = contents if isinstance(contents, bytes) else json.dumps(contents).encode()
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and not server.ignores_range else 0
+        if start >= len(body) > 0:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(body)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Type", server.kinds.get(self.path, "application/octet-stream"))
+        self.send_header("Content-Length", str(len(body) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.end_headers()
+        self.wfile.write(body[start:][: server.breaks.get(self.path)])
+        if self.path in server.breaks:
+            self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def serving():
+    """-> a Server that answers until the block ends."""
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,481 @@
+"""Fetching weights, from a server on this machine."""
+
+import hashlib
+import json
+import logging
+import os
+import random
+import socket
+import sys
+
+import gdown
+import pytest
+import requests
+import torch
+from filelock import FileLock
+from local_server import serving
+from tqdm import tqdm
+
+from asyrp.config import ROOT, load_config
+from asyrp.errors import UserError
+from configs import paths_config
+from models import build_unet
+from models.irse import IRSE50
+from utils import download
+from utils.weights import GOOGLE_DRIVE, PUBLISHED, Published
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import download as script
+
+WEIGHTS = random.Random(0).randbytes(3_000_000)
+PAGE = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(download, "CHUNK", 100_000)
+    with serving() as server:
+        server.files = {"/first.pt": WEIGHTS, "/second.pt": WEIGHTS, "/page": PAGE}
+        yield server
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "pretrained" / "w.pt"
+
+
+@pytest.fixture
+def closed():
+    """A URL that nobody answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/w.pt"
+
+
+def published(*sources, **more):
+    return Published("https://example.org/model", "original.pt", sources, parameters=750_000, **more)
+
+
+def fetched(path, *sources, **more):
+    """The file must arrive whole, with nothing left beside it but the record."""
+    download.fetch(published(*sources, **more), path)
+    assert path.read_bytes() == WEIGHTS
+    assert sorted(p.name for p in path.parent.iterdir()) == ["sha256.json", "w.pt"]
+
+
+def refused(path, *sources, **more):
+    """-> the one line that says why, and how to get the file with a browser."""
+    with pytest.raises(UserError) as caught:
+        download.fetch(published(*sources, **more), path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"get original.pt by way of https://example.org/model and save it as {path}" in message
+    assert not path.exists()
+    return message
+
+
+# ---- one source -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_its_record_and_its_bar(server, path, monkeypatch):
+    bars = []
+    monkeypatch.setattr(download, "tqdm", lambda **settings: bars.append(tqdm(**settings)) or bars[0])
+    fetched(path, server.url("/first.pt"))
+    assert [(bar.desc, bar.n, bar.total) for bar in bars] == [("w.pt", len(WEIGHTS), len(WEIGHTS))]
+    assert json.loads((path.parent / "sha256.json").read_text())["w.pt"]["sha256"] == hashlib.sha256(WEIGHTS).hexdigest()
+    assert server.asked == [("/first.pt", None)]
+
+
+def test_a_broken_transfer_is_taken_up_again_as_long_as_it_gets_further(server, path):
+    server.breaks["/first.pt"] = 1_300_000
+    fetched(path, server.url("/first.pt"))
+    assert server.asked == [("/first.pt", None), ("/first.pt", "bytes=1300000-"), ("/first.pt", "bytes=2600000-")]
+
+
+def test_a_stopped_transfer_is_resumed_by_the_next_call(server, path, monkeypatch):
+    server.breaks["/first.pt"] = 1_300_000
+    sent, get = [], requests.get
+
+    def once(*args, **more):
+        if sent:
+            raise requests.ConnectionError("the cable is out")
+        sent.append(args)
+        return get(*args, **more)
+
+    monkeypatch.setattr(requests, "get", once)
+    message = refused(path, server.url("/first.pt"))
+    assert "the connection to 127.0.0.1" in message
+    assert "the same command goes on from there" in message
+    [part] = download.parts(path)
+    assert part.read_bytes() == WEIGHTS[:1_300_000]
+    monkeypatch.setattr(requests, "get", get)
+    server.breaks.clear()
+    server.asked.clear()
+    fetched(path, server.url("/first.pt"))
+    assert server.asked == [("/first.pt", "bytes=1300000-")]
+
+
+def begun(path, source, contents):
+    """A part that an earlier call has left."""
+    path.parent.mkdir()
+    download._part(path, source).write_bytes(contents)
+
+
+def test_a_server_that_ignores_ranges_starts_over(server, path):
+    begun(path, server.url("/first.pt"), b"x" * 1000)
+    server.ignores_range = True
+    fetched(path, server.url("/first.pt"))
+    assert server.asked == [("/first.pt", "bytes=1000-")]
+
+
+def test_a_part_that_was_complete(server, path):
+    begun(path, server.url("/first.pt"), WEIGHTS)
+    fetched(path, server.url("/first.pt"))
+
+
+def test_a_part_longer_than_the_file_is_begun_again(server, path):
+    begun(path, server.url("/first.pt"), WEIGHTS + b"more")
+    fetched(path, server.url("/first.pt"))
+    assert server.asked == [("/first.pt", "bytes=3000004-"), ("/first.pt", None)]
+
+
+def test_a_part_is_not_completed_from_another_source(server, path):
+    begun(path, server.url("/first.pt"), b"x" * 1000)
+    server.answers["/first.pt"] = 403
+    fetched(path, server.url("/first.pt"), server.url("/second.pt"))
+    assert server.asked[-1] == ("/second.pt", None)
+
+
+# ---- sources in order -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_the_next_source_when_one_refuses(server, path, status):
+    server.answers["/first.pt"] = status
+    fetched(path, server.url("/first.pt"), server.url("/second.pt"))
+    assert [asked for asked, _ in server.asked] == ["/first.pt", "/second.pt"]
+
+
+def test_the_next_source_when_one_cannot_be_reached(server, path, closed):
+    fetched(path, closed, server.url("/second.pt"))
+
+
+def test_later_sources_are_left_alone(server, path):
+    fetched(path, server.url("/first.pt"), server.url("/second.pt"))
+    assert [asked for asked, _ in server.asked] == ["/first.pt"]
+
+
+def test_when_all_refuse_each_is_named(server, path):
+    server.answers = {"/first.pt": 403, "/second.pt": 404}
+    message = refused(path, server.url("/first.pt"), server.url("/second.pt"))
+    host = f"127.0.0.1:{server.server_port}"
+    assert f"{host} answers 403; {host} answers 404" in message
+
+
+def test_no_network(path, closed):
+    assert "the connection to 127.0.0.1" in refused(path, closed)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_network_that_swallows_packets_is_waited_for_once(path, monkeypatch):
+    asked = []
+
+    def get(url, **more):
+        assert more["timeout"][0] <= 10
+        asked.append(url)
+        raise requests.ConnectTimeout
+
+    monkeypatch.setattr(requests, "get", get)
+    assert "one.example does not answer" in refused(path, "https://one.example/w", "https://two.example/w")
+    assert asked == ["https://one.example/w"]
+
+
+def test_only_a_browser(path):
+    assert f"{path} is missing and only a browser can fetch it: get original.pt" in refused(path)
+
+
+# ---- wrong files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream"])
+def test_a_web_page_is_not_a_weight_file(server, path, kind):
+    server.kinds["/page"] = kind
+    assert "a web page" in refused(path, server.url("/page"))
+    assert list(path.parent.iterdir()) == []
+    fetched(path, server.url("/page"), server.url("/second.pt"))
+
+
+def test_a_web_page_leaves_what_has_arrived(server, path):
+    begun(path, server.url("/first.pt"), WEIGHTS[:1000])
+    server.kinds["/first.pt"] = "text/html"
+    refused(path, server.url("/first.pt"))
+    assert download._part(path, server.url("/first.pt")).read_bytes() == WEIGHTS[:1000]
+
+
+def test_a_known_sha256_decides(server, path):
+    server.files["/first.pt"] = WEIGHTS[:-1] + b"x"
+    known = {"sha256": hashlib.sha256(WEIGHTS).hexdigest()}
+    assert "is not the published file: its SHA-256 is" in refused(path, server.url("/first.pt"), **known)
+    assert list(path.parent.iterdir()) == []
+    fetched(path, server.url("/first.pt"), server.url("/second.pt"), **known)
+
+
+def test_a_known_size_decides(server, path):
+    server.files["/first.pt"] = WEIGHTS[:-1]
+    message = refused(path, server.url("/first.pt"), size=len(WEIGHTS))
+    assert "is 2,999,999 bytes long, not 3,000,000" in message
+    fetched(path, server.url("/second.pt"), size=len(WEIGHTS))
+
+
+# ---- Google Drive -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drive(monkeypatch):
+    """What Google Drive gives in place of a file: bytes, or an error to raise. -> (a function that sets it, calls)."""
+    calls, given = [], []
+
+    def fake(url, output, quiet, resume, timeout, progress):
+        calls.append(url)
+        if isinstance(given[0], Exception):
+            raise given[0]
+        with open(output, "wb") as file:
+            file.write(given[0])
+        progress(len(given[0]), None)
+
+    monkeypatch.setattr(gdown, "download", fake)
+    return given.append, calls
+
+
+def test_google_drive(path, drive):
+    give, calls = drive
+    give(WEIGHTS)
+    fetched(path, GOOGLE_DRIVE + "abc")
+    assert calls == ["https://drive.google.com/uc?id=abc"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (PAGE, "what drive.google.com gave is a web page"),
+        (gdown.exceptions.FileURLRetrievalError("Too many\nusers"), "drive.google.com: Too many users"),
+        (requests.ConnectionError("long text"), "the connection to drive.google.com failed"),
+    ],
+)
+def test_google_drive_refuses(server, path, drive, given, said):
+    drive[0](given)
+    assert said in refused(path, GOOGLE_DRIVE + "abc")
+    fetched(path, GOOGLE_DRIVE + "abc", server.url("/second.pt"))
+
+
+def test_gdown_is_called_as_it_wants_to_be_and_resumes(server, path, monkeypatch):
+    """The package itself, with this server in place of Google's."""
+    monkeypatch.setattr(download, "GOOGLE_DRIVE", server.url("/"))
+    server.breaks["/first.pt"] = 1_300_000
+    assert "the same command goes on from there" in refused(path, server.url("/first.pt"))
+    server.breaks.clear()
+    server.asked.clear()
+    fetched(path, server.url("/first.pt"))
+    assert ("/first.pt", "bytes=1048576-") in server.asked  # gdown writes in pieces of half a MiB
+
+
+# ---- what was fetched stays what it was --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(server, path):
+    """A file that was fetched."""
+    fetched(path, server.url("/first.pt"))
+    return path
+
+
+def test_a_changed_file_is_reported(kept):
+    kept.write_bytes(WEIGHTS[:-1] + b"x")
+    with pytest.raises(UserError, match=r"w\.pt has changed since it was fetched.*delete it to fetch it again"):
+        download.verify(kept)
+
+
+def test_an_untouched_file_is_not_read_again(kept, monkeypatch):
+    monkeypatch.setattr(download, "_sha256", None)
+    download.verify(kept)
+    download.verify(kept.with_name("of_ones_own.pt"))
+
+
+def test_a_file_with_another_time_is_read_once(kept, monkeypatch):
+    os.utime(kept, (1, 1))
+    download.verify(kept)
+    monkeypatch.setattr(download, "_sha256", None)
+    download.verify(kept)
+
+
+def test_a_broken_record_is_one_line(kept):
+    kept.with_name("sha256.json").write_text("{")
+    with pytest.raises(UserError, match=r"sha256\.json is not valid JSON: delete it"):
+        download.verify(kept)
+
+
+def test_a_file_that_came_by_another_way_is_checked_and_recorded(path):
+    path.parent.mkdir()
+    path.write_bytes(PAGE)
+    with pytest.raises(UserError, match=r"w\.pt is a web page, not weights: delete it"):
+        download.admit(published(), path)
+    path.write_bytes(WEIGHTS)
+    download.admit(published(), path)
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match="has changed"):
+        download.admit(published(), path)
+
+
+def test_a_second_process_does_not_write_into_the_same_file(server, path):
+    path.parent.mkdir()
+    with FileLock(path.with_name(".w.pt.lock")), pytest.raises(UserError, match="being fetched by another process"):
+        download.fetch(published(server.url("/first.pt")), path)
+    assert server.asked == []
+    fetched(path, server.url("/first.pt"))
+
+
+def test_a_folder_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "pretrained").write_text("a file where the folder belongs")
+    with pytest.raises(UserError, match=r"w\.pt cannot be written"):
+        download.fetch(published(server.url("/first.pt")), tmp_path / "pretrained" / "w.pt")
+
+
+# ---- places -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(server, tmp_path, monkeypatch):
+    """The place of celeba.yml in a folder of its own, with its weights on the local server."""
+    monkeypatch.setattr(paths_config, "ROOT", tmp_path)
+    monkeypatch.delenv("ASYRP_MODEL_CELEBA_HQ", raising=False)
+    monkeypatch.setitem(PUBLISHED, "CELEBA_HQ", published(server.url("/first.pt")))
+    return paths_config.PLACES["CelebA_HQ", "CelebA_HQ"]
+
+
+def test_a_missing_file_is_fetched_and_said_to_be(place, tmp_path, server, caplog):
+    caplog.set_level(logging.INFO)
+    path = download.weights_at(place)
+    assert path == tmp_path / "pretrained" / "celeba_hq.ckpt"
+    assert path.read_bytes() == WEIGHTS
+    assert [r.getMessage() for r in caplog.records] == [f"fetching {path} from {server.url('/first.pt')}"]
+    assert download.weights_at(place) == path
+    assert len(server.asked) == 1
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match="has changed"):
+        download.weights_at(place)
+
+
+def test_a_file_that_the_environment_names_is_not_fetched(place, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("ASYRP_MODEL_CELEBA_HQ", "elsewhere.ckpt")
+    assert download.weights_at(place) == tmp_path / "elsewhere.ckpt"
+    assert server.asked == []
+
+
+def test_every_published_file_has_a_place_and_the_size_of_its_network():
+    names = {place.name for place in paths_config.PLACES.values()} | {paths_config.IR_SE50.name}
+    assert set(PUBLISHED) <= names
+    assert names - set(PUBLISHED) == {"AVATAR", "AVATAR64"}
+    for name, place in script.known_places().items():
+        with torch.device("meta"):
+            network = IRSE50() if name == "ir_se50" else build_unet(load_config(name))
+        assert sum(p.numel() for p in network.parameters()) == PUBLISHED[place.name].parameters, name
+
+
+# ---- scripts/download.py ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return script.main
+
+
+def table(capsys):
+    """--list -> {name: its line}"""
+    capsys.readouterr()
+    assert script.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return {line.split()[0]: line for line in lines if not line.startswith(" ")}, lines
+
+
+def test_list(command, server, tmp_path, capsys):
+    rows, lines = table(capsys)
+    models = {"afhq", "bedroom", "celeba", "celeba_p2", "church", "custom", "ffhq", "imagenet", "metface"}
+    assert set(rows) == models | {"ir_se50", "deltas", "name"}
+    assert rows["celeba"].split()[1:4] == ["missing", "~3", "MB"]
+    assert rows["celeba"].endswith(str(tmp_path / "pretrained" / "celeba_hq.ckpt"))
+    assert f"            {server.url('/first.pt')}" in lines
+    begun(tmp_path / "pretrained" / "celeba_hq.ckpt", server.url("/first.pt"), WEIGHTS[:1_200_000])
+    assert "incomplete (1.2 MB)" in table(capsys)[0]["celeba"]
+    assert command(["celeba"]) == 0
+    assert table(capsys)[0]["celeba"].split()[1:4] == ["present", "3", "MB"]
+
+
+def test_what_is_there_is_checked_and_not_fetched_again(command, server, tmp_path, capsys):
+    assert command(["celeba", "custom"]) == 0  # the same file
+    assert len(server.asked) == 1
+    assert "is there already" in capsys.readouterr().out
+    (tmp_path / "pretrained" / "celeba_hq.ckpt").write_bytes(b"x")
+    assert command(["celeba"]) == 1
+    assert "has changed since it was fetched" in capsys.readouterr().err
+
+
+def test_one_failure_does_not_keep_the_others_back(command, tmp_path, capsys):
+    assert command(["ffhq", "celeba"]) == 1
+    assert "only a browser can fetch it: get ffhq_10m.pt" in capsys.readouterr().err
+    assert (tmp_path / "pretrained" / "celeba_hq.ckpt").exists()
+
+
+@pytest.mark.parametrize(("arguments", "said"), [(["celebaa"], "the names are afhq, "), ([], "or give --list")])
+def test_names_that_are_none(command, server, arguments, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command(arguments)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def listing(server, monkeypatch):
+    """A folder of directions in the form of GitHub's contents API."""
+    names = ["smiling_LC_CelebA_HQ_t999_ninv40_ngen40_0.pth", "dog_happy_LC_dog_t999_ninv40_ngen40_0.pth", "README.md"]
+    for name in names:
+        server.files[f"/raw/{name}"] = name.encode()
+    entries = [
+        {"name": name, "path": f"checkpoint/{name}", "size": len(name), "download_url": server.url(f"/raw/{name}")}
+        for name in names
+    ]
+    server.files["/contents/checkpoint"] = entries
+    monkeypatch.setattr(download, "DIRECTIONS_LISTING", server.url("/contents/checkpoint"))
+    return entries
+
+
+def test_the_directions_that_are_listed_are_fetched(command, listing, server, tmp_path, capsys):
+    assert command(["deltas"]) == 0
+    names = {p.name for p in (tmp_path / "checkpoint").iterdir()}
+    assert names == {entry["name"] for entry in listing[:2]} | {"sha256.json"}
+    server.asked.clear()
+    assert command(["deltas"]) == 0
+    assert server.asked == [("/contents/checkpoint", None)]
+    assert "2 present" in table(capsys)[0]["deltas"]
+
+
+def test_a_direction_that_is_not_there_is_named_and_the_others_come(command, listing, server, tmp_path, capsys):
+    server.answers[f"/raw/{listing[0]['name']}"] = 404
+    assert command(["deltas"]) == 1
+    assert f"answers 404): get checkpoint/{listing[0]['name']} by way of" in capsys.readouterr().err
+    assert (tmp_path / "checkpoint" / listing[1]["name"]).exists()
+
+
+@pytest.mark.parametrize("answer", ["403", "another form", b"no JSON", "the connection"])
+def test_without_a_listing_there_is_an_instruction(command, listing, server, answer, closed, monkeypatch, capsys):
+    server.files["/contents/checkpoint"] = answer if isinstance(answer, bytes) else [{"message": "moved"}]
+    if answer == "403":
+        server.answers["/contents/checkpoint"] = 403
+    elif answer == "the connection":
+        monkeypatch.setattr(download, "DIRECTIONS_LISTING", closed)
+    assert command(["deltas"]) == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "the list of published directions cannot be had" in line
+    assert ("another form" if isinstance(answer, bytes) else answer) in line
+    assert "get the files of the folder checkpoint by way of https://github.com/" in line

@@ -1,0 +1,283 @@
+"""Fetching published weights: from the first source that gives them, resumable, checked, and whole or not at all.
+
+A transfer goes into `<file>.<source>.part` beside the file and is renamed when it is complete. The SHA-256 of what was fetched
+is kept in sha256.json in the same folder, and checked from then on.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import gdown
+import requests
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from asyrp.checkpoints import replacing
+from asyrp.errors import UserError
+from configs.paths_config import is_moved, weight_file
+from utils.weights import DIRECTIONS_LISTING, DIRECTIONS_PAGE, GOOGLE_DRIVE, PUBLISHED, Published
+
+log = logging.getLogger(__name__)
+
+RECORD = "sha256.json"
+CHUNK = 2**20  # bytes
+TIMEOUTS = (5, 60)  # seconds to connect, and between two packets
+
+
+class Failed(Exception):
+    """A source that did not give the file; the message says why."""
+
+
+def weights_at(place):
+    """A place of configs/paths_config.py -> path of its weight file, which is fetched when it is missing and published.
+
+    A file that the environment names instead is left to the user. Raises UserError: what to do when no source gives the file,
+    and when the file is not the one that was fetched.
+    """
+    path = weight_file(place)
+    if path.is_file():
+        verify(path)
+    elif place.name in PUBLISHED and not is_moved(place):
+        fetch(PUBLISHED[place.name], path)
+    return path
+
+
+def fetch(published, path):
+    """A file that others publish -> `path`. Raises UserError that says how to get it with a browser when no source gives it."""
+    failures = []
+    try:
+        with _only_process(path):
+            if _fetched(published, path, failures):
+                return
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): mend that, then start again") from error
+    if published.sources:
+        why = f"{path} could not be fetched ({'; '.join(dict.fromkeys(failures))})"
+    else:
+        why = f"{path} is missing and only a browser can fetch it"
+    how = f"get {published.file} by way of {published.page} and save it as {path}"
+    kept = "; what has arrived is kept, and the same command goes on from there" if parts(path) else ""
+    raise UserError(f"{why}: {how}{kept}")
+
+
+def _fetched(published, path, failures):
+    """Whether a source gave the file; what went wrong with those before it is added to `failures`."""
+    for source in published.sources:
+        part = _part(path, source)
+        log.info("fetching %s from %s", path, source)
+        try:
+            _transfer(source, part)
+            sha256 = _sha256(part)
+            if fault := _fault(part, published, sha256):
+                part.unlink()
+                raise Failed(f"what {_host(source)} gave is {fault}")
+        except requests.ConnectTimeout:
+            # Packets vanish: the next server would only be waited for as long.
+            failures.append(f"{_host(source)} does not answer")
+            return False
+        except Failed as failure:
+            failures.append(str(failure))
+        else:
+            os.replace(part, path)
+            _record(path, sha256)
+            for leftover in parts(path):
+                leftover.unlink()
+            return True
+    return False
+
+
+def admit(published, path):
+    """Check a file that is there already; one that came by another way is recorded. Raises UserError when it is a wrong one."""
+    verify(path)
+    if path.name not in recorded(path.parent):
+        sha256 = _sha256(path)
+        if fault := _fault(path, published, sha256):
+            raise UserError(f"{path} is {fault}: delete it and fetch it again")
+        _record(path, sha256)
+
+
+def published_directions():
+    """The direction checkpoints of the 2023 release -> {file name: Published}, as the repository lists them now.
+
+    Raises UserError when the list cannot be had.
+    """
+    try:
+        response = requests.get(DIRECTIONS_LISTING, timeout=TIMEOUTS)
+        response.raise_for_status()
+        files = [entry for entry in response.json() if entry["name"].endswith(".pth")]
+        return {
+            Path(entry["name"]).name: Published(DIRECTIONS_PAGE, entry["path"], (entry["download_url"],), size=entry["size"])
+            for entry in files
+        }
+    except (requests.RequestException, KeyError, TypeError) as error:
+        raise UserError(
+            f"the list of published directions cannot be had ({_reason(DIRECTIONS_LISTING, error)}): get the files of the "
+            f"folder checkpoint by way of {DIRECTIONS_PAGE} and save them in checkpoint/"
+        ) from error
+
+
+def parts(path):
+    """What stopped transfers have left of a file."""
+    return sorted(path.parent.glob(f"{path.name}.*.part"))
+
+
+def _part(path, source):
+    # One for each source: half of one server's file must not be completed with half of another's.
+    return path.with_name(f"{path.name}.{hashlib.sha256(source.encode()).hexdigest()[:12]}.part")
+
+
+@contextmanager
+def _only_process(path):
+    """Keep a second process from writing into the same part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    lock.unlink()
+    except Timeout as error:
+        raise UserError(f"{path} is being fetched by another process: start again when that is done") from error
+
+
+# ---- one source -------------------------------------------------------------------------------------------------------------
+
+
+def _transfer(source, part):
+    """One source -> `part`, from where an earlier call stopped. Raises Failed or ConnectTimeout; what has arrived stays."""
+    receive = _receive_from_drive if source.startswith(GOOGLE_DRIVE) else _receive
+    while True:
+        before = _size(part)
+        try:
+            return receive(source, part)
+        except requests.ConnectTimeout:
+            raise
+        except (requests.RequestException, gdown.DownloadError) as error:
+            # A connection that broke is taken up again as long as that brings the file further.
+            if _size(part) <= before:
+                raise Failed(_reason(source, error)) from error
+
+
+def _receive(url, part):
+    start = _size(part)
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUTS) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            if response.headers.get("Content-Range") == f"bytes */{start}":
+                return  # it was complete
+            part.unlink()
+            return _receive(url, part)
+        response.raise_for_status()
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise Failed(f"{_host(url)} gave a web page in place of the file")
+        if response.status_code != requests.codes.partial_content:
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        with part.open("ab" if start else "wb") as file, _bar(part) as show:
+            for chunk in response.iter_content(CHUNK):
+                file.write(chunk)
+                show(file.tell(), total)
+    if total is not None and _size(part) != total:
+        raise requests.ConnectionError(f"{_size(part)} of {total} bytes have arrived")
+
+
+def _receive_from_drive(url, part):
+    with _bar(part) as show:
+        gdown.download(url, output=str(part), quiet=True, resume=True, timeout=TIMEOUTS, progress=show)
+
+
+@contextmanager
+def _bar(part):
+    """-> a function (bytes so far, bytes in all or None) that moves a progress bar."""
+    with tqdm(desc=part.name.rsplit(".", 2)[0], unit="B", unit_scale=True, delay=0.5) as bar:
+
+        def show(done, total):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _size(path):
+    return path.stat().st_size if path.exists() else 0
+
+
+def _host(source):
+    return urlsplit(source).netloc
+
+
+def _reason(source, error):
+    """One clause on what went wrong with a source."""
+    host = _host(source)
+    if isinstance(error, requests.HTTPError):
+        return f"{host} answers {error.response.status_code}"
+    if isinstance(error, requests.ConnectionError | requests.Timeout | requests.exceptions.ChunkedEncodingError):
+        return f"the connection to {host} failed"
+    if isinstance(error, KeyError | TypeError | ValueError):
+        return f"{host} answers in another form than expected"
+    return f"{host}: {' '.join(str(error).split())}"
+
+
+# ---- is it the file? --------------------------------------------------------------------------------------------------------
+
+
+def _fault(path, published, sha256):
+    """What shows that a complete file is not the one that was wanted, or None."""
+    with path.open("rb") as file:
+        if file.read(256).lstrip().startswith(b"<"):
+            return "a web page, not weights"
+    if published.size not in (None, _size(path)):
+        return f"{_size(path):,} bytes long, not {published.size:,}"
+    if published.sha256 not in (None, sha256):
+        return f"not the published file: its SHA-256 is {sha256}"
+    return None
+
+
+def verify(path):
+    """Raise UserError when a file is not the one whose SHA-256 was recorded; one without a record passes.
+
+    A file whose size and time of change are the recorded ones is not read again.
+    """
+    known = recorded(path.parent).get(path.name)
+    if known is None or known == _entry(path, known["sha256"]):
+        return
+    if _sha256(path) != known["sha256"]:
+        raise UserError(
+            f"{path} has changed since it was fetched (its SHA-256 is no longer {known['sha256'][:12]}...): delete it to fetch "
+            f"it again, or delete its entry in {path.with_name(RECORD)} to keep it"
+        )
+    with suppress(OSError):  # in a folder that is read-only, it is read again the next time
+        _record(path, known["sha256"])
+
+
+def recorded(folder):
+    """What was fetched into a folder -> {file name: {"sha256", "size", "mtime_ns"}}."""
+    path = folder / RECORD
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: delete it") from error
+
+
+def _record(path, sha256):
+    entries = recorded(path.parent) | {path.name: _entry(path, sha256)}
+    with replacing(path.with_name(RECORD)) as beside:
+        beside.write_text(json.dumps(entries, indent=2))
+
+
+def _entry(path, sha256):
+    stat = path.stat()
+    return {"sha256": sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _sha256(path):
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,84 @@
+"""Weights that others publish: what there is, and where it can be had."""
+
+from typing import NamedTuple
+
+GOOGLE_DRIVE = "https://drive.google.com/uc?id="  # sources that begin so are fetched with gdown
+
+
+class Published(NamedTuple):
+    """A weight file that others publish.
+
+    page, file: where a browser finds it, and its name there. sources: URLs, tried in this order; none where only a browser will
+    do. parameters: of the network; a file holds four bytes for each and little else. size: bytes, sha256: hexadecimal,
+    licence: each only where it is known.
+    """
+
+    page: str
+    file: str
+    sources: tuple[str, ...] = ()
+    parameters: int | None = None
+    size: int | None = None
+    sha256: str | None = None
+    licence: str | None = None
+
+
+def _hub(repository, file):
+    return f"https://huggingface.co/{repository}/resolve/main/{file}"
+
+
+def _diffusers(repository):
+    """The DDPM++ of Ho et al. as the diffusers library names its tensors; models/convert.py reads it."""
+    return tuple(_hub(repository, f"diffusion_pytorch_model.{suffix}") for suffix in ("safetensors", "bin"))
+
+
+_DDPM, _ADM = 113_673_219, 93_563_910
+
+# Name of a place in configs/paths_config.py -> what belongs there.
+PUBLISHED = {
+    "CELEBA_HQ": Published(
+        page="https://huggingface.co/gwang-kim/DiffusionCLIP-CelebA_HQ",
+        file="celeba_hq.ckpt",
+        sources=(
+            _hub("gwang-kim/DiffusionCLIP-CelebA_HQ", "celeba_hq.ckpt"),
+            GOOGLE_DRIVE + "1wSoA5fm_d6JBZk4RZ1SzWLMgev4WqH21",
+            *_diffusers("google/ddpm-ema-celebahq-256"),
+        ),
+        parameters=_DDPM,
+    ),
+    "BEDROOM": Published(
+        page="https://huggingface.co/google/ddpm-ema-bedroom-256",
+        file="diffusion_pytorch_model.bin",
+        sources=_diffusers("google/ddpm-ema-bedroom-256"),
+        parameters=_DDPM,
+        licence="Apache-2.0",
+    ),
+    "CHURCH": Published(
+        page="https://huggingface.co/google/ddpm-ema-church-256",
+        file="diffusion_pytorch_model.bin",
+        sources=_diffusers("google/ddpm-ema-church-256"),
+        parameters=_DDPM,
+        licence="Apache-2.0",
+    ),
+    "CELEBA_HQ_P2": Published(
+        page="https://github.com/jychoi118/P2-weighting",
+        file="celebahq_p2.pt",
+        sources=(GOOGLE_DRIVE + "1rJO1QSm1Rqp6JmHHNKcPni6maqbgKj0R",),
+        parameters=_ADM,
+    ),
+    "FFHQ": Published(page="https://github.com/jychoi118/P2-weighting", file="ffhq_10m.pt", parameters=_ADM),
+    "AFHQ_DOG": Published(page="https://github.com/jychoi118/ilvr_adm", file="afhq_dog_4m.pt", parameters=_ADM),
+    "METFACE": Published(page="https://github.com/jychoi118/P2-weighting", file="metface_p2.pt", parameters=_ADM),
+    "IMAGENET": Published(
+        page="https://github.com/openai/guided-diffusion",
+        file="256x256_diffusion_uncond.pt",
+        sources=("https://openaipublic.blob.core.windows.net/diffusion/jul-2021/256x256_diffusion_uncond.pt",),
+        parameters=552_814_086,
+    ),
+    "IR_SE50": Published(
+        page="https://github.com/TreB1eN/InsightFace_Pytorch", file="model_ir_se50.pth", parameters=43_797_696
+    ),
+}
+
+# The directions of the 2023 release. What lies in the folder is asked for when it is fetched.
+DIRECTIONS_PAGE = "https://github.com/kwonminki/Asyrp_official"
+DIRECTIONS_LISTING = "https://api.github.com/repos/kwonminki/Asyrp_official/contents/checkpoint"
