@@ -75,23 +75,28 @@ def ddim_step(x_t, eps, t, t_next, schedule, eps_edit=None, eta=0.0, noise=None,
     return x_next, P_t
 
 
-def ddpm_step(x_t, eps, t, t_next, schedule, eps_edit=None, noise=None, variance=None):
+def ddpm_step(x_t, eps, t, t_next, schedule, eps_edit=None, noise=None, log_variance=None):
     """One ancestral step t -> t_next: the posterior mean of DDPM eq. 7, written as eq. 12 of DDIM with eta = 1, so that
     the asymmetric edit and a stride above 1 carry over.
 
-    `variance`: the network's last three channels (B, 3, H, W) in [-1, 1] where the variance is learned (Nichol & Dhariwal
-    2021 eq. 15), else None for the small fixed one. -> (x_next, P_t).
+    `log_variance` of the noise: a tensor (B, 3, H, W) where it is learned, see `learned_log_variance`; None for the small
+    fixed one. -> (x_next, P_t).
     """
     mean, P_t = ddim_step(x_t, eps, t, t_next, schedule, eps_edit, eta=1.0, noise=0.0)
     if t_next == END:
         return mean, P_t
-    beta = 1 - schedule.alpha_bar(t) / schedule.alpha_bar(t_next)
-    sigma = ddim_sigma(t, t_next, schedule, eta=1.0)
-    if variance is None:
-        return mean + sigma * noise, P_t
-    fraction = (variance + 1) / 2
-    log_variance = fraction * math.log(beta) + (1 - fraction) * 2 * math.log(sigma)
+    if log_variance is None:
+        return mean + ddim_sigma(t, t_next, schedule, eta=1.0) * noise, P_t
     return mean + torch.exp(0.5 * log_variance) * noise, P_t
+
+
+def learned_log_variance(channels, t, t_next, schedule):
+    """The network's last three channels (B, 3, H, W), in [-1, 1], between the smallest and the largest log variance of the
+    step t -> t_next (Nichol & Dhariwal 2021 eq. 15)."""
+    smallest = 2 * math.log(ddim_sigma(t, t_next, schedule, eta=1.0))
+    largest = math.log(1 - schedule.alpha_bar(t) / schedule.alpha_bar(t_next))
+    fraction = (channels + 1) / 2
+    return fraction * largest + (1 - fraction) * smallest
 
 
 def split_prediction(output):
@@ -181,7 +186,9 @@ def generate(
         boosted = t < t_boost
         z = noise(i, x_t.shape).to(x_t) if boosted or sample_type == "ddpm" else None
         if sample_type == "ddpm":
-            x_next, P_t = ddpm_step(x_t, frozen.eps, t, t_next, schedule, eps_edit, z, frozen.variance)
+            learned = frozen.variance is not None and t_next != END
+            log_variance = learned_log_variance(frozen.variance, t, t_next, schedule) if learned else None
+            x_next, P_t = ddpm_step(x_t, frozen.eps, t, t_next, schedule, eps_edit, z, log_variance)
         else:
             scale = dt_lambda if t >= 999 else 1.0
             x_next, P_t = ddim_step(x_t, frozen.eps, t, t_next, schedule, eps_edit, float(boosted), z, scale)

@@ -14,6 +14,7 @@ from asyrp.process import (
     generate,
     image_noise,
     invert,
+    learned_log_variance,
     predict_x0,
     time_batch,
     timesteps,
@@ -113,13 +114,9 @@ def test_golden_ddpm_step(name):
     x_t, z = golden["inversion/x"][-1], golden["ddpm_step/noise"]
     with torch.no_grad():
         frozen = frozen_branch(golden_unet(name)[0], x_t, t)
-    if name == "ddpm":
-        x_next, _ = ddpm_step(x_t, frozen.eps, t, t - 1, SCHEDULE, noise=z)
-    else:
-        # The 2023 release took the variance channels for the log variance itself (a standard deviation near 1 at every t).
-        # They are a fraction between two bounds (Nichol & Dhariwal 2021 eq. 15), as here; the means can be compared.
-        mean, _ = ddpm_step(x_t, frozen.eps, t, t - 1, SCHEDULE, noise=torch.zeros_like(z), variance=frozen.variance)
-        x_next = mean + torch.exp(0.5 * frozen.variance) * z
+    # The 2023 release took the variance channels for the log variance itself, a standard deviation near 1 at every t; the step
+    # is compared with that, and `generate` reads them as they were learned.
+    x_next, _ = ddpm_step(x_t, frozen.eps, t, t - 1, SCHEDULE, noise=z, log_variance=frozen.variance)
     assert relative_l2(x_next, golden["ddpm_step/x"]) < TOLERANCE
 
 
@@ -168,14 +165,15 @@ def test_ddpm_step_is_the_textbook_posterior(tensors, t, t_next):
     found, P_t = ddpm_step(x_t, eps, t, t_next, SCHEDULE, noise=z)
     assert torch.allclose(found, mean + math.sqrt(beta_tilde) * z, rtol=0, atol=1e-10)
     assert torch.equal(P_t, predict_x0(x_t, eps, t, SCHEDULE))
-    for variance, bound in ((-1.0, beta_tilde), (1.0, 1 - alpha), (0.0, math.sqrt(beta_tilde * (1 - alpha)))):
-        found, _ = ddpm_step(x_t, eps, t, t_next, SCHEDULE, noise=z, variance=torch.full_like(x_t, variance))
+    for channels, bound in ((-1.0, beta_tilde), (1.0, 1 - alpha), (0.0, math.sqrt(beta_tilde * (1 - alpha)))):
+        log_variance = learned_log_variance(torch.full_like(x_t, channels), t, t_next, SCHEDULE)
+        found, _ = ddpm_step(x_t, eps, t, t_next, SCHEDULE, noise=z, log_variance=log_variance)
         assert torch.allclose(found, mean + math.sqrt(bound) * z, rtol=0, atol=1e-10)
 
 
 def test_steps_end_at_P_t(tensors):
     x_t, eps, eps_edit, z = tensors
-    for step, kwargs in ((ddim_step, {"eta": 1.0}), (ddpm_step, {}), (ddpm_step, {"variance": torch.zeros_like(x_t)})):
+    for step, kwargs in ((ddim_step, {"eta": 1.0}), (ddpm_step, {}), (ddpm_step, {"log_variance": torch.zeros_like(x_t)})):
         x_0, P_t = step(x_t, eps, 20, END, SCHEDULE, eps_edit=eps_edit, noise=z, **kwargs)
         assert torch.allclose(x_0, P_t, rtol=0, atol=1e-12)
         assert torch.equal(P_t, predict_x0(x_t, eps_edit, 20, SCHEDULE))
@@ -313,7 +311,8 @@ def test_ancestral_sampling_with_a_learned_variance():
     states, _ = trajectory("iddpm", x_T, 4, sample_type="ddpm", noise=noise)
     with torch.no_grad():
         frozen = frozen_branch(golden_unet("iddpm")[0], x_T, 999)
-        first, _ = ddpm_step(x_T, frozen.eps, 999, 666, SCHEDULE, noise=noise(0, x_T.shape), variance=frozen.variance)
+        log_variance = learned_log_variance(frozen.variance, 999, 666, SCHEDULE)
+        first, _ = ddpm_step(x_T, frozen.eps, 999, 666, SCHEDULE, noise=noise(0, x_T.shape), log_variance=log_variance)
     assert relative_l2(states[0], first) < 1e-6
     assert states.isfinite().all()
 
