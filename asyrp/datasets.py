@@ -1,7 +1,17 @@
-"""Images on disk -> tensors in [-1, 1]."""
+"""Images on disk -> tensors in [-1, 1]: files in a folder, or values of an LMDB.
 
+What the rest of the program relies on: `len(dataset)`, `dataset[i]`, `dataset.name(i)`, `dataset.folder`.
+"""
+
+import io
+import os
+import struct
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
+import lmdb
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
@@ -9,53 +19,204 @@ from torchvision.transforms import v2
 
 from asyrp.errors import UserError
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+# What Pillow raises for damaged files; the last two come from EXIF data.
+DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, TypeError, struct.error)
 
 
 class UnreadableImage(Exception):
-    """An image file that cannot be decoded; the message names it."""
+    """An image that cannot be used; the message names it."""
+
+
+def upright_rgb(image):
+    """PIL image of any mode -> RGB, turned upright as its EXIF data says."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        # 16-bit grey, which Pillow would clip at 255.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def to_unit_range(image, size):
-    """PIL image of any mode and shape -> float tensor (3, size, size) in [-1, 1].
+    """RGB image of any shape -> float tensor (3, size, size) in [-1, 1].
 
-    Turned upright as its EXIF data says, converted to RGB, shorter side resized (bilinear, antialiased), centre-cropped.
+    Shorter side resized (bilinear, antialiased), centre-cropped.
     """
-    image = v2.functional.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+    image = v2.functional.pil_to_tensor(image)
     if min(image.shape[1:]) != size:
         image = v2.functional.resize(image, [size], antialias=True)
     image = v2.functional.center_crop(image, [size])
     return image.float().div(127.5).sub(1)
 
 
-class ImageFolder(Dataset):
-    """The images of one folder, sorted by name.
+class Images(Dataset):
+    """What both kinds have in common: dataset[i] -> (3, image_size, image_size) in [-1, 1].
 
-    dataset[i] -> (3, image_size, image_size) in [-1, 1]; raises UnreadableImage, which names the file.
-    Raises UserError when the folder is missing or holds no image.
+    Raises UnreadableImage, which names the image. align: function of an RGB image -> the face in it, or None without one.
     """
 
-    def __init__(self, folder, image_size):
-        self.folder, self.image_size = Path(folder), image_size
-        if not self.folder.is_dir():
-            raise UserError(f"{folder}: no such folder of images; check the path")
-        self.files = sorted(p for p in self.folder.iterdir() if p.suffix.lower() in EXTENSIONS)
-        if not self.files:
-            raise UserError(f"{folder}: holds no image ({', '.join(sorted(EXTENSIONS))}); put images directly into it")
-
-    def __len__(self):
-        return len(self.files)
+    def __init__(self, folder, image_size, align=None):
+        self.folder, self.image_size, self.align = Path(folder), image_size, align
 
     def name(self, i):
         """What image i is called in messages and reports."""
-        return self.files[i].name
+        raise NotImplementedError
+
+    def encoded(self, i):
+        """Path or stream of image i, as Pillow opens it."""
+        raise NotImplementedError
 
     def __getitem__(self, i):
+        path = self.folder / self.name(i)
         try:
-            with Image.open(self.files[i]) as image:
-                return to_unit_range(image, self.image_size)
-        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UnreadableImage(f"{self.files[i]} cannot be read as an image ({error})") from error
+            with Image.open(self.encoded(i)) as image:
+                image = upright_rgb(image)
+        except DAMAGED as error:
+            reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+            raise UnreadableImage(f"{path} cannot be read as an image ({reason})") from error
+        if self.align:
+            image = self.align(image)
+            if image is None:
+                raise UnreadableImage(f"{path} cannot be aligned: no face was found in it")
+        return to_unit_range(image, self.image_size)
+
+
+# ---- files --------------------------------------------------------------------------------------------------------------
+
+
+def image_names(folder):
+    """Names of the images directly in a folder, sorted; [] for a folder that is not there."""
+    folder = Path(folder)
+    return sorted(name for name in os.listdir(folder) if name.lower().endswith(EXTENSIONS)) if folder.is_dir() else []
+
+
+class ImageFolder(Images):
+    """The images of one folder, sorted by name; or those of its images that `names` lists (relative to it).
+
+    Raises UserError when the folder is missing or holds no image.
+    """
+
+    def __init__(self, folder, image_size, names=None, align=None):
+        super().__init__(folder, image_size, align)
+        if not self.folder.is_dir():
+            raise UserError(f"{folder}: no such folder of images; check the path")
+        self.names = image_names(folder) if names is None else names
+        if not self.names:
+            raise UserError(f"{folder}: holds no image ({', '.join(EXTENSIONS)}); put images directly into it")
+
+    def __len__(self):
+        return len(self.names)
+
+    def name(self, i):
+        return self.names[i]
+
+    def encoded(self, i):
+        return self.folder / self.names[i]
+
+
+# ---- LMDB ---------------------------------------------------------------------------------------------------------------
+
+
+def is_lmdb(folder):
+    return (Path(folder) / "data.mdb").is_file()
+
+
+@cache
+def environment(folder):
+    """Resolved LMDB folder -> its handle, read-only and without a lock file.
+
+    LMDB allows one handle in a process. Datasets keep none, so that each worker opens its own when it first reads.
+    """
+    try:
+        handle = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
+    except lmdb.Error as error:
+        raise UserError(f"{folder} cannot be opened as an LMDB ({error}); make or fetch it again") from error
+    # Reading behind the end of its file would kill the process.
+    if (folder / "data.mdb").stat().st_size < (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]:
+        raise UserError(f"{folder}: the end of this LMDB is missing; copy or fetch it again")
+    return handle
+
+
+class LmdbImages(Images):
+    """The images of an LMDB: its values are encoded images, and its keys have one of two forms.
+
+    With a key `length` (ASCII digits), the keys are <resolution>-<number of five digits>, as in StyleGAN2 and DiffusionCLIP;
+    those of `image_size` are read. Without it, every value is an image, in the order of the keys, as in LSUN.
+    Raises UserError when the LMDB cannot be opened, is empty, or holds other resolutions only.
+    """
+
+    def __init__(self, folder, image_size, align=None):
+        super().__init__(folder, image_size, align)
+        with self.read() as txn:
+            length = txn.get(b"length")
+            if length is None:
+                # The keys are found when they are needed: LSUN has millions.
+                self.keys, self.length = [], environment(self.folder.resolve()).stat()["entries"]
+            else:
+                self.keys = self.numbered(length, txn)
+                self.length = len(self.keys)
+        if not self.length:
+            raise UserError(f"{folder}: this LMDB holds no image")
+
+    def read(self):
+        """A read transaction."""
+        return environment(self.folder.resolve()).begin()
+
+    def numbered(self, length, txn):
+        """The value of the key `length` -> the keys of the images."""
+        if not length.isdigit():
+            raise UserError(f"{self.folder}: the value of the key `length` is {length!r}, no number; make the LMDB again")
+        there = resolutions(txn)
+        if there and str(self.image_size) not in there:
+            raise UserError(
+                f"{self.folder} holds images at {', '.join(there)} px only, and {self.image_size} are needed: make the LMDB at "
+                "that resolution, or put a folder of images in its place"
+            )
+        return [f"{self.image_size}-{i:05d}".encode() for i in range(int(length) if there else 0)]
+
+    def __len__(self):
+        return self.length
+
+    def key(self, i):
+        if i >= len(self.keys):
+            with self.read() as txn:
+                cursor = txn.cursor()
+                # The walk goes on behind the last key that is known.
+                known = bool(self.keys) and cursor.set_key(self.keys[-1])
+                self.keys += islice(cursor.iternext(values=False), known, known + i + 1 - len(self.keys))
+        return self.keys[i]
+
+    def name(self, i):
+        return self.key(i).decode(errors="replace")
+
+    def encoded(self, i):
+        with self.read() as txn:
+            value = txn.get(self.key(i))
+        if value is None:
+            raise OSError("the LMDB has no such key")
+        return io.BytesIO(value)
+
+
+def resolutions(txn):
+    """The numbers that keys of the form <resolution>-<number> begin with, as text; found without walking all keys."""
+    found, cursor = [], txn.cursor()
+    there = cursor.first()
+    while there:
+        resolution, dash, _ = cursor.key().partition(b"-")
+        if dash and resolution.isdigit():
+            found.append(resolution.decode())
+            there = cursor.set_range(resolution + b".")  # the character after the dash: behind all keys of this resolution
+        else:
+            there = cursor.next()
+    return sorted(found, key=int)
+
+
+# -------------------------------------------------------------------------------------------------------------------------
+
+
+def open_folder(folder, image_size, align=None):
+    """A folder of images, or an LMDB folder -> dataset. Raises UserError when it is neither."""
+    return (LmdbImages if is_lmdb(folder) else ImageFolder)(folder, image_size, align=align)
 
 
 def load_batch(dataset, indices):

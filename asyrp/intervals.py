@@ -102,7 +102,10 @@ def measure(unet, batches, schedule, timesteps, distance, device):
     The last timestep of `timesteps` is measured as well, at the cost of one more U-Net call.
     """
     x_t_rows, x0_t_rows = [], []
-    for _, x_0, messages in batches:
+    measured = left_out = 0
+    for good, x_0, messages in batches:
+        measured += len(good)
+        left_out += len(messages)
         for message in messages:
             log.warning("left out: %s", message)
         if x_0 is None:
@@ -122,5 +125,7 @@ def measure(unet, batches, schedule, timesteps, distance, device):
         x0_t_rows.append(x0_t)
     if not x_t_rows:
         raise UserError("none of the images could be read; LPIPS curves need at least one")
+    if left_out:
+        log.warning("%d of %d images could not be read and are left out", left_out, measured + left_out)
     x_t, x0_t = np.concatenate(x_t_rows), np.concatenate(x0_t_rows)
     return Curve(np.array(timesteps), x_t.mean(0), x_t.std(0), x0_t.mean(0), x0_t.std(0))

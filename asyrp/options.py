@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 
 from asyrp.errors import UserError
 
@@ -115,8 +116,10 @@ def build_parser():
     value(group, "dt_lambda", float, 1.0, "factor of eps in the direction term of the first step (t >= 999)")
 
     group = parser.add_argument_group("data")
-    value(group, "custom_train_dataset_dir", str, None, "folder of training images, instead of the config's")
-    value(group, "custom_test_dataset_dir", str, None, "folder of test images, instead of the config's")
+    value(group, "custom_train_dataset_dir", str, None, "folder (or LMDB) of training images, instead of the config's")
+    value(group, "custom_test_dataset_dir", str, None, "folder (or LMDB) of test images, instead of the config's")
+    value(group, "target_class_num", str, None, "class of ImageNet: its number, 0 to 999, or WordNet id; else all, in order")
+    number(group, "align_face", 0, "cut out faces as FFHQ did, in images of your own (needs the library face_alignment)")
     value(group, "n_train_img", int, 50, "training images; also the images that --lpips measures")
     value(group, "n_test_img", int, 10, "test images")
     value(group, "n_precomp_img", int, 100, "images of each set that --just_precompute inverts")
@@ -257,6 +260,8 @@ def check(args):
             raise UserError(f"--{name} {getattr(args, name)}: must be 0 or more")
     if args.target_image_id is not None and not args.target_image_id.replace(" ", "").isdigit():
         raise UserError(f'--target_image_id "{args.target_image_id}": must be image numbers, as in "3 7"')
+    if args.target_class_num and not re.fullmatch(r"\d{1,3}|n\d{8}", args.target_class_num):
+        raise UserError(f"--target_class_num {args.target_class_num}: must be 0 to 999, or a WordNet id as n02099601")
     if (args.src_txts is None) != (args.trg_txts is None) or len(args.src_txts or []) != len(args.trg_txts or []):
         raise UserError("--src_txts and --trg_txts go together, one target for each source")
     if args.edit_attr and args.src_txts:

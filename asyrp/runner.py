@@ -273,6 +273,7 @@ class Asyrp(Workbench):
         strengths = [args.hs_coeff_delta_h, args.hs_coeff_origin_h, self.t_edit, args.ignore_timesteps]
         weights = checkpoints.fingerprint(self.weights)
         chosen = [args.custom_train_dataset_dir, args.start_image_id, args.target_image_id, args.load_random_noise, args.seed]
+        chosen += [args.target_class_num, args.align_face]
         key = digest(*learned, weights, process_settings, strengths, chosen)
         path = MEAN_DIRECTIONS / f"{self.experiment.name}_{i}_mean{n}_{key}.pth"
         if not path.exists():

@@ -8,13 +8,14 @@ import torch
 
 from asyrp import checkpoints, intervals, process
 from asyrp.config import ROOT
-from asyrp.datasets import ImageFolder
 from asyrp.errors import UserError
 from asyrp.experiment import Experiment
 from asyrp.hspace import BlockDirection
 from asyrp.latents import Latents, SampledLatents
-from configs.paths_config import dataset_folder, weight_place
+from asyrp.layouts import check_flags, open_split
+from configs.paths_config import weight_place
 from losses.clip_loss import ClipLoss
+from utils.align import FaceAligner
 from utils.download import weights_at
 from utils.text_dic import PROMPTS, prompts_for
 
@@ -30,6 +31,8 @@ class Workbench:
 
     def __init__(self, args, config):
         self.args, self.config = args, config
+        check_flags(config, args)
+        self.aligner = FaceAligner(PRECOMPUTED / "aligned", config.data.image_size) if args.align_face else None
         self.experiment = Experiment(args, config)
         d = config.diffusion
         self.schedule = process.Schedule.linear(d.beta_start, d.beta_end, d.num_diffusion_timesteps)
@@ -70,8 +73,7 @@ class Workbench:
 
     def dataset(self, split):
         """The images of "train" or "test"."""
-        given = getattr(self.args, f"custom_{split}_dataset_dir")
-        return ImageFolder(given or dataset_folder(self.config) / split, self.config.data.image_size)
+        return open_split(self.config, split, self.args, self.aligner)
 
     def indices(self, length, n):
         """Numbers of the images to work on: `n` from --start_image_id on, or those of --target_image_id."""

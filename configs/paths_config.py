@@ -1,8 +1,8 @@
 """Where images and weights lie.
 
 Every place has a default, relative to the repository, and an environment variable that overrides it: ASYRP_DATA_<NAME> for a
-folder of images (with train/ and test/ in it), ASYRP_MODEL_<NAME> for a weight file. The names stand in PLACES below:
-ASYRP_DATA_CELEBA_HQ, ASYRP_MODEL_CELEBA_HQ and so on. A relative path, default or not, starts at the repository.
+dataset's folder (what may lie in it: asyrp/layouts.py), ASYRP_MODEL_<NAME> for a weight file. The names stand in PLACES
+below: ASYRP_DATA_CELEBA_HQ, ASYRP_MODEL_CELEBA_HQ and so on. A relative path, default or not, starts at the repository.
 """
 
 import os
@@ -26,9 +26,9 @@ PLACES = {
     ("AVATAR", "AVATAR64"): Place("AVATAR64", "data/avatar64", "pretrained/avatar64/ddpm.pt"),
     ("CelebA_HQ", "CelebA_HQ"): Place("CELEBA_HQ", "data/celeba_hq", "pretrained/celeba_hq.ckpt"),
     ("CelebA_HQ_P2", "CelebA_HQ_P2"): Place("CELEBA_HQ_P2", "data/celeba_hq", "pretrained/celebahq_p2.pt"),
-    ("LSUN", "bedroom"): Place("BEDROOM", "data/lsun/bedroom", "pretrained/bedroom.ckpt"),
-    ("LSUN", "church_outdoor"): Place("CHURCH", "data/lsun/church_outdoor", "pretrained/church_outdoor.ckpt"),
-    ("AFHQ", "dog"): Place("AFHQ_DOG", "data/afhq/dog", "pretrained/afhq_dog_4m.pt"),
+    ("LSUN", "bedroom"): Place("BEDROOM", "data/lsun", "pretrained/bedroom.ckpt"),
+    ("LSUN", "church_outdoor"): Place("CHURCH", "data/lsun", "pretrained/church_outdoor.ckpt"),
+    ("AFHQ", "dog"): Place("AFHQ_DOG", "data/afhq", "pretrained/afhq_dog_4m.pt"),
     ("FFHQ", "FFHQ"): Place("FFHQ", "data/ffhq", "pretrained/ffhq_10m.pt"),
     ("MetFACE", "metfaces"): Place("METFACE", "data/metfaces", "pretrained/metface_p2.pt"),
     ("IMAGENET", "IMAGENET"): Place("IMAGENET", "data/imagenet", "pretrained/256x256_diffusion_uncond.pt"),
@@ -40,18 +40,28 @@ def _place(kind, name, default):
     return ROOT / os.environ.get(f"ASYRP_{kind}_{name}", default)
 
 
-def dataset_folder(config):
-    """Settings of `load_config` -> folder that holds train/ and test/. Raises UserError for a pair without a place."""
+def _images(config):
+    """-> (name, default folder) of a configuration's images."""
     dataset, category = config.data.dataset, config.data.category
     if category == CUSTOM:
-        return _place("DATA", "CUSTOM", "data/custom")
+        return "CUSTOM", "data/custom"
     if (dataset, category) not in PLACES:
         raise UserError(
             f"no folder of images is known for dataset {dataset}, category {category}: pass --custom_train_dataset_dir and "
             "--custom_test_dataset_dir"
         )
     place = PLACES[dataset, category]
-    return _place("DATA", place.name, place.images)
+    return place.name, place.images
+
+
+def dataset_folder(config):
+    """Settings of `load_config` -> the dataset's folder. Raises UserError for a pair without a place."""
+    return _place("DATA", *_images(config))
+
+
+def dataset_variable(config):
+    """Settings of `load_config` -> the environment variable that overrides `dataset_folder`."""
+    return f"ASYRP_DATA_{_images(config)[0]}"
 
 
 def weight_place(config):

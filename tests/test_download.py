@@ -116,6 +116,13 @@ def test_a_stopped_transfer_is_resumed_by_the_next_call(server, path, monkeypatc
     assert server.asked == [("/first.pt", "bytes=1300000-")]
 
 
+def test_a_body_shorter_than_announced_is_not_taken_for_the_file(server, path, monkeypatch):
+    bodies = [[WEIGHTS[:1000]], []]
+    monkeypatch.setattr(requests.Response, "iter_content", lambda *_: bodies.pop(0))
+    assert "the connection to 127.0.0.1" in refused(path, server.url("/first.pt"))
+    assert download.parts(path)[0].read_bytes() == WEIGHTS[:1000]
+
+
 def begun(path, source, contents):
     """A part that an earlier call has left."""
     path.parent.mkdir()
