@@ -22,7 +22,7 @@ def load_faces(folder, image_size=32):
     dataset = ImageFolder(folder, image_size)
     try:
         rows = {row["file"]: row for row in read_labels(folder)}
-        numbers = [[names.index(rows[file.name][label]) for label, names in LABELS.items()] for file in dataset.files]
+        numbers = [[names.index(rows[file][label]) for label, names in LABELS.items()] for file in dataset.names]
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{folder}: labels.csv does not fit the images ({error}); render the folder with render.py") from error
     return torch.stack([to_bytes(dataset[i]) for i in range(len(dataset))]), torch.tensor(numbers)

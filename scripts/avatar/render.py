@@ -83,10 +83,15 @@ def render_face(split, index, size=64):
     """Face `index` of `split` ("train" or "test") -> (PIL image of size x size, labels)."""
     rng = random.Random(f"avatar/{split}/{index}")
     labels = draw_labels(rng)
-    svg = Avatar(artwork(), artwork_options(labels, rng)).to_string()
+    return draw(artwork_options(labels, rng), size), labels
+
+
+def draw(options, size):
+    """The artwork's options -> PIL image of size x size."""
+    svg = Avatar(artwork(), options).to_string()
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * size, height=2 * size))
     # Drawn at twice the size and averaged: thin lines (mouths, brows) keep their weight.
-    return Image.open(io.BytesIO(png)).convert("RGB").resize((size, size), Image.BOX), labels
+    return Image.open(io.BytesIO(png)).convert("RGB").resize((size, size), Image.BOX)
 
 
 def save_face(index, split, size, out):

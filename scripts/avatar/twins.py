@@ -1,6 +1,5 @@
 """Twins: two renderings of one face that differ in one label and in nothing else, the ideal of an edit."""
 
-import io
 import random
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -8,11 +7,8 @@ from multiprocessing import get_context
 from typing import NamedTuple
 
 import numpy as np
-import resvg_py
 import torch
-from dicebear import Avatar
-from PIL import Image
-from render import EXPRESSIONS, LABELS, artwork, artwork_options, draw_labels
+from render import EXPRESSIONS, LABELS, artwork_options, draw, draw_labels
 
 # The artwork's options that a label other than the expression decides.
 DECIDED_BY = {"hair": "hairColor", "skin": "skinColor", "beard": "beardProbability", "long_hair": "rearHairProbability"}
@@ -29,10 +25,9 @@ class Twins(NamedTuple):
     new: torch.Tensor
 
 
-def draw(options, size):
-    """The artwork's options -> uint8 array (3, size, size), drawn as render.py draws."""
-    png = bytes(resvg_py.svg_to_bytes(svg_string=Avatar(artwork(), options).to_string(), width=2 * size, height=2 * size))
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB").resize((size, size), Image.BOX)).transpose(2, 0, 1)
+def pixels(options, size):
+    """The artwork's options -> uint8 array (3, size, size)."""
+    return np.asarray(draw(options, size)).transpose(2, 0, 1)
 
 
 def edit_options(options, label, name):
@@ -54,7 +49,7 @@ def twin(change, split, size):
     if new is None:
         new = rng.choice([k for k in range(len(LABELS[label])) if k != old])
     edited = edit_options(options, label, LABELS[label][new])
-    return draw(options, size), draw(edited, size), list(LABELS).index(label), old, new
+    return pixels(options, size), pixels(edited, size), list(LABELS).index(label), old, new
 
 
 def collect(changes, split, size, workers=None):
