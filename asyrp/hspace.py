@@ -85,14 +85,14 @@ class MeanRecorder:
 
     def __call__(self, h, emb, t):
         delta = self.direction(h, emb, t)
-        total = delta.detach().sum(0, keepdim=True).cpu()
+        total = delta.detach().sum(0, keepdim=True)
         self.sums[t] = self.sums[t] + total if t in self.sums else total
         self.counts[t] += len(h)
         return delta
 
     def mean(self, over_timesteps=False):
         """-> GivenDirection, the global direction; averaged over the timesteps as well on request (paper section 3.4)."""
-        means = {t: total / self.counts[t] for t, total in self.sums.items()}
+        means = {t: total.cpu() / self.counts[t] for t, total in self.sums.items()}
         if over_timesteps:
             means = {None: torch.stack(list(means.values())).mean(0)}
         return GivenDirection(means)

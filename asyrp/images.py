@@ -55,6 +55,11 @@ def save(picture, path):
     picture.save(path)
 
 
+def save_grid(path, rows, columns, names=None):
+    """Draw and write a `labelled_grid`."""
+    save(labelled_grid(rows, columns, names), path)
+
+
 def plot_curves(curve, path, title, t_edit=None, t_boost=None):
     """The two LPIPS curves with their standard deviations, and t_edit and t_boost marked (ints, or None)."""
     # Imported here: it takes a second, and most runs draw no plot.

@@ -16,14 +16,15 @@ from tqdm import tqdm
 from asyrp import checkpoints, process
 from asyrp.datasets import load_batch
 from asyrp.errors import UserError
+from asyrp.overlap import prefetched, to_device
 
 
 class Batch(NamedTuple):
-    """Images and their latents: indices (list of ints), names, x_0 and x_T (B, 3, H, W) on the CPU."""
+    """Images and their latents: indices (list of ints), names, x_0 (or None) and x_T (B, 3, H, W) on the CPU."""
 
     indices: list
     names: list
-    x_0: torch.Tensor
+    x_0: torch.Tensor | None
     x_T: torch.Tensor
 
 
@@ -39,16 +40,21 @@ def digest(*parts):
     return h.hexdigest()
 
 
+def cache_folder(root, category, what, weights, schedule, timesteps, *more):
+    """The folder of what a U-Net gives over `timesteps` (ascending); its name changes with the weights and all settings."""
+    key = digest(weights, torch.from_numpy(schedule.betas), timesteps, *more)
+    return Path(root) / f"{category}_t{timesteps[-1]}_{what}{len(timesteps)}_{key}"
+
+
 class Latents:
     """The (image, latent) pairs of a dataset, remembered under `folder`/<category>_t<t_0>_ninv<n>_<hash>/.
 
-    weights: the digest of the U-Net's weights.
+    weights: the digest of the U-Net's weights, and of whatever else its numbers depend on.
     """
 
     def __init__(self, dataset, folder, category, unet, weights, schedule, timesteps, device):
         self.dataset, self.unet, self.schedule, self.timesteps, self.device = dataset, unet, schedule, timesteps, device
-        key = digest(weights, torch.from_numpy(schedule.betas), timesteps)
-        self.folder = Path(folder) / f"{category}_t{timesteps[-1]}_ninv{len(timesteps)}_{key}"
+        self.folder = cache_folder(folder, category, "ninv", weights, schedule, timesteps)
         self.skipped = set()
 
     def path(self, x_0):
@@ -57,8 +63,8 @@ class Latents:
     def fill(self, indices, batch_size, again=False):
         """Invert the images that have no latent yet (all of them when `again`), `batch_size` at a time."""
         todo = []
-        for n, i in enumerate(tqdm(indices, desc="inverting", unit="img"), start=1):
-            _, x_0, messages = load_batch(self.dataset, [i])
+        images = prefetched((load_batch(self.dataset, [i]) for i in indices), batch_size)
+        for n, (_, x_0, messages) in enumerate(tqdm(images, desc="inverting", total=len(indices), unit="img"), start=1):
             self._skip(messages)
             if x_0 is not None and (again or not self.path(x_0[0]).exists()):
                 todo.append(x_0[0])
@@ -71,7 +77,7 @@ class Latents:
             log.warning("%d of %d images could not be read and are left out", len(self.skipped), len(indices))
 
     def _invert(self, x_0):
-        x_T = process.invert(self.unet, x_0.to(self.device), self.schedule, self.timesteps).cpu()
+        x_T = process.invert(self.unet, to_device(x_0, self.device), self.schedule, self.timesteps).cpu()
         for image, latent in zip(x_0, x_T, strict=True):
             checkpoints.save(latent.clone(), self.path(image))
 
@@ -83,6 +89,9 @@ class Latents:
 
     def batches(self, indices, batch_size):
         """Batches of up to `batch_size` images with latents, in the order of `indices`; `fill` comes first."""
+        return prefetched(self._batches(indices, batch_size))
+
+    def _batches(self, indices, batch_size):
         for start in range(0, len(indices), batch_size):
             good, x_0, messages = load_batch(self.dataset, indices[start : start + batch_size])
             self._skip(messages)
@@ -100,12 +109,14 @@ class Latents:
 class SampledLatents:
     """x_T drawn from noise instead of inverted; the "real image" is then the plain sample (never a grey image).
 
-    Image i's noise depends on the seed and i alone. keep: folder in which the draw is kept and found again whatever the
-    seed (`--saved_random_noise`), or None. sample: function of x_T (B, 3, H, W) -> x_0, the plain process.
+    Image i's noise depends on the seed and i alone. sample: function of x_T (B, 3, H, W) -> x_0, the plain process. images:
+    folder in which the samples are remembered, one file an image, whose name must change with everything they depend on besides
+    x_T; None: nobody wants them, and x_0 is None. keep: folder in which the draw is kept and found again whatever the seed
+    (`--saved_random_noise`), or None.
     """
 
-    def __init__(self, seed, shape, sample, keep=None):
-        self.seed, self.shape, self.sample = seed, shape, sample
+    def __init__(self, seed, shape, sample, images, keep=None):
+        self.seed, self.shape, self.sample, self.images = seed, shape, sample, images
         self.keep = Path(keep) if keep else None
 
     def fill(self, indices):
@@ -126,4 +137,12 @@ class SampledLatents:
         for start in range(0, len(indices), batch_size):
             some = indices[start : start + batch_size]
             x_T = torch.stack([self.draw(i) for i in some])
-            yield Batch(some, [f"noise {i}" for i in some], self.sample(x_T).cpu(), x_T)
+            yield Batch(some, [f"noise {i}" for i in some], self._sampled(x_T) if self.images else None, x_T)
+
+    def _sampled(self, x_T):
+        paths = [self.images / f"{digest(x)}.pt" for x in x_T]
+        missing = [i for i, path in enumerate(paths) if not path.exists()]
+        if missing:
+            for i, x_0 in zip(missing, self.sample(x_T[missing]).cpu(), strict=True):
+                checkpoints.save(x_0.clone(), paths[i])
+        return torch.stack([checkpoints.load(path) for path in paths])

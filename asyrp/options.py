@@ -166,6 +166,19 @@ def build_parser():
     switch(group, "save_checkpoint_during_iter", "write checkpoints within an epoch as well")
     value(group, "save_checkpoint_step", int, 200, "images between two such checkpoints")
 
+    group = parser.add_argument_group("speed")
+    text = "of the networks; the process stays in float32. bf16 and fp16: half the memory; fp16 cannot train"
+    value(group, "precision", str, "fp32", text, choices=("fp32", "tf32", "bf16", "fp16"))
+    switch(group, "compile", "compile the U-Net (minutes once; CUDA graphs for single images)")
+    switch(group, "checkpoint_decoder", "training: less memory, for the time of one more decoder pass a step")
+    text = (
+        "where training keeps the plain trajectory that later epochs use again: ram up to --cache_origin_gib, disk (under "
+        "precomputed/, for other prompts too), off, or auto: ram, then disk, and off in a single epoch"
+    )
+    value(group, "cache_origin", str, "auto", text, choices=("auto", "ram", "disk", "off"))
+    value(group, "cache_origin_gib", float, 2.0, "memory for it; one 256 px image takes 16 MB in 20 steps")
+    switch(group, "cache_origin_half", "keep it in half precision")
+
     group = parser.add_argument_group("inference")
     value(group, "hs_coeff_delta_h", float, 1.0, "strength of the edit: factor of delta_h")
     value(group, "hs_coeff_origin_h", float, 1.0, "factor of h itself")
@@ -258,6 +271,8 @@ def check(args):
     for name in ("start_image_id", "num_mean_of_delta_hs", "start_iter_when_you_use_pretrained"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} {getattr(args, name)}: must be 0 or more")
+    if args.cache_origin_gib < 0:
+        raise UserError(f"--cache_origin_gib {args.cache_origin_gib}: must be 0 or more")
     if args.target_image_id is not None and not args.target_image_id.replace(" ", "").isdigit():
         raise UserError(f'--target_image_id "{args.target_image_id}": must be image numbers, as in "3 7"')
     if args.target_class_num and not re.fullmatch(r"\d{1,3}|n\d{8}", args.target_class_num):
@@ -297,6 +312,8 @@ def check_training(args):
         raise UserError("--run_train learns one direction: --multiple_attr and --multiple_hs_coeff are for --run_test")
     if args.use_id_loss != (args.id_loss_w != 0):
         raise UserError("the identity loss needs both --use_id_loss and --id_loss_w above 0")
+    if args.precision == "fp16":
+        raise UserError("--precision fp16 cannot train, its gradients underflow: give bf16")
     if args.clip_loss_w == args.l1_loss_w == args.id_loss_w == 0:
         raise UserError("all weights of the loss are 0: nothing would be trained; set --clip_loss_w")
 

@@ -3,7 +3,7 @@
 import csv
 import logging
 from copy import deepcopy
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
@@ -12,9 +12,11 @@ import torch
 from tqdm import tqdm
 
 from asyrp import checkpoints, hspace, images, intervals, process, training
+from asyrp.acceleration import autocast
 from asyrp.datasets import load_batch
 from asyrp.errors import UserError
 from asyrp.latents import digest
+from asyrp.overlap import Background, to_device
 from asyrp.workbench import MEASURED_CURVES, Workbench
 from configs.paths_config import IR_SE50
 from losses.id_loss import IdLoss
@@ -24,7 +26,6 @@ from utils.download import weights_at
 log = logging.getLogger(__name__)
 
 MEAN_DIRECTIONS = Path("checkpoint_latent")
-PLAIN_BUDGET = 2 * 2**30  # bytes of memory for the plain trajectories that later epochs find again
 OVERVIEW_ROWS = 64  # images in the picture of all
 
 
@@ -34,15 +35,21 @@ class Asyrp(Workbench):
     def run(self):
         """Every mode that was asked for, in the order they build on each other."""
         torch.manual_seed(self.args.seed)
-        if self.args.lpips:
-            self.measure_lpips()
-        if self.args.just_precompute:
-            self.precompute()
-        if self.args.run_train:
-            self.train()
-        # Training ends with this test, unless --do_test 0.
-        if self.args.run_test and not (self.args.run_train and self.args.do_test):
-            self.test()
+        with self.later:
+            if self.args.lpips:
+                self.measure_lpips()
+            if self.args.just_precompute:
+                self.precompute()
+            if self.args.run_train:
+                self.train()
+            # Training ends with this test, unless --do_test 0.
+            if self.args.run_test and not (self.args.run_train and self.args.do_test):
+                self.test()
+
+    @cached_property
+    def later(self):
+        """Pictures are drawn and written here, beside the computation."""
+        return Background()
 
     # ---- modes ----------------------------------------------------------------------------------------------------------
 
@@ -99,9 +106,9 @@ class Asyrp(Workbench):
         loss = self.new_loss(src, trg)
         optimizer = torch.optim.SGD(direction.parameters(), lr=args.lr_training)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, args.scheduler_step_size, args.sch_gamma)
-        plain = training.PlainTrajectories(PLAIN_BUDGET)
         save = partial(self.save_direction, direction, optimizer, scheduler)
         todo = self.resume(direction, optimizer, scheduler)
+        plain = self.plain_trajectories(len(todo))
         pairs, indices = self.pairs("train", args.n_train_img)
         self.experiment.write_settings("train", prompts=[(src, trg)], t_edit=t_edit, t_boost=t_boost)
         log.info('"%s" -> "%s": t_edit %d, %d steps, %d images', src, trg, t_edit, len(steps), len(indices))
@@ -126,7 +133,7 @@ class Asyrp(Workbench):
         if args.save_x0 != args.use_x0_tensor:
             log.warning("--save_x0 and --use_x0_tensor work together only: the original is left out")
         found = {"t_edit": None if args.pass_editing else self.t_edit, "t_boost": self.t_boost}
-        pairs, indices = self.pairs("test", args.n_test_img)
+        pairs, indices = self.pairs("test", args.n_test_img, images=args.save_x0 and args.use_x0_tensor)
         folder = self.experiment.folder / "test_images" / str(args.n_test_step)
         self.experiment.write_settings("test", prompts=self.prompts, **found, strengths=[label for label, _ in edits])
         rows, names = [], []
@@ -137,13 +144,14 @@ class Asyrp(Workbench):
                 for i, index in enumerate(batch.indices):
                     pictures = [column[i] for column in edited]
                     grid = images.in_rows([column[i] for _, column in before], pictures, len(columns))
-                    images.save(images.labelled_grid(grid, labels, row_names), folder / f"{index:06d}.png")
+                    self.later(images.save_grid, folder / f"{index:06d}.png", grid, labels, row_names)
                     if len(rows) < OVERVIEW_ROWS:
                         rows += grid
                         names += [f"{Path(batch.names[i]).stem} {name}".strip() for name in row_names or [""]]
                 bar.update(len(batch.indices))
         overview = folder / "all.png"
-        images.save(images.labelled_grid(rows, labels, names), overview)
+        self.later(images.save_grid, overview, rows, labels, names)
+        self.later.wait()
         log.info("edited pictures: %s", overview)
 
     # ---- what the modes are made of -------------------------------------------------------------------------------------
@@ -195,17 +203,17 @@ class Asyrp(Workbench):
         """The pictures of a batch -> ([(label, images)] of original and reconstruction, [images] of the edits), where images
         are (B, 3, H, W)."""
         args = self.args
-        x_T = batch.x_T.to(self.device)
+        x_T = to_device(batch.x_T, self.device)
         before, edited = [], []
         if args.save_x0 and args.use_x0_tensor:
             before.append(("original", batch.x_0))
-        plain = partial(self.sample, x_T, batch.indices, folder="process_origin" if args.save_process_origin else None)
-        if args.save_x_origin or args.save_process_origin:
-            boost = self.t_boost if args.origin_process_addnoise else 0
-            before.append(("reconstruction", plain(t_boost=boost).cpu()))
-        # All strengths start from the same x_T: the frozen pass of their first step is shared.
+        # All pictures start from the same x_T: the frozen pass of their first step is shared.
         with torch.no_grad():
             first = process.frozen_branch(self.unet, x_T, self.steps(args.n_test_step)[-1])
+        if args.save_x_origin or args.save_process_origin:
+            boost = self.t_boost if args.origin_process_addnoise else 0
+            folder = "process_origin" if args.save_process_origin else None
+            before.append(("reconstruction", self.sample(x_T, batch.indices, None, boost, first, folder).cpu()))
         folder = "process_delta_h" if args.save_process_delta_h else None
         for label, edit in edits:
             if folder and len(edits) > 1:
@@ -213,15 +221,18 @@ class Asyrp(Workbench):
             edited.append(self.sample(x_T, batch.indices, edit, self.t_boost, first, folder).cpu())
         return before, edited
 
-    def sample(self, x_T, indices, edit=None, t_boost=0, first=None, folder=None):
-        """The reverse process with the run's settings -> x_0. `folder`: save x_t and P_t of every step there."""
+    def sample(self, x_T, indices, edit=None, t_boost=0, first=None, folder=None, down_to=0):
+        """The reverse process with the run's settings -> x_0. `folder`: save x_t and P_t of every step there.
+
+        down_to: leave out the timesteps below it, for those who watch the edit and want no picture.
+        """
         args = self.args
         seen = []
         x_0 = process.generate(
             self.unet,
             x_T,
             self.schedule,
-            self.steps(args.n_test_step),
+            [t for t in self.steps(args.n_test_step) if t >= down_to],
             edit=edit,
             t_edit=self.t_edit if edit is not None else 0,
             t_boost=t_boost,
@@ -229,12 +240,13 @@ class Asyrp(Workbench):
             sample_type=args.sample_type,
             dt_lambda=args.dt_lambda,
             first=first,
+            paired=len(x_T) == 1,
             callback=(lambda i, t, x_t, P_t: seen.append((t, x_t.cpu(), P_t.cpu()))) if folder else None,
         )
         for i, index in enumerate(indices if folder else []):
             rows = [[x_t[i] for _, x_t, _ in seen], [P_t[i] for _, _, P_t in seen]]
-            grid = images.labelled_grid(rows, [f"t = {t}" for t, _, _ in seen], ["x_t", "P_t"])
-            images.save(grid, self.experiment.folder / "image_samples" / folder / f"{index:06d}.png")
+            path = self.experiment.folder / "image_samples" / folder / f"{index:06d}.png"
+            self.later(images.save_grid, path, rows, [f"t = {t}" for t, _, _ in seen], ["x_t", "P_t"])
         return x_0
 
     def edits(self, directions):
@@ -271,17 +283,18 @@ class Asyrp(Workbench):
         learned = [tensor.cpu() for tensor in direction.state_dict().values()]
         process_settings = [args.n_test_step, args.n_inv_step, args.n_train_step, args.t_0, args.sample_type, args.dt_lambda]
         strengths = [args.hs_coeff_delta_h, args.hs_coeff_origin_h, self.t_edit, args.ignore_timesteps]
-        weights = checkpoints.fingerprint(self.weights)
+        weights = self.fingerprint
         chosen = [args.custom_train_dataset_dir, args.start_image_id, args.target_image_id, args.load_random_noise, args.seed]
         chosen += [args.target_class_num, args.align_face]
         key = digest(*learned, weights, process_settings, strengths, chosen)
         path = MEAN_DIRECTIONS / f"{self.experiment.name}_{i}_mean{n}_{key}.pth"
         if not path.exists():
             recorder = hspace.MeanRecorder(direction)
-            pairs, indices = self.pairs("train", n)
+            pairs, indices = self.pairs("train", n, images=False)
             c = hspace.coefficients(args.hs_coeff_delta_h, 1, args.n_train_step, args.n_test_step)
             for batch in tqdm(pairs.batches(indices, args.bs_test), desc="mean delta_h", unit="batch"):
-                self.sample(batch.x_T.to(self.device), batch.indices, hspace.Edit([recorder], c, args.hs_coeff_origin_h))
+                x_T, edit = to_device(batch.x_T, self.device), hspace.Edit([recorder], c, args.hs_coeff_origin_h)
+                self.sample(x_T, batch.indices, edit, down_to=self.t_edit)
             checkpoints.save(checkpoints.direction_state(recorder.mean(args.ignore_timesteps)), path)
         log.info("mean direction of %d images: %s", n, path)
         return checkpoints.load_direction(path, self.unet)[0].requires_grad_(False)
@@ -300,7 +313,8 @@ class Asyrp(Workbench):
         id_loss = IdLoss(weights_at(IR_SE50), self.device) if args.use_id_loss else None
         weights = training.Weights(args.clip_loss_w, args.l1_loss_w, args.id_loss_w)
         direction, cosine = self.clip.direction(src, trg), self.clip.cosine(src, trg)
-        return training.EditLoss(self.clip.encode_images, direction, cosine, weights, args.clip_source, id_loss)
+        encode = autocast(args.precision, self.device)(self.clip.encode_images)
+        return training.EditLoss(encode, direction, cosine, weights, args.clip_source, id_loss)
 
     def save_direction(self, direction, optimizer, scheduler, path):
         settings = {"prompts": list(self.prompts[0]), "t_edit": self.t_edit, "flags": vars(self.args)}
@@ -353,8 +367,8 @@ class Asyrp(Workbench):
         columns = {label: column for label, column in columns.items() if column is not None}
         rows = [[column[i] for column in columns.values()] for i in range(len(batch.indices))]
         folder = Path(self.args.save_to_folder or self.experiment.folder / "training_images")
-        grid = images.labelled_grid(rows, list(columns), [Path(name).stem for name in batch.names])
-        images.save(grid, folder / f"{epoch}_{batch.indices[0]:06d}.png")
+        path = folder / f"{epoch}_{batch.indices[0]:06d}.png"
+        self.later(images.save_grid, path, rows, list(columns), [Path(name).stem for name in batch.names])
 
     def save_reconstructions(self, pairs, indices, split):
         """Inverted images beside what the plain process makes of their latents."""
@@ -362,8 +376,8 @@ class Asyrp(Workbench):
         for batch in tqdm(pairs.batches(indices, self.args.bs_precompute), desc="generating back", unit="batch"):
             x_0 = self.plain_sample(batch.x_T)
             for i, index in enumerate(batch.indices):
-                grid = images.labelled_grid([[batch.x_0[i], x_0[i]]], ["original", "reconstruction"])
-                images.save(grid, folder / f"{index:06d}.png")
+                columns = ["original", "reconstruction"]
+                self.later(images.save_grid, folder / f"{index:06d}.png", [[batch.x_0[i], x_0[i]]], columns)
 
 
 def forget_epochs(table, first):

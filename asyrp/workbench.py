@@ -7,12 +7,15 @@ from pathlib import Path
 import torch
 
 from asyrp import checkpoints, intervals, process
+from asyrp.acceleration import FastUNet, set_tf32
 from asyrp.config import ROOT
 from asyrp.errors import UserError
 from asyrp.experiment import Experiment
 from asyrp.hspace import BlockDirection
-from asyrp.latents import Latents, SampledLatents
+from asyrp.latents import Latents, SampledLatents, cache_folder
 from asyrp.layouts import check_flags, open_split
+from asyrp.origin import PlainTrajectories
+from asyrp.overlap import to_device
 from configs.paths_config import weight_place
 from losses.clip_loss import ClipLoss
 from utils.align import FaceAligner
@@ -55,8 +58,17 @@ class Workbench:
         return Path(self.args.model_path) if self.args.model_path else weights_at(weight_place(self.config))
 
     @cached_property
+    def fingerprint(self):
+        """What is computed with these weights in this precision, and kept, is found under this."""
+        digits = checkpoints.fingerprint(self.weights)
+        return digits if self.args.precision == "fp32" else f"{digits} {self.args.precision}"
+
+    @cached_property
     def unet(self):
-        return checkpoints.load_unet(self.config, self.weights, self.device)
+        args = self.args
+        set_tf32(args.precision, self.device)
+        unet = checkpoints.load_unet(self.config, self.weights, self.device)
+        return FastUNet(unet, args.precision, args.compile, args.checkpoint_decoder)
 
     @cached_property
     def clip(self):
@@ -89,32 +101,42 @@ class Workbench:
             log.warning("%d images asked for, %d are there: all of them are used", n, length - start)
         return list(range(start, min(start + n, length)))
 
-    def pairs(self, split, n):
+    def pairs(self, split, n, images=True):
         """(image, latent) pairs of a split -> (pairs with `batches(indices, batch_size)`, indices).
 
-        Images are inverted here unless the cache holds them already; --load_random_noise draws latents instead.
+        Images are inverted here unless the cache holds them already; --load_random_noise draws latents instead, and makes
+        their images only if `images`.
         """
-        args, size = self.args, self.config.data.image_size
+        args, size, category = self.args, self.config.data.image_size, self.config.data.category
         inversion = self.steps(args.n_inv_step)
         if args.load_random_noise:
             # The draws of the two splits must differ: one counts from 0, the other from a million.
             offset = 0 if split == "train" else 1_000_000
             indices = [offset + i for i in self.indices(1_000_000, n)]
-            keep = PRECOMPUTED / f"{self.config.data.category}_noise_{size}" if args.saved_random_noise else None
-            latents = SampledLatents(args.seed, (3, size, size), self.plain_sample, keep)
+            keep = PRECOMPUTED / f"{category}_noise_{size}" if args.saved_random_noise else None
+            folder = cache_folder(PRECOMPUTED, category, "plain", self.fingerprint, self.schedule, inversion)
+            latents = SampledLatents(args.seed, (3, size, size), self.plain_sample, folder if images else None, keep)
             latents.fill(indices)
             return latents, indices
         dataset = self.dataset(split)
         indices = self.indices(len(dataset), n)
-        weights = checkpoints.fingerprint(self.weights)
-        category = self.config.data.category
-        latents = Latents(dataset, PRECOMPUTED, category, self.unet, weights, self.schedule, inversion, self.device)
+        latents = Latents(dataset, PRECOMPUTED, category, self.unet, self.fingerprint, self.schedule, inversion, self.device)
         latents.fill(indices, args.bs_precompute, args.re_precompute)
         return latents, indices
 
     def plain_sample(self, x_T):
         """x_T -> x_0 of the plain process, over as many steps as an inversion."""
-        return process.generate(self.unet, x_T.to(self.device), self.schedule, self.steps(self.args.n_inv_step))
+        return process.generate(self.unet, to_device(x_T, self.device), self.schedule, self.steps(self.args.n_inv_step))
+
+    def plain_trajectories(self, epochs):
+        """What --cache_origin keeps of the plain trajectories in a training of so many epochs."""
+        args = self.args
+        kept = args.cache_origin if args.cache_origin != "auto" or epochs > 1 else "off"
+        dtype = torch.float16 if args.cache_origin_half else torch.float32
+        budget = int(args.cache_origin_gib * 2**30) if kept in ("auto", "ram") else 0
+        steps, category = self.steps(args.n_train_step), self.config.data.category
+        folder = cache_folder(PRECOMPUTED, category, "origin", self.fingerprint, self.schedule, steps, dtype)
+        return PlainTrajectories(budget, folder if kept in ("auto", "disk") else None, dtype)
 
     # ---- directions and prompts -----------------------------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ class ClipLoss(nn.Module):
         if min(images.shape[-2:]) != self.image_size:
             images = TF.resize(images, [self.image_size], interpolation=InterpolationMode.BICUBIC, antialias=True)
         images = TF.center_crop(images, [self.image_size])
-        return F.normalize(self.model.encode_image((images - self.mean) / self.std), dim=-1)
+        return F.normalize(self.model.encode_image((images - self.mean) / self.std).float(), dim=-1)
 
     @torch.no_grad()
     def encode_text(self, prompts):

@@ -217,6 +217,10 @@ class ADM(nn.Module):
     def forward(self, x, t):
         return self.decode(*self.encode(x, t))
 
+    def decoder_blocks(self):
+        """The modules in which `decode` spends its time and its memory."""
+        return list(self.output_blocks)
+
     def new_delta_block(self):
         """A delta block for this network's h, with PyTorch's default random weights (paper: no zero initialisation)."""
         return DeltaBlock(self.h_ch, self.emb_ch)

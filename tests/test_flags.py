@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import torch.nn.functional as F
 from tiny_world import NAME, TRAIN, directions, losses, tensors_equal
 
@@ -72,3 +73,11 @@ def test_use_id_loss(run, results, monkeypatch):
     monkeypatch.setattr(asyrp.runner, "weights_at", lambda place: None)
     assert not tensors_equal(before, learned_with(run, "--use_id_loss", "--id_loss_w", "1"))
     assert all(float(row["id"]) > 0 for row in losses(results))
+
+
+def test_compile(run, monkeypatch):
+    """Which parts are given to the compiler; compiling itself takes a minute."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda part, **options: compiled.append(part.__name__) or part)
+    assert run("--just_precompute", "--compile") == 0
+    assert compiled == ["encode", "decode"]

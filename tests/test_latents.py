@@ -175,19 +175,34 @@ def test_digest():
 # ---- x_T drawn from noise ------------------------------------------------------------------------------------------------
 
 
-def drawn(seed, indices, batch_size=1, keep=None):
-    sampled = SampledLatents(seed, (3, 4, 4), lambda x_T: 2 * x_T, keep)
+def drawn(seed, indices, batch_size=1, keep=None, images=None, sample=lambda x_T: 2 * x_T):
+    sampled = SampledLatents(seed, (3, 4, 4), sample, images, keep)
     return list(sampled.batches(indices, batch_size))
 
 
-def test_noise_belongs_to_seed_and_image():
-    [both] = drawn(1, [3, 7], 2)
+def test_noise_belongs_to_seed_and_image(tmp_path):
+    [both] = drawn(1, [3, 7], 2, images=tmp_path)
     [three], [seven], [other] = drawn(1, [3]), drawn(1, [7]), drawn(2, [3])
     assert torch.equal(both.x_T, torch.cat([three.x_T, seven.x_T]))
     assert not torch.equal(three.x_T, seven.x_T)
     assert not torch.equal(three.x_T, other.x_T)
     assert both.names == ["noise 3", "noise 7"]
     assert torch.equal(both.x_0, 2 * both.x_T)
+
+
+def test_images_of_drawn_latents_are_sampled_once_and_only_if_wanted(tmp_path):
+    sampled = []
+
+    def sample(x_T):
+        sampled.append(len(x_T))
+        return 2 * x_T
+
+    for indices in ([3], [3, 7], [7, 3]):
+        [batch] = drawn(1, indices, 2, images=tmp_path, sample=sample)
+        assert torch.equal(batch.x_0, 2 * batch.x_T)
+    assert sampled == [1, 1]
+    assert drawn(1, [8], sample=sample)[0].x_0 is None
+    assert sampled == [1, 1]
 
 
 def test_a_kept_draw_is_found_whatever_the_seed(tmp_path):

@@ -18,6 +18,7 @@ GROUPS = {
     "steps": "--n_inv_step",
     "data": "--custom_test_dataset_dir",
     "training": "--clip_loss_w",
+    "speed": "--precision",
     "inference": "--delta_interpolation",
     "output": "--save_process_origin",
 }

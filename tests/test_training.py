@@ -10,7 +10,8 @@ from asyrp import process
 from asyrp.errors import UserError
 from asyrp.hspace import BlockDirection, GivenDirection
 from asyrp.latents import Batch
-from asyrp.training import COLUMNS, EditLoss, PlainTrajectories, Weights, edit_steps, train_batch
+from asyrp.origin import PlainTrajectories
+from asyrp.training import COLUMNS, EditLoss, Weights, edit_steps, train_batch
 
 TOLERANCE = 1e-3
 SCHEDULE = process.Schedule.linear()
@@ -92,15 +93,6 @@ def test_kept_plain_trajectory_changes_nothing(unet, source):
         assert bool(plain.kept) == bool(budget)
         losses.append(result.losses)
     assert torch.equal(*losses)
-
-
-def test_plain_trajectories_stop_at_the_budget():
-    rows = [torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)]
-    one = 2 * 3 * 4 * 4 * 4  # bytes of one image over two steps
-    plain = PlainTrajectories(one + 1)
-    plain.put([5, 7], rows)
-    assert plain.get([5, 7]) is None
-    assert torch.equal(torch.stack(plain.get([5])), torch.stack(rows)[:, :1])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""The frozen U-Net made fast: low precision, compilation, and activations computed again instead of kept."""
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
+
+from asyrp.errors import UserError
+
+LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(precision, device):
+    """The context, or decorator, in which networks run in `precision`; does nothing for float32 and TF32."""
+    return torch.autocast(torch.device(device).type, LOW.get(precision, torch.bfloat16), enabled=precision in LOW)
+
+
+def set_tf32(precision, device):
+    """Let float32 convolutions and products run on tensor cores in TF32, or keep PyTorch from doing so by itself.
+
+    Raises UserError for TF32 where there is none.
+    """
+    if precision == "tf32" and torch.device(device).type != "cuda":
+        raise UserError(f"--precision tf32 is for CUDA devices, and this one is {device}: give fp32 or bf16")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+class FastUNet(nn.Module):
+    """A frozen U-Net behind its own interface, for a process in float32.
+
+    x, h, emb and the prediction are float32 whatever the precision; the skips, which only the U-Net itself reads, stay in the
+    low one. The U-Net's convolutions and linear layers are stored in it as well: half the memory, and nothing to convert in
+    each pass.
+
+    precision: "fp32", "tf32" (the same here: see `set_tf32`), "bf16" or "fp16". compiled: by torch.compile; on a CUDA device
+    one or two images are replayed as CUDA graphs, where launching kernels takes longer than running them. recompute: keep no
+    activations within the decoder's blocks for the backward pass, and compute them again there.
+    """
+
+    def __init__(self, unet, precision="fp32", compiled=False, recompute=False):
+        super().__init__()
+        self.unet = unet
+        self.h_ch, self.h_size, self.new_delta_block = unet.h_ch, unet.h_size, unet.new_delta_block
+        device = next(unet.parameters()).device
+        self.cast = autocast(precision, device)
+        if precision in LOW:
+            for module in unet.modules():
+                if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+                    module.to(LOW[precision])
+        if recompute:
+            for block in unet.decoder_blocks():
+                block.forward = partial(_recomputed, block.forward)
+        self.parts = {"encode": unet.encode, "decode": unet.decode}
+        self.graphs = {}
+        if compiled:
+            if device.type == "cuda":
+                self.graphs = {name: torch.compile(part, mode="reduce-overhead") for name, part in self.parts.items()}
+            self.parts = {name: torch.compile(part) for name, part in self.parts.items()}
+
+    def _run(self, name, x, *args):
+        with self.cast:
+            if self.graphs and len(x) <= 2:
+                # The next replay writes over what this one returns.
+                return tree_map(torch.clone, self.graphs[name](x, *args))
+            return self.parts[name](x, *args)
+
+    def encode(self, x, t):
+        h, skips, emb = self._run("encode", x, t)
+        return h.float(), skips, emb.float()
+
+    def decode(self, h, skips, emb):
+        return self._run("decode", h, skips, emb).float()
+
+    def forward(self, x, t):
+        return self.decode(*self.encode(x, t))
+
+
+def _recomputed(forward, *args):
+    if not torch.is_grad_enabled():
+        return forward(*args)
+    # The network draws no random numbers; keeping the generator's state would wait for the device.
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,147 @@
+"""Low precision, compilation and recomputed activations: what they change, and what they leave alone."""
+
+import copy
+import csv
+
+import pytest
+import torch
+from golden_unets import golden_unet, relative_l2
+from tiny_world import SMILE
+
+from asyrp import acceleration, process
+from asyrp.acceleration import FastUNet, set_tf32
+from asyrp.errors import UserError
+
+SCHEDULE, STEPS = process.Schedule.linear(), process.timesteps(4, 999)
+NETWORKS = pytest.mark.parametrize("name", ["ddpm", "iddpm"])
+x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+t = process.time_batch(x, 500)
+
+
+def fast(name, *args):
+    return FastUNet(copy.deepcopy(golden_unet(name)[0]), *args)
+
+
+def gradient(unet):
+    """-> (gradient of the prediction at h, bytes kept for it)."""
+    h, skips, emb = unet.encode(x, t)
+    h = h.clone().requires_grad_()
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = unet.decode(h, skips, emb).square().sum()
+    loss.backward()
+    return h.grad, sum(kept.values())
+
+
+@NETWORKS
+def test_float32_changes_nothing(name):
+    assert torch.equal(fast(name)(x, t), golden_unet(name)[0](x, t))
+
+
+@pytest.mark.parametrize(("name", "precision"), [("ddpm", "bf16"), ("iddpm", "bf16"), ("ddpm", "fp16")])
+def test_low_precision_stays_within_the_network(name, precision):
+    plain, unet = golden_unet(name)[0], fast(name, precision)
+    h, skips, emb = unet.encode(x, t)
+    eps = unet.decode(h, skips, emb)
+    assert h.dtype == emb.dtype == eps.dtype == torch.float32
+    assert {skip.dtype for skip in skips} == {acceleration.LOW[precision]}
+    assert 0 < relative_l2(eps, plain(x, t)) < 0.03
+
+
+def test_the_process_stays_in_float32():
+    generated = [process.generate(u, x, SCHEDULE, STEPS) for u in (fast("ddpm", "bf16"), golden_unet("ddpm")[0])]
+    assert generated[0].dtype == torch.float32
+    assert 0 < relative_l2(*generated) < 0.1
+
+
+def test_weights_in_low_precision_give_what_autocast_gives():
+    plain = golden_unet("ddpm")[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        h, skips, emb = plain.encode(x, t)
+        expected = plain.decode(h.float(), skips, emb.float()).float()
+    assert torch.equal(fast("ddpm", "bf16")(x, t), expected)
+
+
+@NETWORKS
+def test_recomputed_activations_give_the_same_gradient_from_less_memory(name):
+    (plain, much), (again, little) = gradient(fast(name)), gradient(fast(name, "fp32", False, True))
+    assert torch.equal(plain, again)
+    assert little < 0.6 * much
+
+
+@pytest.mark.parametrize(("name", "recompute"), [("ddpm", True), ("iddpm", False)])
+def test_the_network_compiles_without_a_break(name, recompute, monkeypatch):
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda part: compile(part, backend="eager", fullgraph=True))
+    assert torch.equal(gradient(fast(name, "bf16", True, recompute))[0], gradient(fast(name, "bf16"))[0])
+
+
+def test_what_a_replay_returned_outlives_the_next_one():
+    """A CUDA graph writes into the same tensors each time; here, something that does so on a CPU."""
+
+    def graph(part):
+        kept = {}
+
+        def replay(*args):
+            result = part(*args)
+            flat, form = torch.utils._pytree.tree_flatten(result)
+            static = kept.setdefault(len(args[0]), [torch.empty_like(tensor) for tensor in flat])
+            for old, new in zip(static, flat, strict=True):
+                old.copy_(new)
+            return torch.utils._pytree.tree_unflatten(static, form)
+
+        return replay
+
+    unet, plain = fast("ddpm"), golden_unet("ddpm")[0]
+    unet.graphs = {"encode": graph(plain.encode), "decode": graph(plain.decode)}
+    results = []
+    for u in (plain, unet):
+        with torch.no_grad():
+            first = process.frozen_branch(u, x, 999)
+        for strength in (0.1, 0.2):
+
+            def edit(h, emb, t, strength=strength):
+                return h + strength
+
+            results.append(process.generate(u, x, SCHEDULE, STEPS, edit=edit, first=first, paired=True))
+    assert torch.equal(torch.cat(results[:2]), torch.cat(results[2:]))
+
+
+def test_tf32_is_refused_on_a_cpu_and_off_unless_wanted(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with pytest.raises(UserError, match="--precision tf32 is for CUDA devices, and this one is cpu: give fp32 or bf16"):
+        set_tf32("tf32", "cpu")
+    set_tf32("fp32", "cpu")
+    assert not torch.backends.cudnn.allow_tf32
+
+
+# ---- whole runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_training_in_low_precision_has_latents_of_its_own(run, tmp_path):
+    train = ("--run_train", *SMILE, "--l1_loss_w", "1", "--do_test", "0")
+    losses = []
+    for flags in ((), ("--checkpoint_decoder",), ("--precision", "bf16")):
+        assert run(*train, *flags, "--retrain") == 0
+        with (tmp_path / "runs/smile_LC_CUSTOM_t999_ninv4_ngen4/losses.csv").open() as stream:
+            losses.append([float(row["total"]) for row in csv.DictReader(stream)])
+    plain, again, low = losses
+    assert plain == again
+    assert plain != low == pytest.approx(plain, rel=0.05)
+    assert len(list((tmp_path / "precomputed").iterdir())) == 2
+
+
+def test_editing_in_low_precision(run_learned, tmp_path):
+    assert run_learned("--run_test", *SMILE, "--precision", "fp16") == 0
+    assert (tmp_path / "runs/smile_LC_CUSTOM_t999_ninv4_ngen4/test_images/4/all.png").exists()
+
+
+def test_what_a_precision_cannot_do(run):
+    train = ("--run_train", *SMILE)
+    assert run.error(*train, "--precision", "fp16") == "--precision fp16 cannot train, its gradients underflow: give bf16"
+    assert run.error(*train, "--precision", "tf32").startswith("--precision tf32 is for CUDA devices")

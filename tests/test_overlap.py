@@ -1,0 +1,103 @@
+"""Reading ahead and writing behind: order, errors, and how much waits."""
+
+import threading
+
+import pytest
+from tiny_world import SMILE
+
+from asyrp import images
+from asyrp.overlap import Background, prefetched
+
+
+def test_items_come_in_order_and_ahead_of_the_caller():
+    made = []
+
+    def items():
+        for i in range(6):
+            made.append((i, threading.current_thread() is threading.main_thread()))
+            yield i
+
+    seen = []
+    for item in prefetched(items(), ahead=2):
+        seen.append((item, len(made)))
+    assert [item for item, _ in seen] == list(range(6))
+    assert all(count <= item + 4 for item, count in seen)
+    assert not any(main for _, main in made)
+
+
+def test_reading_goes_on_while_the_caller_works():
+    second = threading.Event()
+
+    def items():
+        yield 1
+        second.set()
+        yield 2
+
+    for _ in prefetched(items(), ahead=1):
+        assert second.wait(5)
+
+
+def test_an_error_comes_where_its_item_would():
+    def items():
+        yield 1
+        raise ValueError("unreadable")
+
+    coming = prefetched(items())
+    assert next(coming) == 1
+    with pytest.raises(ValueError, match="unreadable"):
+        next(coming)
+
+
+def test_a_reader_that_is_not_wanted_any_more_ends():
+    coming = prefetched(iter(range(100)))
+    next(coming)
+    before = threading.active_count()
+    coming.close()
+    assert threading.active_count() == before - 1
+
+
+def test_calls_are_made_in_order_and_all_of_them():
+    done = []
+    with Background(most=2) as later:
+        for i in range(20):
+            later(done.append, i)
+    assert done == list(range(20))
+
+
+def test_few_calls_wait():
+    gate, done = threading.Event(), []
+    with Background(most=2) as later:
+        later(gate.wait, 5)
+        later(done.append, 1)
+        threading.Timer(0.05, gate.set).start()
+        later(done.append, 2)
+        assert gate.is_set()
+
+
+def fail():
+    raise OSError("disk full")
+
+
+def test_the_error_of_a_call_comes_out():
+    with pytest.raises(OSError, match="disk full"), Background() as later:
+        later(fail)
+    with Background() as later:
+        later(fail)
+        with pytest.raises(OSError, match="disk full"):
+            later.wait()
+    with pytest.raises(OSError, match="disk full"), Background(most=1) as later:
+        later(fail)
+        later(print)
+        raise AssertionError("the second call waits for the first one")
+
+
+def test_an_error_of_the_caller_is_not_hidden_by_a_calls():
+    with pytest.raises(KeyError), Background() as later:
+        later(fail)
+        raise KeyError
+
+
+def test_a_picture_that_cannot_be_written_ends_the_run(run_learned, monkeypatch):
+    monkeypatch.setattr(images, "save", lambda *args: fail())
+    with pytest.raises(OSError, match="disk full"):
+        run_learned("--run_test", *SMILE)
