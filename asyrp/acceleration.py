@@ -27,6 +27,19 @@ def set_tf32(precision, device):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
+def recompute_decoder(unet):
+    """Keep no activations within the decoder's blocks for the backward pass; compute them again there."""
+    for block in unet.decoder_blocks():
+        block.forward = partial(_recomputed, block.forward)
+
+
+def _recomputed(forward, *args):
+    if not torch.is_grad_enabled():
+        return forward(*args)
+    # The network draws no random numbers; keeping the generator's state would wait for the device.
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False)
+
+
 class FastUNet(nn.Module):
     """A frozen U-Net behind its own interface, for a process in float32.
 
@@ -35,8 +48,8 @@ class FastUNet(nn.Module):
     each pass.
 
     precision: "fp32", "tf32" (the same here: see `set_tf32`), "bf16" or "fp16". compiled: by torch.compile; on a CUDA device
-    one or two images are replayed as CUDA graphs, where launching kernels takes longer than running them. recompute: keep no
-    activations within the decoder's blocks for the backward pass, and compute them again there.
+    one or two images are replayed as CUDA graphs, where launching kernels takes longer than running them. recompute: see
+    `recompute_decoder`.
     """
 
     def __init__(self, unet, precision="fp32", compiled=False, recompute=False):
@@ -50,8 +63,7 @@ class FastUNet(nn.Module):
                 if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
                     module.to(LOW[precision])
         if recompute:
-            for block in unet.decoder_blocks():
-                block.forward = partial(_recomputed, block.forward)
+            recompute_decoder(unet)
         self.parts = {"encode": unet.encode, "decode": unet.decode}
         self.graphs = {}
         if compiled:
@@ -75,10 +87,3 @@ class FastUNet(nn.Module):
 
     def forward(self, x, t):
         return self.decode(*self.encode(x, t))
-
-
-def _recomputed(forward, *args):
-    if not torch.is_grad_enabled():
-        return forward(*args)
-    # The network draws no random numbers; keeping the generator's state would wait for the device.
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False)

@@ -52,13 +52,13 @@ class ClipLoss(nn.Module):
     """CLIP, frozen and in float32, as a judge of image changes.
 
     model: an OpenAI name such as "ViT-B/16" (fetched once, then cached); a file of weights in OpenAI's layout; or an
-    open_clip config `name.json` with its weights beside it as `name.safetensors` or `name.pt`. Raises UserError when there is
-    no such model, or its weights cannot be fetched or do not fit.
+    open_clip config `name.json` with its weights beside it as `name.safetensors` or `name.pt`; or what `load_clip` returns.
+    Raises UserError when there is no such model, or its weights cannot be fetched or do not fit.
     """
 
     def __init__(self, model, device="cpu"):
         super().__init__()
-        self.model, mean, std = load_clip(model)
+        self.model, mean, std = model if isinstance(model, tuple) else load_clip(model)
         self.model.float().eval().requires_grad_(False)
         image_size = self.model.visual.image_size
         self.image_size = image_size if isinstance(image_size, int) else min(image_size)

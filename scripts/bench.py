@@ -1,0 +1,295 @@
+"""How fast inversion, editing and training are, beside a plain schedule that saves nothing (scripts/plain_schedule.py).
+
+    python scripts/bench.py --config avatar.yml --images data/avatar/test --direction smiling --batch 1 8
+    python scripts/bench.py --config celeba.yml --precision fp32 tf32 bf16 --compile off on --batch 1 8 32   # on a GPU
+
+Every combination of precision, compilation, memory layout and batch size is a contestant. They and the plain schedule take
+turns in one process, and each turn is compared with the plain schedule's of the same round, so that the ratio holds on a
+machine that others use too. On a CPU processor time is measured, of all threads together; on a GPU the time that passes.
+Weights that are missing are random ones. The results go into a section of --out, in the place of an earlier one of the same
+name.
+"""
+
+import argparse
+import copy
+import sys
+import time
+from collections import Counter, defaultdict
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import open_clip
+import plain_schedule
+import torch
+import torch.nn.functional as F
+from bench_report import report, write_section
+from counting import Hollow
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from asyrp import checkpoints, process, training
+from asyrp.acceleration import FastUNet, autocast, set_tf32
+from asyrp.config import ROOT, load_config
+from asyrp.datasets import ImageFolder
+from asyrp.errors import UserError
+from asyrp.hspace import BlockDirection, Edit
+from asyrp.latents import Batch
+from asyrp.origin import PlainTrajectories
+from asyrp.overlap import to_device
+from configs.paths_config import weight_file
+from losses.clip_loss import ClipLoss
+from models import build_unet
+
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+ENDLESS = 2**62  # bytes of memory for the plain trajectory
+
+
+class Case(NamedTuple):
+    """A contestant: precision, compiled ("on" or "off"), memory layout, and images at a time."""
+
+    precision: str
+    compiled: str
+    layout: str
+    batch: int
+
+
+PLAIN = Case("fp32", "off", "contiguous", 1)
+
+
+class Counted:
+    """A U-Net and CLIP's image encoder that count their passes, those with a backward pass apart."""
+
+    def __init__(self, unet, encode_images):
+        self.unet, self.encode_images = unet, encode_images
+        self.passes = Counter()
+
+    def encode(self, x, t):
+        self.passes["encode"] += len(x)
+        return self.unet.encode(x, t)
+
+    def decode(self, h, skips, emb):
+        self.passes["decode and back" if h.requires_grad else "decode"] += len(h)
+        return self.unet.decode(h, skips, emb)
+
+    def __call__(self, x, t):
+        return self.decode(*self.encode(x, t))
+
+    def clip(self, images):
+        self.passes["clip and back" if images.requires_grad else "clip"] += len(images)
+        return self.encode_images(images)
+
+
+class World:
+    """What all contestants share: weights, images, a direction to edit with, schedule and steps."""
+
+    def __init__(self, args):
+        self.args, self.config = args, load_config(args.config)
+        self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        d = self.config.diffusion
+        self.schedule = process.Schedule.linear(d.beta_start, d.beta_end, d.num_diffusion_timesteps)
+        self.alpha_bars = [*self.schedule.alpha_bars.tolist(), 1.0]
+        self.timesteps = process.timesteps(args.steps, 999)
+        self.edit_steps = training.edit_steps(self.timesteps, args.t_edit)
+        torch.manual_seed(args.seed)
+        path = Path(args.model_path or weight_file(self.config))
+        self.trained = path.is_file() or args.model_path is not None
+        unet = checkpoints.load_unet(self.config, path) if self.trained else build_unet(self.config)
+        self.weights = unet.state_dict()
+        self.new_block = BlockDirection(unet.new_delta_block())
+        self.direction = self.find_direction(unet)
+        self.clip = self.find_clip()
+        # In CLIP's space: random, for its length is all that matters here.
+        self.towards = F.normalize(torch.randn(1, self.clip.model.visual.output_dim), dim=-1).to(self.device)
+        self.images = self.find_images(max(args.batch))
+
+    def find_direction(self, unet):
+        """The delta block of --direction, a file or one that ships with the model; by default a random one."""
+        name = self.args.direction
+        if name is None:
+            return self.new_block
+        shipped = ROOT / "pretrained" / self.config.data.category.lower() / "directions" / f"{name}.pth"
+        direction, _ = checkpoints.load_direction(name if Path(name).is_file() else shipped, unet)
+        if not isinstance(direction, BlockDirection):
+            raise UserError(f"--direction {name}: a delta block is wanted, and this is a delta_h")
+        return direction
+
+    def find_clip(self):
+        """The CLIP of the flags or the configuration where its weights are at hand, else one of that size."""
+        name = self.args.clip_model_name or getattr(getattr(self.config, "clip", None), "model", "ViT-B/16")
+        if (ROOT / name).is_file():
+            return ClipLoss(ROOT / name, self.device)
+        settings = open_clip.get_model_config(name.replace("/", "-"))
+        if settings is None:
+            raise UserError(f"--clip_model_name {name}: neither a file nor the name of an open_clip model")
+        random = open_clip.CLIP(**settings), open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+        return ClipLoss(random, self.device)
+
+    def find_images(self, n):
+        """The first images of --images, or smooth random ones (n, 3, H, W)."""
+        size = self.config.data.image_size
+        if self.args.images:
+            dataset = ImageFolder(self.args.images, size)
+            return torch.stack([dataset[i % len(dataset)] for i in range(n)])
+        return torch.tanh(F.interpolate(torch.randn(n, 3, 4, 4), size=size, mode="bicubic"))
+
+    def unet(self, layout):
+        unet = build_unet(self.config)
+        unet.load_state_dict(self.weights)
+        return unet.to(self.device, memory_format=LAYOUTS[layout])
+
+
+class Contestant:
+    """One way to work; `turn` inverts, edits and trains the next images, and notes what that took.
+
+    seconds: {mode: list over turns, of an image}. passes: {mode: Counter, of an image}. memory: {mode: bytes at most, with the
+    networks' weights}, where the device tells. pictures: {image: edited picture}.
+    """
+
+    def __init__(self, world, case, counted):
+        self.world, self.case, self.batch, self.counted = world, case, case.batch, counted
+        self.seconds, self.passes, self.memory, self.pictures = defaultdict(list), {}, {}, {}
+
+    def turn(self, number):
+        set_tf32(self.case.precision, self.world.device)
+        world, n = self.world, len(self.world.images)
+        indices = [(number * self.batch + i) % n for i in range(self.batch)]
+        x_0 = to_device(world.images[indices], world.device)
+        with self.measured("invert"):
+            x_T = self.invert(x_0)
+        with self.measured("edit"):
+            edited = self.edit(x_T)
+        self.pictures.update(zip(indices, edited.cpu(), strict=True))
+        if self.case.precision == "fp16":  # it cannot train
+            return
+        block = copy.deepcopy(world.new_block).to(world.device).requires_grad_()
+        epoch = self.training(block, torch.optim.SGD(block.parameters(), lr=1e-4), indices, x_0, x_T)
+        for mode in ("first epoch", "further epoch"):
+            with self.measured(mode):
+                epoch()
+
+    @contextmanager
+    def measured(self, mode):
+        cuda = self.world.device.type == "cuda"
+        self.counted.passes.clear()
+        if cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            own = sum(p.nbytes for module in (self.counted.unet, self.world.clip) for p in module.parameters())
+            others = torch.cuda.memory_allocated() - own
+        clock = time.perf_counter if cuda else time.process_time
+        start = clock()
+        yield
+        if cuda:
+            torch.cuda.synchronize()
+            self.memory[mode] = max(self.memory.get(mode, 0), torch.cuda.max_memory_allocated() - others)
+        self.seconds[mode].append((clock() - start) / self.batch)
+        self.passes[mode] = Counter({kind: count / self.batch for kind, count in self.counted.passes.items()})
+
+
+class Plain(Contestant):
+    """The plain schedule: float32, eager, contiguous, one image."""
+
+    def __init__(self, world):
+        super().__init__(world, PLAIN, Counted(world.unet(PLAIN.layout), world.clip.encode_images))
+
+    def invert(self, x_0):
+        return plain_schedule.invert(self.counted, x_0, self.world.alpha_bars, self.world.timesteps)
+
+    def edit(self, x_T):
+        world = self.world
+        block = world.direction.block.to(world.device)
+        return plain_schedule.edit(self.counted, x_T, world.alpha_bars, world.timesteps, block, world.args.t_edit)
+
+    def training(self, block, optimizer, indices, x_0, x_T):
+        world, counted = self.world, self.counted
+        settings = (world.alpha_bars, world.timesteps, block.block, world.args.t_edit, optimizer, counted.clip, world.towards)
+        return lambda: plain_schedule.train(counted, x_0, x_T, *settings)
+
+
+class Ours(Contestant):
+    """The project's own code, as the command line runs it."""
+
+    def __init__(self, world, case, unet):
+        encode = autocast(case.precision, world.device)(world.clip.encode_images)
+        super().__init__(world, case, Counted(unet, encode))
+
+    def invert(self, x_0):
+        return process.invert(self.counted, x_0, self.world.schedule, self.world.timesteps)
+
+    def edit(self, x_T):
+        world = self.world
+        edit = Edit([world.direction.to(world.device)], [1.0])
+        settings = {"edit": edit, "t_edit": world.args.t_edit, "paired": len(x_T) == 1}
+        return process.generate(self.counted, x_T, world.schedule, world.timesteps, **settings)
+
+    def training(self, block, optimizer, indices, x_0, x_T):
+        world = self.world
+        batch = Batch(indices, [str(i) for i in indices], x_0.cpu(), x_T.cpu())
+        loss = training.EditLoss(self.counted.clip, world.towards, 1.0, training.Weights(clip=1, l1=1))
+        settings = (world.schedule, world.edit_steps, loss, optimizer, PlainTrajectories(ENDLESS), world.device)
+        return lambda: training.train_batch(self.counted, block, batch, *settings)
+
+
+def contestants(world):
+    """The plain schedule, and one contestant for every combination of the flags; the batch sizes of one share a U-Net."""
+    args, found = world.args, [Plain(world)]
+    for precision, compiled, layout in product(args.precision, args.compile, args.layout):
+        unet = FastUNet(world.unet(layout), precision, compiled == "on")
+        found += [Ours(world, Case(precision, compiled, layout, batch), unet) for batch in args.batch]
+    return found
+
+
+def run(world):
+    """Let all contestants take turns -> (the plain schedule, the others)."""
+    args, everyone = world.args, contestants(world)
+    with tqdm(total=(args.warmup + args.rounds) * len(everyone), desc="taking turns", unit="turn") as bar:
+        for number in range(args.warmup + args.rounds):
+            for contestant in everyone:
+                contestant.turn(number)
+                bar.update()
+            if number < args.warmup:
+                for contestant in everyone:
+                    contestant.seconds.clear()
+    plain, *others = everyone
+    return plain, others
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--config", default="avatar.yml", help="YAML under configs/ or a path (avatar.yml)")
+    add("--model_path", help="weights of the U-Net, instead of the config's; random ones where there are none")
+    add("--clip_model_name", help="CLIP: an open_clip config file, or a name whose size is taken, with random weights")
+    add("--direction", help="direction to edit with: a file, or one that ships; by default a random delta block")
+    add("--images", help="folder of images; by default smooth random ones")
+    add("--precision", nargs="+", choices=("fp32", "tf32", "bf16", "fp16"), default=["fp32"])
+    add("--compile", nargs="+", choices=("off", "on"), default=["off"])
+    add("--layout", nargs="+", choices=tuple(LAYOUTS), default=["channels_last"])
+    add("--batch", nargs="+", type=int, default=[1], help="images at a time (1)")
+    add("--steps", type=int, default=40, help="timesteps of inversion, editing and training (40)")
+    add("--t_edit", type=int, default=513, help="edit while t is at least this (513)")
+    add("--rounds", type=int, default=3, help="turns of everybody (3)")
+    add("--warmup", type=int, default=1, help="turns before those, which do not count (1)")
+    add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
+    add("--seed", type=int, default=0)
+    add("--out", default=str(ROOT / "docs" / "benchmarks.md"), help="Markdown file to write to (docs/benchmarks.md)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        world = World(args)
+        plain, others = run(world)
+        text = report(world, plain, others, Hollow(world.config, world.clip))
+        print(text)
+        write_section(Path(args.out), text)
+    except UserError as error:
+        sys.exit(f"bench.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What a network costs, found without computing it: on tensors that have a shape and no content ("meta" tensors)."""
+
+import copy
+import sys
+import weakref
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from asyrp import process
+from asyrp.acceleration import recompute_decoder
+from asyrp.hspace import BlockDirection, Edit
+from models import build_unet
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within it, `peak` is the most that tensors made there occupied at a time, in bytes.
+
+    What an operation needs inside itself, such as a convolution's workspace, and what the allocator loses, is not seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.known:
+                self.known.add(storage)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _freed(self, size):
+        self.live -= size
+
+
+def gigamacs(function):
+    """Multiply-adds of a call, in 10^9: those of convolutions, products and attention, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() / 2e9
+
+
+class Hollow:
+    """A U-Net and a CLIP without content: what a pass of theirs costs, and what a step of training holds in memory."""
+
+    def __init__(self, config, clip):
+        size = config.data.image_size
+        self.clip = copy.deepcopy(clip).to("meta")
+        with torch.device("meta"):
+            self.unet = build_unet(config)
+            self.x, self.t = torch.empty(1, 3, size, size), torch.full((1,), 0)
+            self.block = self.unet.new_delta_block()
+
+    def passes(self):
+        """Giga multiply-adds an image: {kind of pass: figure}; those of "... and back" with their backward pass."""
+        image = self.x.clone().requires_grad_()
+        h, skips, emb = self.unet.encode(self.x, self.t)
+        bottleneck = h.clone().requires_grad_()
+        return {
+            "encode": gigamacs(lambda: self.unet.encode(self.x, self.t)),
+            "decode": gigamacs(lambda: self.unet.decode(h, skips, emb)),
+            "decode and back": gigamacs(lambda: self.unet.decode(bottleneck, skips, emb).sum().backward()),
+            "clip": gigamacs(lambda: self.clip.encode_images(self.x)),
+            "clip and back": gigamacs(lambda: self.clip.encode_images(image).sum().backward()),
+        }
+
+    def training_peak(self, recompute):
+        """Bytes that a training step of one image holds at most: weights and tensors, in float32."""
+        unet = copy.deepcopy(self.unet)
+        if recompute:
+            recompute_decoder(unet)
+        weights = sum(p.nbytes for module in (unet, self.clip, self.block) for p in module.parameters())
+        with LiveBytes() as memory:
+            with torch.no_grad():
+                frozen = process.frozen_branch(unet, self.x, 0)
+            edit = Edit([BlockDirection(self.block)], [1.0])
+            P_edit = process.predict_x0(self.x, process.edited_branch(unet, frozen, edit, 0), 0, process.Schedule.linear())
+            self.clip.encode_images(P_edit).sum().backward()
+        return weights + memory.peak

@@ -1,0 +1,164 @@
+"""bench.py: a rehearsal in the tiny world, the plain schedule it compares with, and what it counts without computing."""
+
+import copy
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_unets import golden_unet
+from tiny_world import smooth_images
+
+from asyrp import process, training
+from asyrp.config import ROOT, load_config
+from asyrp.hspace import BlockDirection
+from asyrp.latents import Batch
+from asyrp.origin import PlainTrajectories
+from losses.clip_loss import ClipLoss
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import bench
+import plain_schedule
+from bench_report import write_section
+from counting import Hollow, LiveBytes, gigamacs
+
+
+@pytest.fixture
+def tables(tiny, tmp_path, monkeypatch):
+    """tables(*flags) -> bench.py's tables, each a list of rows, a row a list of cells."""
+    monkeypatch.setattr(sys, "argv", ["bench.py"])
+
+    def tables(*flags):
+        given = ["--config", tiny.folder / "ddpm.yml", "--model_path", tiny.folder / "ddpm.pt", "--clip_model_name", tiny.clip]
+        given += ["--steps", "4", "--rounds", "1", "--warmup", "0", "--device", "cpu", "--out", tmp_path / "b.md"]
+        bench.main([str(flag) for flag in [*given, *flags]])
+        paragraphs = (tmp_path / "b.md").read_text().split("\n\n")
+        return [[line.strip("| ").split(" | ") for line in p.splitlines()] for p in paragraphs if p.startswith("|")]
+
+    return tables
+
+
+def test_rehearsal(tables, tiny, tmp_path):
+    flags = ("--precision", "fp32", "bf16", "fp16", "--batch", "1", "2", "--layout", "channels_last", "contiguous")
+    work, speed, wanted = tables("--images", tiny.test, *flags)
+    # Two of four steps are edited.
+    counted = {row[0]: row[1:4] + row[5:8] for row in work[2:]}
+    assert counted["invert"] == ["3", "3", "0", "3", "3", "0"]
+    assert counted["edit"] == ["4", "6", "0", "4", "8", "0"]
+    assert counted["first epoch"] == ["3", "5", "3", "4", "6", "4"]
+    assert counted["further epoch"] == ["2", "4", "2", "4", "6", "4"]
+    assert all(float(row[-1]) >= 1 for row in work[2:])
+    assert [row[:4] for row in speed[3:5]] == [["fp32", "off", "channels_last", "1"], ["fp32", "off", "channels_last", "2"]]
+    assert len(speed) == 3 + 3 * 2 * 2
+    differences = {row[0]: int(row[-2]) for row in speed[3:]}
+    assert differences["fp32"] <= 1
+    assert differences["bf16"] > 0
+    assert [row[0] for row in wanted[2:]] == ["invert and edit, fp32", "further epoch, fp32"]
+    text = (tmp_path / "b.md").read_text()
+    assert "Weights: trained; images: a folder; 4 steps, of which 2 are edited" in text
+
+
+def test_what_is_missing_is_random(monkeypatch):
+    """Weights, images, and a CLIP of the size that is named."""
+    monkeypatch.setenv("ASYRP_MODEL_AVATAR", "nowhere.pt")
+    world = bench.World(bench.parse_args(["--config", "avatar.yml", "--clip_model_name", "ViT-B/32", "--batch", "1", "3"]))
+    assert not world.trained
+    assert world.images.shape == (3, 3, 32, 32)
+    assert world.clip.image_size == 224
+    assert world.towards.shape == (1, 512)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--config", "nowhere.yml"), "bench.py: --config nowhere.yml: no such file"),
+        (("--model_path", "nowhere.pt"), "bench.py: nowhere.pt: no such file"),
+        (("--clip_model_name", "ViT-Q/7"), "bench.py: --clip_model_name ViT-Q/7: neither a file nor"),
+        (("--precision", "tf32", "--device", "cpu"), "bench.py: --precision tf32 is for CUDA devices"),
+    ],
+)
+def test_what_it_refuses(flags, message):
+    with pytest.raises(SystemExit) as caught:
+        bench.main(["--steps", "2", *flags])
+    assert str(caught.value).startswith(message)
+
+
+def plain_and_ours(train):
+    """The delta block after an image has been trained on by the plain schedule, and by asyrp.training."""
+    unet, (block, _) = golden_unet("ddpm")
+    x_0, x_T = smooth_images(1, size=32), torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(16, 48, generator=torch.Generator().manual_seed(3))
+    towards = F.normalize(weights[:1, :16], dim=-1)
+
+    def encode(images):
+        return F.normalize(F.adaptive_avg_pool2d(images, 4).flatten(1) @ weights.T, dim=-1)
+
+    block = copy.deepcopy(block).requires_grad_()
+    train(unet, x_0, x_T, block, torch.optim.SGD(block.parameters(), lr=0.1), encode, towards)
+    return torch.cat([p.detach().flatten() for p in block.parameters()])
+
+
+def test_the_plain_schedule_computes_the_same():
+    schedule, steps = process.Schedule.linear(), process.timesteps(4, 999)
+    alpha_bars = [*schedule.alpha_bars.tolist(), 1.0]
+
+    def plain(unet, x_0, x_T, block, optimizer, encode, towards):
+        plain_schedule.train(unet, x_0, x_T, alpha_bars, steps, block, 500, optimizer, encode, towards)
+
+    def ours(unet, x_0, x_T, block, optimizer, encode, towards):
+        loss = training.EditLoss(encode, towards, 1.0, training.Weights(clip=1, l1=1))
+        batch, edited = Batch([0], ["0"], x_0, x_T), training.edit_steps(steps, 500)
+        training.train_batch(
+            unet, BlockDirection(block), batch, schedule, edited, loss, optimizer, PlainTrajectories(), torch.device("cpu")
+        )
+
+    before = plain_and_ours(lambda *args: None)
+    learned = [plain_and_ours(train) - before for train in (plain, ours)]
+    assert learned[0].norm() > 1e-3
+    assert torch.allclose(*learned, rtol=1e-3, atol=1e-6)
+
+
+# ---- what is counted ----------------------------------------------------------------------------------------------------
+
+
+def test_multiply_adds_of_a_convolution():
+    conv = torch.nn.Conv2d(3, 8, 3, padding=1, device="meta")
+    assert gigamacs(lambda: conv(torch.empty(2, 3, 10, 10, device="meta"))) == 2 * 8 * 3 * 9 * 100 / 1e9
+
+
+def test_the_most_that_lives_at_a_time():
+    with LiveBytes() as memory:
+        a = torch.empty(1000)
+        b = a + 1  # two of them
+        c = b.view(10, 100)  # no memory of its own
+        del a, b
+        d = c * 2
+        del c, d
+        e = torch.empty(1500)
+    assert memory.peak == 2 * 4000
+    assert memory.live == e.nbytes
+
+
+def test_a_training_step_holds_less_with_recomputed_activations():
+    hollow = Hollow(load_config("avatar.yml"), ClipLoss(ROOT / "pretrained" / "avatar" / "clip.json"))
+    assert hollow.training_peak(recompute=True) < hollow.training_peak(recompute=False)
+    costs = hollow.passes()
+    assert costs["decode"] < costs["decode and back"] < 2.2 * costs["decode"]
+
+
+def test_256_px_fits_into_6_gib():
+    """celeba.yml with a CLIP ViT-B/16, in float32, and room for the kernels' workspaces."""
+    settings = {"embed_dim": 512, "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16}}
+    with torch.device("meta"):
+        clip = bench.open_clip.CLIP(**settings, text_cfg={"width": 512, "heads": 8, "layers": 12})
+    mean = std = (0.5, 0.5, 0.5)
+    hollow = Hollow(load_config("celeba.yml"), ClipLoss((clip, mean, std), "meta"))
+    assert hollow.training_peak(recompute=False) < 4 * 2**30
+
+
+def test_a_section_replaces_the_one_of_its_name(tmp_path):
+    path = tmp_path / "docs" / "b.md"
+    for text in ("## a\n\none", "## b\n\ntwo", "## a\n\nthree"):
+        write_section(path, text)
+    assert path.read_text() == "# Benchmarks\n\n## a\n\nthree\n\n## b\n\ntwo\n"
