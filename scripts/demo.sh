@@ -16,12 +16,13 @@ python main.py --lpips "${common[@]}" --exp "$out/lpips" --edit_attr avatar_smil
 
 echo "3/4 learning \"smiling\""
 python main.py --run_train "${common[@]}" --exp "$out/smiling" --edit_attr avatar_smiling \
-  --train_delta_block --get_h_num 1 --n_train_img 64 --bs_train 4 --n_iter 1 \
-  --lr_training 0.1 --clip_loss_w 1 --l1_loss_w 3 --do_test 0 --retrain 1
+  --train_delta_block --get_h_num 1 --n_train_img 64 --bs_train 4 --n_iter 2 \
+  --lr_training 0.2 --scheduler_step_size 1 --sch_gamma 0.2 \
+  --clip_source origin --clip_loss_w 1 --l1_loss_w 4 --do_test 0 --retrain 1
 
 echo "4/4 editing test faces"
 python scripts/avatar/evaluate.py --out "$out" \
-  --directions smiling=checkpoint/smiling_LC_AVATAR_t999_ninv40_ngen40_0.pth
+  --directions smiling=checkpoint/smiling_LC_AVATAR_t999_ninv40_ngen40_1.pth
 
 echo "picture:    $out/smiling.png"
 echo "LPIPS plot: $out/lpips_LC_AVATAR_t999_ninv40_ngen40/lpips_avatar.png"

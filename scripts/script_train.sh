@@ -7,11 +7,14 @@ guid="avatar_smiling"  # an attribute of utils/text_dic.py; also the experiment'
 inv_step=40
 train_step=40
 n_train_img=100
-n_iter=1  # epochs
+n_iter=2  # epochs
 bs_train=4
-lr=0.1
+lr=0.2
+scheduler_step_size=1  # epochs after which the learning rate falls to sch_gamma of what it was
+sch_gamma=0.2
+clip_source=origin  # what the change is counted from: the plain P_t, as in the paper; x0 as in the 2023 release
 clip_loss_w=1.0
-l1_loss_w=3.0
+l1_loss_w=4.0
 lpips_edit_th=0.005  # 0.33 for the real models
 gpu="0"
 
@@ -25,7 +28,8 @@ CUDA_VISIBLE_DEVICES=$gpu python main.py --run_train \
   --n_train_img "$n_train_img" --n_test_img 8 \
   --n_iter "$n_iter" --bs_train "$bs_train" --bs_test 8 --bs_precompute 25 \
   --n_inv_step "$inv_step" --n_train_step "$train_step" --n_test_step "$train_step" \
-  --lr_training "$lr" --clip_loss_w "$clip_loss_w" --l1_loss_w "$l1_loss_w" \
+  --lr_training "$lr" --scheduler_step_size "$scheduler_step_size" --sch_gamma "$sch_gamma" \
+  --clip_source "$clip_source" --clip_loss_w "$clip_loss_w" --l1_loss_w "$l1_loss_w" \
   --lpips_edit_th "$lpips_edit_th" \
   --user_defined_t_addnoise 0 \
   --save_x0 --use_x0_tensor --save_x_origin \
