@@ -39,7 +39,7 @@ from asyrp.hspace import BlockDirection, Edit
 from asyrp.latents import Batch
 from asyrp.origin import PlainTrajectories
 from asyrp.overlap import to_device
-from configs.paths_config import weight_file
+from configs.paths_config import weight_file, weight_place
 from losses.clip_loss import ClipLoss
 from models import build_unet
 
@@ -94,7 +94,7 @@ class World:
         self.timesteps = process.timesteps(args.steps, 999)
         self.edit_steps = training.edit_steps(self.timesteps, args.t_edit)
         torch.manual_seed(args.seed)
-        path = Path(args.model_path or weight_file(self.config))
+        path = Path(args.model_path or weight_file(weight_place(self.config)))
         self.trained = path.is_file() or args.model_path is not None
         unet = checkpoints.load_unet(self.config, path) if self.trained else build_unet(self.config)
         self.weights = unet.state_dict()

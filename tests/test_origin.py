@@ -147,7 +147,8 @@ def test_in_half_precision_every_epoch_and_run_sees_the_same_numbers(run):
     half = ("--cache_origin", "disk", "--cache_origin_half", "--retrain")
     found = []
     for flags in (half, half, ("--retrain",)):
-        assert run(*TRAIN, *flags) == 0
+        # Counted from P_plain: L1's gradient is a sign, which rounding seldom turns.
+        assert run(*TRAIN, "--clip_source", "origin", *flags) == 0
         found.append(directions())
     assert tensors_equal(found[0], found[1])
     assert not tensors_equal(found[0], found[2])
