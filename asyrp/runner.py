@@ -1,6 +1,5 @@
 """class Asyrp: one method per mode of the command line."""
 
-import csv
 import logging
 from functools import partial
 from itertools import product
@@ -14,6 +13,7 @@ from asyrp import checkpoints, hspace, images, intervals, process, training
 from asyrp.datasets import load_batch
 from asyrp.errors import UserError
 from asyrp.latents import digest
+from asyrp.losslog import loss_log
 from asyrp.workbench import MEASURED_CURVES, Workbench
 from configs.paths_config import IR_SE50
 from losses.id_loss import IdLoss
@@ -145,25 +145,19 @@ class Asyrp(Workbench):
     # ---- what the modes are made of -------------------------------------------------------------------------------------
 
     def train_epoch(self, epoch, pairs, indices, direction, steps, loss, optimizer, plain, save):
-        """One epoch; logs every loss to losses.csv, saves pictures and, by `save(path)`, checkpoints on the way."""
+        """One epoch; logs every loss, saves pictures and, by `save(path)`, checkpoints on the way."""
         args = self.args
         if args.shuffle_train_dataloader:
             indices = np.random.default_rng((args.seed, epoch)).permutation(indices).tolist()
-        table = self.experiment.folder / "losses.csv"
-        fresh = not table.exists() or epoch == 0
         done = 0
-        with table.open("w" if fresh else "a", newline="") as stream, tqdm(total=len(indices), unit="img") as bar:
-            writer = csv.writer(stream)
-            if fresh:
-                writer.writerow(["epoch", "image", "t", *training.COLUMNS])
+        with loss_log(self.experiment.folder, epoch, len(indices)) as record, tqdm(total=len(indices), unit="img") as bar:
             bar.set_description(f"training, epoch {epoch}")
             for batch in pairs.batches(indices, args.bs_train):
                 result = training.train_batch(
                     self.unet, direction, batch, self.schedule, steps, loss, optimizer, plain, self.device
                 )
-                for (t, _), row in zip(steps, result.losses.tolist(), strict=True):
-                    writer.writerow([epoch, " ".join(batch.names), t, *(f"{value:.6g}" for value in row)])
                 before, done = done, done + len(batch.indices)
+                record(batch.names, [t for t, _ in steps], result.losses)
                 bar.update(len(batch.indices))
                 bar.set_postfix(loss=f"{result.losses[:, -1].mean():.4f}")
                 pictured = any(n % args.save_train_image_step == 0 for n in range(before, done))
