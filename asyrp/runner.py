@@ -126,6 +126,7 @@ class Asyrp(Workbench):
         pairs, indices = self.pairs("test", args.n_test_img)
         folder = self.experiment.folder / "test_images" / str(args.n_test_step)
         self.experiment.write_settings("test", prompts=self.prompts, **found, strengths=[label for label, _ in edits])
+        n = len(edits)
         rows, names, labels = [], [], None
         with tqdm(total=len(indices), desc="editing", unit="img") as bar:
             for batch in pairs.batches(indices, args.bs_test):
@@ -134,10 +135,14 @@ class Asyrp(Workbench):
                 for i, index in enumerate(batch.indices):
                     row = [column[i] for _, column in columns]
                     images.save(images.labelled_grid([row], labels), folder / f"{index:06d}.png")
+                    if args.save_animation:
+                        images.save_animation([row[-n:]], labels[-n:], folder / f"{index:06d}.{args.save_animation}")
                     if len(rows) < OVERVIEW_ROWS:
                         rows.append(row)
                         names.append(Path(batch.names[i]).stem)
                 bar.update(len(batch.indices))
+        if args.save_animation:
+            images.save_animation([row[-n:] for row in rows], labels[-n:], folder / f"all.{args.save_animation}")
         overview = folder / "all.png"
         images.save(images.labelled_grid(rows, labels, names), overview)
         log.info("edited pictures: %s", overview)
