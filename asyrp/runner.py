@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from asyrp import checkpoints, hspace, images, intervals, process, training
+from asyrp import checkpoints, hspace, images, intervals, process, report, training
 from asyrp.datasets import load_batch
 from asyrp.errors import UserError
 from asyrp.latents import digest
@@ -41,6 +41,8 @@ class Asyrp(Workbench):
         # Training ends with this test, unless --do_test 0.
         if self.args.run_test and not (self.args.run_train and self.args.do_test):
             self.test()
+        if self.args.run_train or self.args.run_test:
+            self.write_report()
 
     # ---- modes ----------------------------------------------------------------------------------------------------------
 
@@ -127,11 +129,13 @@ class Asyrp(Workbench):
         folder = self.experiment.folder / "test_images" / str(args.n_test_step)
         self.experiment.write_settings("test", prompts=self.prompts, **found, strengths=[label for label, _ in edits])
         n = len(edits)
+        gallery = report.Gallery((args.multiple_attr or "").split(), n, len(indices))
         rows, names, labels = [], [], None
         with tqdm(total=len(indices), desc="editing", unit="img") as bar:
             for batch in pairs.batches(indices, args.bs_test):
                 columns = self.columns(batch, edits)
                 labels = [label for label, _ in columns]
+                gallery.add(batch, columns)
                 for i, index in enumerate(batch.indices):
                     row = [column[i] for _, column in columns]
                     images.save(images.labelled_grid([row], labels), folder / f"{index:06d}.png")
@@ -141,11 +145,20 @@ class Asyrp(Workbench):
                         rows.append(row)
                         names.append(Path(batch.names[i]).stem)
                 bar.update(len(batch.indices))
+        gallery.save(self.experiment.folder)
         if args.save_animation:
             images.save_animation([row[-n:] for row in rows], labels[-n:], folder / f"all.{args.save_animation}")
         overview = folder / "all.png"
         images.save(images.labelled_grid(rows, labels, names), overview)
         log.info("edited pictures: %s", overview)
+
+    def write_report(self):
+        """report.html, of what lies in the experiment's folder and the LPIPS curves that its intervals belong to."""
+        try:
+            curve = self.curve
+        except UserError:  # No loss: without curves the flags have set the intervals.
+            curve = None
+        log.info("report: %s", report.write(self.experiment.folder, curve, self.curve_name))
 
     # ---- what the modes are made of -------------------------------------------------------------------------------------
 
