@@ -4,6 +4,7 @@ import json
 import platform
 import re
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -69,9 +70,10 @@ class Experiment:
         return [epochs[epoch] for epoch in sorted(epochs, reverse=True)]
 
     def write_settings(self, mode, **found):
-        """settings_<mode>.yml beside the results: every flag, the model's settings, the versions, what the run found out."""
+        """settings_<mode>.yml beside the results: date, flags, the model's settings, versions, what the run found out."""
         versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-        settings = {"flags": vars(self.args), "config": to_dict(self.config), "versions": versions, **found}
+        date = datetime.now().isoformat(timespec="seconds")
+        settings = {"date": date, "flags": vars(self.args), "config": to_dict(self.config), "versions": versions, **found}
         self.folder.mkdir(parents=True, exist_ok=True)
         # Through JSON, so that the YAML holds plain values only.
         plain = json.loads(json.dumps(settings, default=str))

@@ -1,5 +1,6 @@
-"""Pictures of results: grids with labels, and plots of LPIPS curves."""
+"""Pictures of results: grids with labels, animations, and plots of LPIPS curves."""
 
+import math
 import textwrap
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torchvision.transforms.functional import to_pil_image
 
 SMALLEST_CELL = 96  # pixels; smaller images are enlarged in whole multiples, so that labels fit and pixels stay sharp
 GAP = 4
+FRAME = 300  # milliseconds that an animation shows each strength
 
 
 def to_pil(image):
@@ -58,6 +60,25 @@ def save(picture, path):
 def save_grid(path, rows, columns, names=None):
     """Draw and write a `labelled_grid`."""
     save(labelled_grid(rows, columns, names), path)
+
+
+def save_animation(strips, labels, path):
+    """Strips of edited images -> an animation (GIF or WebP, by the suffix) that runs over the strengths and back, for ever.
+
+    strips: for each image a list of tensors (3, H, W) in [-1, 1], one a strength; several images are shown side by side.
+    labels: of the strengths, list of str.
+    """
+    columns = math.ceil(math.sqrt(len(strips)))
+    frames = []
+    for k, label in enumerate(labels):
+        images = [strip[k] for strip in strips]
+        rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+        frames.append(labelled_grid(rows, [label] * columns))
+    rest = frames[1:] + frames[-2:0:-1]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # Of use to WebP alone; enlarged pixels stay sharp, and compress well.
+    quality = {"lossless": strips[0][0].shape[-1] < SMALLEST_CELL, "quality": 90}
+    frames[0].save(path, save_all=True, append_images=rest, duration=FRAME, loop=0, **quality)
 
 
 def plot_curves(curve, path, title, t_edit=None, t_boost=None):

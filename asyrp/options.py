@@ -204,6 +204,8 @@ def build_parser():
     switch(group, "save_process_origin", "save x_t and P_t of every step of the plain process")
     switch(group, "save_process_delta_h", "save x_t and P_t of every step of the edited process")
     switch(group, "save_precomputed_images", "save what the inverted images are generated back to")
+    text = "with --delta_interpolation: save, for each image and all, an animation over the strengths and back"
+    value(group, "save_animation", str, None, text, choices=("gif", "webp"))
     value(group, "save_to_folder", str, None, "folder for the training pictures, instead of training_images/")
     return parser
 
@@ -287,6 +289,8 @@ def check(args):
         raise UserError("--just_precompute --load_random_noise keeps nothing: give --saved_random_noise, which keeps the draw")
     if args.just_precompute and not (args.do_train or args.do_test):
         raise UserError("--just_precompute with --do_train 0 and --do_test 0 has nothing to invert: leave one of them out")
+    if args.save_animation and not (args.delta_interpolation and len((args.multiple_attr or "").split()) < 2):
+        raise UserError("--save_animation runs over the strengths of one direction: give --delta_interpolation, one attribute")
     if args.run_train:
         check_training(args)
     if args.run_test:

@@ -1,6 +1,5 @@
 """class Asyrp: one method per mode of the command line."""
 
-import csv
 import logging
 from copy import deepcopy
 from functools import cached_property, partial
@@ -11,11 +10,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from asyrp import checkpoints, hspace, images, intervals, process, training
+from asyrp import checkpoints, hspace, images, intervals, process, report, training
 from asyrp.acceleration import autocast
 from asyrp.datasets import load_batch
 from asyrp.errors import UserError
 from asyrp.latents import digest
+from asyrp.losslog import loss_log
 from asyrp.overlap import Background, to_device
 from asyrp.workbench import MEASURED_CURVES, Workbench
 from configs.paths_config import IR_SE50
@@ -45,6 +45,8 @@ class Asyrp(Workbench):
             # Training ends with this test, unless --do_test 0.
             if self.args.run_test and not (self.args.run_train and self.args.do_test):
                 self.test()
+            if self.args.run_train or self.args.run_test:
+                self.write_report()
 
     @cached_property
     def later(self):
@@ -136,36 +138,50 @@ class Asyrp(Workbench):
         pairs, indices = self.pairs("test", args.n_test_img, images=args.save_x0 and args.use_x0_tensor)
         folder = self.experiment.folder / "test_images" / str(args.n_test_step)
         self.experiment.write_settings("test", prompts=self.prompts, **found, strengths=[label for label, _ in edits])
-        rows, names = [], []
+        each = [label for label, _ in edits]
+        gallery = report.Gallery((args.multiple_attr or "").split(), len(edits), len(indices))
+        rows, names, strips = [], [], []
         with tqdm(total=len(indices), desc="editing", unit="img") as bar:
             for batch in pairs.batches(indices, args.bs_test):
                 before, edited = self.columns(batch, edits)
                 labels = [label for label, _ in before] + columns
+                gallery.add(batch, [*before, *zip(each, edited, strict=True)])
                 for i, index in enumerate(batch.indices):
                     pictures = [column[i] for column in edited]
                     grid = images.in_rows([column[i] for _, column in before], pictures, len(columns))
                     self.later(images.save_grid, folder / f"{index:06d}.png", grid, labels, row_names)
+                    if args.save_animation:
+                        self.later(images.save_animation, [pictures], each, folder / f"{index:06d}.{args.save_animation}")
                     if len(rows) < OVERVIEW_ROWS:
+                        strips.append(pictures)
                         rows += grid
                         names += [f"{Path(batch.names[i]).stem} {name}".strip() for name in row_names or [""]]
                 bar.update(len(batch.indices))
+        gallery.save(self.experiment.folder)
+        if args.save_animation:
+            self.later(images.save_animation, strips, each, folder / f"all.{args.save_animation}")
         overview = folder / "all.png"
         self.later(images.save_grid, overview, rows, labels, names)
         self.later.wait()
         log.info("edited pictures: %s", overview)
 
+    def write_report(self):
+        """report.html, of what lies in the experiment's folder and the LPIPS curves that its intervals belong to."""
+        try:
+            curve = self.curve
+        except UserError:  # No loss: without curves the flags have set the intervals.
+            curve = None
+        log.info("report: %s", report.write(self.experiment.folder, curve, self.curve_name))
+
     # ---- what the modes are made of -------------------------------------------------------------------------------------
 
     def train_epoch(self, epoch, pairs, indices, direction, steps, loss, optimizer, plain, save):
-        """One epoch; logs every loss to losses.csv, saves pictures and, by `save(path)`, checkpoints on the way."""
+        """One epoch; logs every loss, saves pictures and, by `save(path)`, checkpoints on the way."""
         args = self.args
         if args.shuffle_train_dataloader:
             indices = np.random.default_rng((args.seed, epoch)).permutation(indices).tolist()
-        table = self.experiment.folder / "losses.csv"
-        forget_epochs(table, epoch)
         done = 0
-        with table.open("a", newline="") as stream, tqdm(total=len(indices), unit="img") as bar:
-            writer = csv.writer(stream)
+        with loss_log(self.experiment.folder, epoch, len(indices)) as record, tqdm(total=len(indices), unit="img") as bar:
             bar.set_description(f"training, epoch {epoch}")
             for batch in pairs.batches(indices, args.bs_train):
                 good = deepcopy(direction.state_dict())
@@ -176,9 +192,8 @@ class Asyrp(Workbench):
                 except training.LossNotFinite as error:
                     direction.load_state_dict(good)
                     raise UserError(f"{error} {self.remedy(epoch, done, save)}") from error
-                for (t, _), row in zip(steps, result.losses.tolist(), strict=True):
-                    writer.writerow([epoch, " ".join(batch.names), t, *(f"{value:.6g}" for value in row)])
                 before, done = done, done + len(batch.indices)
+                record(batch.names, [t for t, _ in steps], result.losses)
                 bar.update(len(batch.indices))
                 bar.set_postfix(loss=f"{result.losses[:, -1].mean():.4f}")
                 pictured = any(n % args.save_train_image_step == 0 for n in range(before, done))
@@ -378,15 +393,3 @@ class Asyrp(Workbench):
             for i, index in enumerate(batch.indices):
                 columns = ["original", "reconstruction"]
                 self.later(images.save_grid, folder / f"{index:06d}.png", [[batch.x_0[i], x_0[i]]], columns)
-
-
-def forget_epochs(table, first):
-    """Keep the rows of losses.csv from epochs before `first`; the others are about to be trained, perhaps again."""
-    rows = []
-    if table.exists():
-        with table.open(newline="") as stream:
-            rows = [row for row in csv.DictReader(stream) if int(row["epoch"]) < first]
-    with checkpoints.replacing(table) as beside, beside.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, ("epoch", "image", "t", *training.COLUMNS))
-        writer.writeheader()
-        writer.writerows(rows)

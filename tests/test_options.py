@@ -73,6 +73,9 @@ def test_what_is_enough(flags):
         ([*TEST[:-2], "--multiple_attr", "a b", "--multiple_hs_coeff", "1 x"], "--multiple_hs_coeff needs 2 numbers"),
         ([*TEST, "--multiple_hs_coeff", "1"], "--multiple_hs_coeff needs --multiple_attr"),
         ([*TEST[:-2], "--multiple_attr", "a b c", "--delta_interpolation"], "name at most two"),
+        ([*TEST, "--save_animation", "gif"], "runs over the strengths of one direction: give --delta_interpolation"),
+        ([*TEST[:-2], "--multiple_attr", "a b", "--delta_interpolation", "--save_animation", "gif"], "one attribute"),
+        ([*TEST, "--delta_interpolation", "--save_animation", "png"], "--save_animation: invalid choice"),
     ],
 )
 def test_refused(flags, message):

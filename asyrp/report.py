@@ -1,0 +1,203 @@
+"""report.html: what lies in an experiment's folder, as one page to look at. Nothing outside the file is needed to read it."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import yaml
+
+from asyrp import images
+from asyrp.charts import HEIGHT, WIDTH, Line, Span, line_chart
+from asyrp.checkpoints import replacing
+from asyrp.losslog import read_losses
+from asyrp.options import build_parser
+from asyrp.training import COLUMNS
+
+NAME = "report.html"
+PICTURES = "report_pictures.json"
+MOST_IMAGES, MOST_PICTURES = 64, 512  # test images, and pictures of them in all: what keeps the file below some ten megabytes
+LARGEST, SHARP = 256, 64  # pixels; larger pictures are scaled down, those up to SHARP are kept without loss
+POINTS = 60  # of the loss curve over a whole training
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+
+
+def data_uri(image):
+    """Tensor (3, H, W) in [-1, 1] -> the picture as text: PNG when small, WebP otherwise."""
+    picture, stream = images.to_pil(image), io.BytesIO()
+    picture.thumbnail((LARGEST, LARGEST))
+    kind, options = ("png", {"optimize": True}) if max(picture.size) <= SHARP else ("webp", {"quality": 90})
+    picture.save(stream, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+class Gallery:
+    """The pictures of a test, the first ones of many, on their way into the experiment's folder.
+
+    directions: the names of several that are combined, else []. n_edits: how many edits of each image there are.
+    tested: how many images the test has.
+    """
+
+    def __init__(self, directions, n_edits, tested):
+        self.about = {"directions": directions, "n_edits": n_edits, "tested": tested}
+        self.labels, self.shown = [], []
+
+    def add(self, batch, columns):
+        """A Batch, and its pictures as the runner makes them: a list of (label, images (B, 3, H, W)), the edits last."""
+        # Sampled latents have no image when nobody asked for one.
+        if columns[0][0] != "original" and batch.x_0 is not None:
+            columns = [("original", batch.x_0), *columns]
+        self.labels = [label for label, _ in columns]
+        room = min(MOST_IMAGES, max(1, MOST_PICTURES // len(columns))) - len(self.shown)
+        for i, name in enumerate(batch.names[:room]):
+            self.shown.append({"name": Path(name).stem, "pictures": [data_uri(pictures[i]) for _, pictures in columns]})
+
+    def save(self, folder):
+        with replacing(Path(folder) / PICTURES) as beside:
+            beside.write_text(json.dumps({**self.about, "labels": self.labels, "images": self.shown}))
+
+
+def write(folder, curve=None, curve_name=""):
+    """Write the report of an experiment's folder -> its path. curve: the LPIPS curves its intervals belong to, or None.
+
+    Read are settings_<mode>.yml, losses.csv, the pictures that a Gallery saved, and evaluation.json; what is not there is left
+    out.
+    """
+    folder = Path(folder)
+    paths = {mode: folder / f"settings_{mode}.yml" for mode in ("train", "test")}
+    settings = {mode: yaml.safe_load(path.read_text()) for mode, path in paths.items() if path.exists()}
+    dates = {mode: found.get("date", "").replace("T", " ") for mode, found in settings.items()}
+    latest = settings[max(reversed(settings), key=dates.get)]
+    pictures = read_json(folder / PICTURES)
+    page = TEMPLATES.get_template("report.html.j2").render(
+        experiment=folder.name,
+        latest=latest,
+        dates=dates,
+        gallery=pictures and gallery(pictures),
+        evaluation=read_json(folder / "evaluation.json"),
+        curve=curve and intervals_chart(curve, latest["t_edit"], latest["t_boost"]),
+        curve_name=curve_name,
+        losses=loss_charts(read_losses(folder)),
+        flags=flag_rows(settings),
+        yaml=yaml.safe_dump(latest["config"], sort_keys=False),
+        width=WIDTH,
+        height=HEIGHT,
+    )
+    with replacing(folder / NAME) as beside:
+        beside.write_text(page, encoding="utf-8")
+    return folder / NAME
+
+
+def read_json(path):
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def gallery(pictures):
+    """What a Gallery saved -> what the page shows: of each image what stands beside the slider, and what its stops show.
+
+    Several strengths are the stops. A single edit has none, and the slider goes from the original to it.
+    """
+    labels, n = pictures["labels"], pictures["n_edits"]
+    first = len(labels) - n
+    if n == 1:
+        sliders, first = [{"name": "Shown", "stops": labels}], 0
+    else:
+        sliders = strength_sliders(labels[first:], pictures["directions"])
+    for slider in sliders:
+        slider["start"] = slider["stops"].index("+1") if "+1" in slider["stops"] else len(slider["stops"]) - 1
+    start = 0
+    for slider in sliders:
+        start = start * len(slider["stops"]) + slider["start"]
+    shown = [
+        {
+            "name": image["name"],
+            "beside": list(zip(labels[:-n], image["pictures"][:-n], strict=True)),
+            "stops": list(zip(labels[first:], image["pictures"][first:], strict=True)),
+        }
+        for image in pictures["images"]
+    ]
+    return {"images": shown, "sliders": sliders, "start": start, "tested": pictures["tested"]}
+
+
+def strength_sliders(labels, names):
+    """The labels of a strip or a grid of strengths ("+1" or "+1, -0.5", the last one varying fastest) -> one slider each."""
+    parts = [label.split(", ") for label in labels]
+    directions = len(parts[0])
+    n = round(len(parts) ** (1 / directions))
+    sliders = []
+    for k in range(directions):
+        apart = n ** (directions - 1 - k)
+        name = "Strength" if directions == 1 else f"Strength of {names[k]}"
+        sliders.append({"name": name, "stops": [parts[i * apart][k] for i in range(n)]})
+    return sliders
+
+
+def intervals_chart(curve, t_edit, t_boost):
+    """The LPIPS curves with the editing interval and that of quality boosting."""
+    end = int(curve.t[-1])
+    spans = [Span(f"t_edit = {t_edit}", t_edit, end)] if t_edit is not None and t_edit < end else []
+    spans += [Span(f"t_boost = {t_boost}", 0, t_boost)] if t_boost else []
+    said = "; ".join(f"{span.label}, t = {span.start} to {span.end}" for span in spans)
+    lines = [
+        Line("LPIPS(x₀, x_t)", curve.t, curve.lpips_x_t, curve.lpips_x_t_std),
+        Line("LPIPS(x₀, P_t)", curve.t, curve.lpips_x0_t, curve.lpips_x0_t_std),
+    ]
+    return line_chart(f"LPIPS rises with the timestep. {said}", "timestep t", "LPIPS, mean ± std", lines, spans)
+
+
+def loss_charts(rows):
+    """Rows of `read_losses` -> means of every epoch, and the losses over training and over timesteps; None without rows.
+
+    Losses that are 0 throughout, of terms that were not used, are left out.
+    """
+    if not rows:
+        return None
+    values = {name: np.array([float(row[name]) for row in rows]) for name in COLUMNS}
+    used = [name for name in COLUMNS if values[name].any()]
+    epoch_of, t_of = (np.array([int(row[name]) for row in rows]) for name in ("epoch", "t"))
+    epochs = np.unique(epoch_of).tolist()
+
+    # Where in training a row stands, in epochs: one stretch for every point of the curve.
+    progress = np.concatenate([epoch + np.arange(n) / n for epoch in epochs if (n := (epoch_of == epoch).sum())])
+    per_epoch = max(1, min(POINTS // len(epochs), len({row["image"] for row in rows})))
+    stretch = np.floor(progress * per_epoch).astype(int)
+    found, stretch = np.unique(stretch, return_inverse=True)
+    training = [Line(name, (found + 0.5) / per_epoch, means(values[name], stretch)) for name in used]
+
+    timesteps = []
+    for epoch in sorted({epochs[0], epochs[-1]}):
+        chosen = epoch_of == epoch
+        t, which = np.unique(t_of[chosen], return_inverse=True)
+        timesteps.append(Line(f"total, epoch {epoch}", t, means(values["total"][chosen], which)))
+    return {
+        "names": used,
+        "epochs": [(epoch, [values[name][epoch_of == epoch].mean() for name in used]) for epoch in epochs],
+        "training": line_chart(f"Losses over {len(epochs)} epochs; the table has the means", "epoch", "loss", training),
+        "timesteps": line_chart("Total loss at each timestep that was trained", "timestep t", "loss", timesteps),
+        "points": per_epoch,
+    }
+
+
+def means(values, groups):
+    """The mean of the values of every group; groups: an array of their numbers from 0 on."""
+    return np.bincount(groups, values) / np.bincount(groups)
+
+
+def flag_rows(settings):
+    """The flags of the modes -> list of (name, {mode: value}, default, whether a mode has another value than the default)."""
+    parser = build_parser()
+    names = dict.fromkeys(name for found in settings.values() for name in found["flags"])
+    rows = []
+    for name in names:
+        default = parser.get_default(name)
+        values = {mode: found["flags"].get(name, default) for mode, found in settings.items()}
+        rows.append((name, values, default, any(value != default for value in values.values())))
+    return rows
