@@ -19,6 +19,7 @@ from asyrp.errors import UserError
 from asyrp.hspace import BlockDirection, GivenDirection
 from models import build_unet
 from models.convert import from_diffusers, is_diffusers
+from models.judge import Judge
 
 NESTED = ("ema", "state_dict", "model")  # where a file holds averaged weights too, those are meant
 ABANDONED = 3600  # seconds
@@ -201,3 +202,19 @@ def load_direction(path, unet, ignore_timesteps=False):
 
 def _device(module):
     return next(module.parameters()).device
+
+
+def save_judge(judge, path):
+    """The judge's weights in half precision, with the names of its labels and their classes."""
+    weights = {key: value.half().contiguous() for key, value in judge.state_dict().items()}
+    save({"model": weights, "labels": {label: list(names) for label, names in judge.labels.items()}}, path)
+
+
+def load_judge(path, device="cpu"):
+    """A file of `save_judge` -> frozen Judge in eval mode. Raises UserError when it is none."""
+    contents = load(path)
+    if "labels" not in contents:
+        raise UserError(f"{path} is no judge: it names no labels; scripts/avatar/train_judge.py writes one that does")
+    judge = Judge(contents["labels"])
+    load_strictly(judge, state_dict_of(contents, path), path, "the judge")
+    return judge.eval().requires_grad_(False).to(device)

@@ -8,8 +8,8 @@ from asyrp.errors import UserError
 
 DESCRIPTION = """Edit images with a frozen diffusion model by moving its bottleneck features, h-space (Asyrp, ICLR 2023).
 
-Four modes, in the order of a usual piece of work: --lpips measures where an edit should act, --just_precompute inverts
-images, --run_train learns a direction, --run_test edits images with it."""
+Five modes, in the order of a usual piece of work: --lpips measures where an edit should act, --just_precompute inverts
+images, --run_train learns a direction, --run_test edits images with it, --evaluate measures what the edit did."""
 
 EXAMPLES = """examples, on the model that the repository carries:
   python main.py --lpips --config avatar.yml --n_train_img 100
@@ -73,7 +73,7 @@ def build_parser():
     """The parser of main.py; `main.py --help` prints it."""
     parser = Parser(
         prog="main.py",
-        usage="main.py --config YAML (--lpips | --just_precompute | --run_train | --run_test) [flags]",
+        usage="main.py --config YAML (--lpips | --just_precompute | --run_train | --run_test | --evaluate) [flags]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=Help,
@@ -85,6 +85,7 @@ def build_parser():
     switch(group, "just_precompute", "invert the images of the training and test sets and stop")
     switch(group, "run_train", "learn a direction")
     switch(group, "run_test", "edit test images with a direction")
+    switch(group, "evaluate", "measure what a direction does to test images: metrics as a table, JSON and CSV")
 
     group = parser.add_argument_group("run")
     value(group, "config", str, None, "YAML of the model: a name under configs/ or a path", required=True, metavar="YAML")
@@ -194,6 +195,10 @@ def build_parser():
     value(group, "choose_checkpoint_num", int, None, "use the checkpoint written within an epoch after so many images")
     switch(group, "pass_editing", "leave the edit out")
 
+    group = parser.add_argument_group("evaluation")
+    text = "segmentation model for --evaluate: a TorchScript file, or a name of torchvision's; else the config's"
+    value(group, "segmenter", str, None, text)
+
     group = parser.add_argument_group("output")
     switch(group, "save_x0", "with --use_x0_tensor: put the original image first in each picture")
     switch(group, "use_x0_tensor", "see --save_x0")
@@ -253,8 +258,8 @@ def parse_args(argv=None):
 
 def check(args):
     """Raise UserError for missing or contradictory flags."""
-    if not (args.lpips or args.just_precompute or args.run_train or args.run_test):
-        raise UserError("no mode: give --lpips, --just_precompute, --run_train or --run_test")
+    if not (args.lpips or args.just_precompute or args.run_train or args.run_test or args.evaluate):
+        raise UserError("no mode: give --lpips, --just_precompute, --run_train, --run_test or --evaluate")
     positive = ["n_train_img", "n_test_img", "n_precomp_img", "bs_train", "bs_test", "bs_precompute", "n_iter", "num_delta"]
     positive += ["scheduler_step_size", "save_checkpoint_step", "save_train_image_step", "save_train_image_iter"]
     for name in positive:
@@ -293,8 +298,14 @@ def check(args):
         raise UserError("--save_animation runs over the strengths of one direction: give --delta_interpolation, one attribute")
     if args.run_train:
         check_training(args)
-    if args.run_test:
+    if args.run_test or args.evaluate:
         check_test(args)
+    if args.evaluate and args.pass_editing:
+        raise UserError("--evaluate measures an edit, and --pass_editing leaves it out: give one of them")
+    if args.evaluate and args.multiple_attr:
+        raise UserError("--evaluate measures one direction: leave out --multiple_attr, and evaluate them one by one")
+    if args.segmenter and not args.evaluate:
+        raise UserError("--segmenter needs --evaluate")
 
 
 def is_number(word):
@@ -336,7 +347,7 @@ def check_test(args):
         raise UserError("--multiple_hs_coeff needs --multiple_attr")
     if not (args.pass_editing or args.train_delta_block or args.train_delta_h):
         raise UserError(
-            "--run_test without a direction: give --train_delta_block or --train_delta_h (the kind it was trained as), "
+            "no direction to edit with: give --train_delta_block or --train_delta_h (the kind it was trained as), "
             "or --pass_editing"
         )
     if args.train_delta_block and args.get_h_num == 0 and not args.multiple_attr:

@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 import yaml
 
-from asyrp import images
+from asyrp import evaluation, images
 from asyrp.charts import HEIGHT, WIDTH, Line, Span, line_chart
 from asyrp.checkpoints import replacing
 from asyrp.losslog import read_losses
@@ -40,18 +40,20 @@ def data_uri(image):
 
 
 class Gallery:
-    """The pictures of a test, the first ones of many, on their way into the experiment's folder.
+    """The pictures of a test, the first ones of many, on their way into the report.
 
-    directions: the names of several that are combined, else []. n_edits: how many edits of each image there are.
-    tested: how many images the test has.
+    folder: the experiment's. directions: the names of several that are combined, else []. n_edits: how many edits of each image
+    there are. tested: how many images the test has.
     """
 
-    def __init__(self, directions, n_edits, tested):
+    def __init__(self, folder, directions, n_edits, tested):
+        self.folder = Path(folder)
         self.about = {"directions": directions, "n_edits": n_edits, "tested": tested}
         self.labels, self.shown = [], []
 
-    def add(self, batch, columns):
-        """A Batch, and its pictures as the runner makes them: a list of (label, images (B, 3, H, W)), the edits last."""
+    def add(self, batch, before, edited):
+        """A Batch, and its pictures: lists of (label, images (B, 3, H, W)), what stands before the edits and the edits."""
+        columns = [*before, *edited]
         # Sampled latents have no image when nobody asked for one.
         if columns[0][0] != "original" and batch.x_0 is not None:
             columns = [("original", batch.x_0), *columns]
@@ -60,8 +62,8 @@ class Gallery:
         for i, name in enumerate(batch.names[:room]):
             self.shown.append({"name": Path(name).stem, "pictures": [data_uri(pictures[i]) for _, pictures in columns]})
 
-    def save(self, folder):
-        with replacing(Path(folder) / PICTURES) as beside:
+    def save(self):
+        with replacing(self.folder / PICTURES) as beside:
             beside.write_text(json.dumps({**self.about, "labels": self.labels, "images": self.shown}))
 
 
@@ -72,7 +74,7 @@ def write(folder, curve=None, curve_name=""):
     out.
     """
     folder = Path(folder)
-    paths = {mode: folder / f"settings_{mode}.yml" for mode in ("train", "test")}
+    paths = {mode: folder / f"settings_{mode}.yml" for mode in ("train", "test", "evaluate")}
     settings = {mode: yaml.safe_load(path.read_text()) for mode, path in paths.items() if path.exists()}
     dates = {mode: found.get("date", "").replace("T", " ") for mode, found in settings.items()}
     latest = settings[max(reversed(settings), key=dates.get)]
@@ -82,7 +84,7 @@ def write(folder, curve=None, curve_name=""):
         latest=latest,
         dates=dates,
         gallery=pictures and gallery(pictures),
-        evaluation=read_json(folder / "evaluation.json"),
+        evaluation=metrics_table(read_json(folder / f"{evaluation.NAME}.json")),
         curve=curve and intervals_chart(curve, latest["t_edit"], latest["t_boost"]),
         curve_name=curve_name,
         losses=loss_charts(read_losses(folder)),
@@ -98,6 +100,14 @@ def write(folder, curve=None, curve_name=""):
 
 def read_json(path):
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def metrics_table(result):
+    """What evaluation.json holds -> what the page shows; None when there is none."""
+    if result is None:
+        return None
+    pictures, rows = evaluation.table_of(result)
+    return {"pictures": pictures, "rows": rows, **{name: result[name] for name in ("settings", "left_out")}}
 
 
 def gallery(pictures):

@@ -15,7 +15,8 @@ from asyrp.hspace import BlockDirection
 from asyrp.latents import Latents, SampledLatents, cache_folder
 from asyrp.layouts import check_flags, open_split
 from asyrp.origin import PlainTrajectories
-from asyrp.overlap import to_device
+from asyrp.overlap import Background, to_device
+from asyrp.segmenter import find_segmenter
 from configs.paths_config import weight_place
 from losses.clip_loss import ClipLoss
 from utils.align import FaceAligner
@@ -41,6 +42,11 @@ class Workbench:
         self.schedule = process.Schedule.linear(d.beta_start, d.beta_end, d.num_diffusion_timesteps)
         if args.t_0 >= d.num_diffusion_timesteps:
             raise UserError(f"--t_0 {args.t_0}: {config.path} has {d.num_diffusion_timesteps} timesteps, numbered from 0")
+
+    @cached_property
+    def later(self):
+        """Pictures are drawn and written here, beside the computation."""
+        return Background()
 
     # ---- networks -------------------------------------------------------------------------------------------------------
 
@@ -72,10 +78,24 @@ class Workbench:
 
     @cached_property
     def clip(self):
-        name = self.args.clip_model_name
-        if name is None and hasattr(self.config, "clip"):
-            name = str(ROOT / self.config.clip.model)
-        return ClipLoss(name or "ViT-B/16", self.device)
+        name = self.clip_name
+        return ClipLoss(str(ROOT / name) if name == self._clip_of_config else name, self.device)
+
+    @property
+    def clip_name(self):
+        """What names the CLIP: the flag, else the configuration, else OpenAI's ViT-B/16."""
+        return str(self.args.clip_model_name or self._clip_of_config or "ViT-B/16")
+
+    @property
+    def _clip_of_config(self):
+        return self.config.clip.model if hasattr(self.config, "clip") else None
+
+    @cached_property
+    def segmenter(self):
+        """What --segmenter names, or the configuration's; None without either."""
+        if self.args.segmenter:
+            return find_segmenter(self.args.segmenter)
+        return ROOT / self.config.segmenter if hasattr(self.config, "segmenter") else None
 
     # ---- images and latents ---------------------------------------------------------------------------------------------
 
@@ -217,7 +237,7 @@ class Workbench:
         if self.prompts:
             return self.t_edit_of(self.prompts)
         known = []
-        if self.args.run_test and not self.args.pass_editing:
+        if (self.args.run_test or self.args.evaluate) and not self.args.pass_editing:
             names = (self.args.multiple_attr or "").split() or [None]
             for name, (_, settings) in zip(names, self.loaded, strict=True):
                 if "t_edit" in settings:

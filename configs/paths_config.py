@@ -86,5 +86,8 @@ def is_moved(place):
     return f"ASYRP_MODEL_{place.name}" in os.environ
 
 
-# The face recogniser of the identity loss (InsightFace's IR-SE50 as PyTorch weights). It has no images of its own.
+# The Inception network of FID, as torch-fidelity publishes it. It has no images of its own, like the next one.
+FID_INCEPTION = Place("FID_INCEPTION", "", "pretrained/weights-inception-2015-12-05-6726825d.pth")
+
+# The face recogniser of the identity loss (InsightFace's IR-SE50 as PyTorch weights).
 IR_SE50 = Place("IR_SE50", "", "pretrained/model_ir_se50.pth")

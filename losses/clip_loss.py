@@ -93,20 +93,21 @@ class ClipLoss(nn.Module):
             self._cosines[src, trg] = torch.dot(source, target).item()
         return self._cosines[src, trg]
 
-    def direction(self, src, trg):
+    def direction(self, src, trg, templates=True):
         """The direction of an edit from prompt `src` to `trg` in CLIP's space -> (1, D), normalised. Computed once per pair.
 
-        Features are normalised per template; their differences are averaged as they are, and the mean is normalised.
-        Raises UserError when CLIP sees no difference between the prompts.
+        Features are normalised per template; their differences are averaged as they are, and the mean is normalised. Without
+        `templates` the prompts are read as they are. Raises UserError when CLIP sees no difference between the prompts.
         """
-        if (src, trg) not in self._directions:
-            features = self.encode_text([template(prompt) for prompt in (src, trg) for template in TEMPLATES])
+        if (src, trg, templates) not in self._directions:
+            sentences = TEMPLATES if templates else [str]
+            features = self.encode_text([sentence(prompt) for prompt in (src, trg) for sentence in sentences])
             source, target = features.chunk(2)
             change = (target - source).mean(0, keepdim=True)
             if change.norm() < 1e-5:
                 raise UserError(f'CLIP sees no difference between the prompts "{src}" and "{trg}": change one of them')
-            self._directions[src, trg] = F.normalize(change, dim=-1)
-        return self._directions[src, trg]
+            self._directions[src, trg, templates] = F.normalize(change, dim=-1)
+        return self._directions[src, trg, templates]
 
     def directional(self, source_features, edited_images, src, trg):
         """L_dir per image -> (B,). `source_features` (B, D) from `encode_images`, so that many edits of one image share them.

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from asyrp.config import CONFIGS, load_config
 from asyrp.errors import UserError
 from asyrp.experiment import CHECKPOINTS
-from configs.paths_config import IR_SE50, weight_file, weight_place
+from configs.paths_config import FID_INCEPTION, IR_SE50, weight_file, weight_place
 from utils.download import admit, fetch, parts, published_directions, recorded
 from utils.weights import DIRECTIONS_LISTING, DIRECTIONS_PAGE, PUBLISHED
 
@@ -26,9 +26,13 @@ DELTAS = "deltas"
 
 
 def known_places():
-    """Name -> place: every configuration whose weights are published, and the face recogniser."""
+    """Name -> place: every configuration whose weights are published, and the networks of loss and metrics."""
     configs = {path.stem: weight_place(load_config(str(path))) for path in sorted(CONFIGS.glob("*.yml"))}
-    return {name: place for name, place in (configs | {"ir_se50": IR_SE50}).items() if place.name in PUBLISHED}
+    return {
+        name: place
+        for name, place in (configs | {place.name.lower(): place for place in (IR_SE50, FID_INCEPTION)}).items()
+        if place.name in PUBLISHED
+    }
 
 
 def show(places):

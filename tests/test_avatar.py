@@ -15,7 +15,6 @@ sys.path.insert(0, str(ROOT / "scripts" / "avatar"))
 
 import evaluate
 import render
-from judge import judge_faces, load_judge
 
 STACK = ROOT / "pretrained" / "avatar"
 N = 24
@@ -37,7 +36,7 @@ def unet():
 
 @pytest.fixture(scope="module")
 def judge():
-    return load_judge(STACK / "judge.pt")
+    return checkpoints.load_judge(STACK / "judge.pt")
 
 
 def test_a_face_is_decided_by_its_split_and_index():
@@ -49,7 +48,7 @@ def test_a_face_is_decided_by_its_split_and_index():
 
 def test_the_judge_reads_every_label(faces, judge):
     images, rows = faces
-    for label, found in evaluate.judged(judge, images).items():
+    for label, found in judge.names(images).items():
         assert evaluate.percent(a == row[label] for a, row in zip(found, rows, strict=True)) > 90, label
 
 
@@ -72,7 +71,7 @@ def test_inversion_and_generation_keep_a_face_and_a_direction_changes_it(faces, 
     with torch.no_grad():
         edited = process.generate(unet, x_T, schedule, steps, edit=edit, t_edit=contents["settings"]["t_edit"])
     smiling = render.LABELS["expression"].index("smiling")
-    before, after = (judge_faces(judge, shown)["expression"][:, smiling].mean() for shown in (images[chosen], edited))
+    before, after = (judge.read(shown)["expression"][:, smiling].mean() for shown in (images[chosen], edited))
     assert before < 0.1
     assert after > 0.5
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tiny_world import NAME, TRAIN, directions, losses, tensors_equal
 
-import asyrp.runner
+import asyrp.learning
 from asyrp import process
 from asyrp.options import build_parser
 
@@ -69,8 +69,8 @@ def test_use_id_loss(run, results, monkeypatch):
 
     before = learned_with(run)
     assert {row["id"] for row in losses(results)} == {"0"}
-    monkeypatch.setattr(asyrp.runner, "IdLoss", Recogniser)
-    monkeypatch.setattr(asyrp.runner, "weights_at", lambda place: None)
+    monkeypatch.setattr(asyrp.learning, "IdLoss", Recogniser)
+    monkeypatch.setattr(asyrp.learning, "weights_at", lambda place: None)
     assert not tensors_equal(before, learned_with(run, "--use_id_loss", "--id_loss_w", "1"))
     assert all(float(row["id"]) > 0 for row in losses(results))
 

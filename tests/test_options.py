@@ -20,6 +20,7 @@ GROUPS = {
     "training": "--clip_loss_w",
     "speed": "--precision",
     "inference": "--delta_interpolation",
+    "evaluation": "--segmenter",
     "output": "--save_process_origin",
 }
 
@@ -66,7 +67,7 @@ def test_what_is_enough(flags):
         ([*TRAIN, "--id_loss_w", "1"], "the identity loss needs both"),
         ([*TRAIN, "--use_id_loss"], "the identity loss needs both"),
         ([*TRAIN, "--clip_loss_w", "0"], "nothing would be trained"),
-        ([*TEST[:3], "--get_h_num", "1"], "--run_test without a direction"),
+        ([*TEST[:3], "--get_h_num", "1"], "no direction to edit with"),
         (TEST[:-2], "--get_h_num 0 edits nothing"),
         ([*TEST, "--multiple_attr", "a b"], "--multiple_attr names 2 directions: --get_h_num 1 contradicts it"),
         ([*TEST[:-2], "--multiple_attr", "a b", "--multiple_hs_coeff", "1"], "--multiple_hs_coeff needs 2 numbers"),

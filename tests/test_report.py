@@ -95,9 +95,9 @@ def solid(*levels):
 
 def save_gallery(folder, columns, n_edits, directions=(), tested=1):
     """A Gallery of one image."""
-    pictures = Gallery(list(directions), n_edits, tested)
-    pictures.add(SimpleNamespace(names=["a.png"], x_0=solid(-1)), columns)
-    pictures.save(folder)
+    pictures = Gallery(folder, list(directions), n_edits, tested)
+    pictures.add(SimpleNamespace(names=["a.png"], x_0=solid(-1)), columns[:-n_edits], columns[-n_edits:])
+    pictures.save()
 
 
 # ---- what a report shows ------------------------------------------------------------------------------------------------
@@ -160,12 +160,25 @@ def test_flags_that_differ_stand_first(strip):
 
 def test_metrics_are_shown_when_there_are_any(results):
     assert "Metrics" not in page_of(results)
-    summary = {"s_dir": {"mean": 0.12345, "standard_error": 0.01, "n": 7}, "kid": {"mean": 0.5, "standard_error": None, "n": 7}}
-    evaluation = {"summary": summary, "images": [], "left_out": {"identity": "no weights; fetch them"}}
+    cell = {"mean": 0.12345, "standard_error": 0.01, "n": 7}
+    single = {"mean": 0.5, "standard_error": None, "n": 1}
+    evaluation = {
+        "settings": {"clip": "ViT-B/16"},
+        "summary": {"reconstruction": {"PSNR": single}, "+1": {"S_dir": cell}},
+        "distances": {"+1": {"KID": {"value": 0.02, "n": 500}}},
+        "images": [],
+        "left_out": {"identity": "no weights; fetch them"},
+    }
     (results / "evaluation.json").write_text(json.dumps(evaluation))
     page = page_of(results)
     cells = [re.findall(">([^<>]+)</t[hd]>", row) for row in re.findall("<tr>.*</tr>", page.partition("Metrics</h2>")[2])]
-    assert cells[1:3] == [["s_dir", "0.1235", "0.0100", "7"], ["kid", "0.5000", "–", "7"]]
+    assert cells[:4] == [
+        ["metric", "reconstruction", "+1", "n"],
+        ["PSNR", "0.5", "–", "1"],
+        ["S_dir", "–", "0.123 ± 0.01", "7"],
+        ["KID", "–", "0.02", "500"],
+    ]
+    assert "CLIP: ViT-B/16." in page
     assert "identity is left out: no weights; fetch them" in page
 
 
@@ -218,11 +231,11 @@ def test_pictures_that_are_older_than_the_training_are_called_so(results):
 
 
 def test_the_number_and_size_of_pictures_are_bounded(tmp_path):
-    pictures = Gallery([], 9, 100)
+    pictures = Gallery(tmp_path, [], 9, 100)
     for start in range(0, 100, 20):
         batch = SimpleNamespace(names=[f"{i}.png" for i in range(start, start + 20)], x_0=solid(*[0] * 20))
-        pictures.add(batch, [(f"+{k}", solid(*[0] * 20)) for k in range(9)])
-    pictures.save(tmp_path)
+        pictures.add(batch, [], [(f"+{k}", solid(*[0] * 20)) for k in range(9)])
+    pictures.save()
     found = gallery(json.loads((tmp_path / report.PICTURES).read_text()))
     assert len(found["images"]) == 51  # 512 pictures, ten an image
     assert found["images"][50]["name"] == "50"

@@ -74,6 +74,14 @@ PUBLISHED = {
         sources=("https://openaipublic.blob.core.windows.net/diffusion/jul-2021/256x256_diffusion_uncond.pt",),
         parameters=552_814_086,
     ),
+    "FID_INCEPTION": Published(
+        page="https://github.com/toshas/torch-fidelity/releases/tag/v0.2.0",
+        file="weights-inception-2015-12-05-6726825d.pth",
+        sources=(
+            "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        ),
+        parameters=23_885_486,
+    ),
     "IR_SE50": Published(
         page="https://github.com/TreB1eN/InsightFace_Pytorch", file="model_ir_se50.pth", parameters=43_797_696
     ),

@@ -16,7 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from judge import judge_faces, load_judge
 from render import LABELS, read_labels
 from tqdm import tqdm
 
@@ -30,29 +29,14 @@ from asyrp.runner import Asyrp
 
 STACK = ROOT / "pretrained" / "avatar"
 CREDIT = 'artwork: "Toon Head" by Johan Melin, CC BY 4.0'
+JUDGE = load_config("avatar.yml").judge
 # direction -> the label it changes and the class it should change it to
-DIRECTIONS = {
-    "smiling": ("expression", "smiling"),
-    "sad": ("expression", "sad"),
-    "angry": ("expression", "angry"),
-    "surprised": ("expression", "surprised"),
-    "beard": ("beard", "yes"),
-    "blond_hair": ("hair", "blond"),
-}
-# An edit is asked to keep these, except the one it changes. (The expression is free to follow a beard, say.)
-KEPT = ("hair", "skin", "beard", "long_hair")
+DIRECTIONS = {attribute.removeprefix("avatar_"): tuple(aim) for attribute, aim in vars(JUDGE.aims).items()}
+KEPT = tuple(JUDGE.kept)  # except the one that an edit changes
 DEFAULT = 1.0
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 MEASURABLE = 0.005  # a mean score that falls by less, say from 0.001 to 0.000, has not fallen
 WANTED = {"smiling": 80, "sad": 80, "angry": 80, "surprised": 80, "beard": 70, "blond_hair": 70, "kept": 90, "plain": 97}
-
-
-def judged(judge, faces):
-    """faces (B, 3, H, W) -> label -> names of the most probable classes (list of str)."""
-    return {
-        label: [LABELS[label][i] for i in probabilities.argmax(1).tolist()]
-        for label, probabilities in judge_faces(judge, faces).items()
-    }
 
 
 def shown(setting):
@@ -94,7 +78,7 @@ def evaluate_plain(args, judge, rows):
     chosen = list(range(args.count))
     app = runner(args, chosen)
     batch = latents_of(app, args.count)
-    after = judged(judge, app.sample(batch.x_T.to(app.device), batch.indices))
+    after = judge.names(app.sample(batch.x_T.to(app.device), batch.indices))
     truth = {label: [rows[i][label] for i in chosen] for label in LABELS}
     kept = keep_rates(truth, after, LABELS)
     every = percent(all(after[label][i] == truth[label][i] for label in LABELS) for i in range(len(chosen)))
@@ -119,9 +103,9 @@ def evaluate_direction(args, judge, rows, name, path):
         n = args.count if strength == DEFAULT else args.strip_count
         edit = hspace.Edit([direction], [strength]) if strength else None
         faces[strength] = app.sample(x_T[:n], batch.indices[:n], edit)
-        probabilities = judge_faces(judge, faces[strength][: args.strip_count])[label]
+        probabilities = judge.read(faces[strength][: args.strip_count])[label]
         scores[strength] = probabilities[:, LABELS[label].index(wanted)].mean().item()
-    after = judged(judge, faces[DEFAULT])
+    after = judge.names(faces[DEFAULT])
     order = [scores[s] for s in STRENGTHS]
     figures = {
         "n": len(chosen),
@@ -203,13 +187,13 @@ def main():
     add("--t_boost", type=int, default=0, help="quality boosting below this timestep (0: none)")
     add("--config", default="avatar.yml")
     add("--model_path", help="weights of the U-Net (default: those of the config)")
-    add("--judge", default=STACK / "judge.pt")
+    add("--judge", default=ROOT / JUDGE.weights)
     add("--seed", type=int, default=1234)
     add("--out", type=Path, default=Path("runs/avatar_evaluation"), help="folder for the report and the pictures")
     args = parser.parse_args()
     logging.basicConfig(level="WARNING", format="%(message)s")
     try:
-        judge = load_judge(args.judge)
+        judge = checkpoints.load_judge(args.judge)
         if not (args.images / "labels.csv").is_file():
             raise UserError(f"{args.images}: no labelled faces; draw them with scripts/avatar/render.py --split test")
         rows = read_labels(args.images)

@@ -53,6 +53,13 @@ def flip(images):
     return sometimes(0.5, images, images.flip(3))
 
 
+def flip_with(images, masks):
+    """Mirror half of the images, and their masks (B, H, W) with them."""
+    mirrored = torch.rand(len(images), device=images.device) < 0.5
+    images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+    return images, torch.where(mirrored.view(-1, 1, 1), masks.flip(2), masks)
+
+
 def move(images, pixels, zoom):
     """Shift by up to `pixels` each way and scale by up to 1 +- zoom; what comes into view repeats the border."""
     scale = per_image(images, 1 - zoom, 1 + zoom).flatten()

@@ -18,12 +18,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from faces import blur, flip, from_bytes, load_faces, move, noise, recolour, sometimes
-from judge import Judge, judge_faces, load_judge
 from render import LABELS
 from train_ddpm import learning_rate
 
-from asyrp import checkpoints
+from asyrp.checkpoints import load_judge, save_judge
 from asyrp.errors import UserError
+from models.judge import Judge
 
 
 def spoil(images):
@@ -63,7 +63,7 @@ def train(judge, images, labels, args, device):
 
 def accuracies(judge, images, labels):
     """images (N, 3, H, W) in [-1, 1], labels (N, 5) -> label name -> share read rightly."""
-    answers = [judge_faces(judge, chunk) for chunk in images.split(250)]
+    answers = [judge.read(chunk) for chunk in images.split(250)]
     return {
         label: (torch.cat([a[label] for a in answers]).argmax(1).cpu() == labels[:, k]).float().mean().item()
         for k, label in enumerate(LABELS)
@@ -82,10 +82,10 @@ def run(args):
     torch.manual_seed(args.seed)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     images, labels = load_faces(args.images)
-    judge = load_judge(args.init) if args.init else Judge({label: len(names) for label, names in LABELS.items()})
+    judge = load_judge(args.init) if args.init else Judge(LABELS)
     judge = judge.to(device, memory_format=torch.channels_last).requires_grad_(True).train()
     train(judge, images, labels, args, device)
-    checkpoints.save({key: value.half().contiguous() for key, value in judge.state_dict().items()}, args.out)
+    save_judge(judge, args.out)
     print(f"weights in {args.out}, {Path(args.out).stat().st_size / 2**20:.2f} MiB")
     if args.test:
         report(load_judge(args.out, device), args.test, device)

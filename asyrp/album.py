@@ -1,0 +1,44 @@
+"""The pictures of a test: one labelled PNG an image (and an animation, if wanted), and one picture of all."""
+
+from pathlib import Path
+
+from asyrp import images
+
+OVERVIEW_ROWS = 64  # images in the picture of all
+
+
+class Album:
+    """Drawn and written by `later`, beside the computation.
+
+    columns, row_names: labels of the edits, row_names None unless they are a square. strengths: the label of each edit.
+    animation: "gif", "webp" or None.
+    """
+
+    def __init__(self, folder, later, columns, row_names, strengths, animation=None):
+        self.folder, self.later, self.animation = Path(folder), later, animation
+        self.columns, self.row_names, self.strengths = columns, row_names, strengths
+        self.rows, self.names, self.strips, self.labels = [], [], [], []
+
+    def add(self, batch, before, edited):
+        """A Batch, and its pictures: lists of (label, images (B, 3, H, W)), what stands before the edits and the edits."""
+        self.labels = [label for label, _ in before] + self.columns
+        for i, index in enumerate(batch.indices):
+            pictures = [column[i] for _, column in edited]
+            grid = images.in_rows([column[i] for _, column in before], pictures, len(self.columns))
+            self.later(images.save_grid, self.folder / f"{index:06d}.png", grid, self.labels, self.row_names)
+            if self.animation:
+                path = self.folder / f"{index:06d}.{self.animation}"
+                self.later(images.save_animation, [pictures], self.strengths, path)
+            if len(self.rows) < OVERVIEW_ROWS:
+                self.strips.append(pictures)
+                self.rows += grid
+                self.names += [f"{Path(batch.names[i]).stem} {name}".strip() for name in self.row_names or [""]]
+
+    def save(self):
+        """The picture of all -> its path."""
+        if self.animation:
+            self.later(images.save_animation, self.strips, self.strengths, self.folder / f"all.{self.animation}")
+        overview = self.folder / "all.png"
+        self.later(images.save_grid, overview, self.rows, self.labels, self.names)
+        self.later.wait()
+        return overview

@@ -1,0 +1,122 @@
+"""--evaluate: metrics of every picture -> evaluation.json, evaluation.csv, and a table."""
+
+import csv
+import json
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from asyrp import metrics
+from asyrp.checkpoints import replacing
+from asyrp.errors import UserError
+
+NAME = "evaluation"
+RECONSTRUCTION = "reconstruction"
+
+
+class Evaluation:
+    """The pictures of a test, measured batch by batch.
+
+    open_gauges: {name of what it measures: function without arguments -> a gauge (see gauges.py)}. A gauge that cannot be made
+    or cannot measure these images raises UserError: it is left out, and the reason is told.
+    """
+
+    def __init__(self, open_gauges, settings, device):
+        self.settings, self.device = settings, device
+        self.gauges, self.left_out, self.rows = [], {}, []
+        for name, open_gauge in open_gauges.items():
+            try:
+                self.gauges.append(open_gauge())
+            except UserError as error:
+                self.left_out[name] = str(error)
+
+    @torch.no_grad()
+    def add(self, batch, before, edited):
+        """A Batch; before and edited: lists of (label, images) as the runner makes them, before with the reconstruction."""
+        reconstruction = dict(before)[RECONSTRUCTION].to(self.device)
+        original = batch.x_0.to(self.device)
+        columns = {label: {} for label in [RECONSTRUCTION, *(label for label, _ in edited)]}
+        for gauge in list(self.gauges):
+            try:
+                columns[RECONSTRUCTION].update(gauge.before(original, reconstruction))
+                for label, images in edited:
+                    columns[label].update(gauge.after(label, images.to(self.device)))
+            except UserError as error:
+                self.gauges.remove(gauge)
+                self.left_out[gauge.name] = str(error)
+        for label, found in columns.items():
+            each = {name: values.tolist() if isinstance(values, torch.Tensor) else values for name, values in found.items()}
+            for i, name in enumerate(batch.names):
+                values = {metric: column[i] for metric, column in each.items() if column[i] is not None}
+                self.rows.append({"image": Path(name).name, "picture": label} | values)
+
+    def result(self):
+        """Everything that was found, as evaluation.json holds it."""
+        values = defaultdict(lambda: defaultdict(list))
+        for row in self.rows:
+            for metric in row.keys() - {"image", "picture"}:
+                values[row["picture"]][metric].append(row[metric])
+        order = dict.fromkeys(metric for row in self.rows for metric in row if metric not in ("image", "picture"))
+        found = {
+            picture: {metric: asdict(metrics.summary(columns[metric])) for metric in order if metric in columns}
+            for picture, columns in values.items()
+        }
+        distances = defaultdict(dict)
+        for gauge in self.gauges:
+            if hasattr(gauge, "distances"):
+                try:
+                    for picture, measured in gauge.distances().items():
+                        distances[picture].update(measured)
+                except UserError as error:
+                    self.left_out["FID" if gauge.name == "FID" else "KID, Fréchet distance"] = str(error)
+        result = {"settings": self.settings, "summary": found, "distances": dict(distances)}
+        edits = [columns for picture, columns in found.items() if picture != RECONSTRUCTION]
+        for score in [gauge.score for gauge in self.gauges if hasattr(gauge, "score")]:
+            if len(edits) > 1 and all(score in columns for columns in edits):
+                result["monotone"] = {score: metrics.monotone([columns[score]["mean"] for columns in edits])}
+        return result | {"left_out": self.left_out, "images": self.rows}
+
+    def save(self, folder):
+        """Write evaluation.json and evaluation.csv, a row for each image and picture -> the table, as text."""
+        result = self.result()
+        with replacing(Path(folder) / f"{NAME}.json") as beside:
+            beside.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        with replacing(Path(folder) / f"{NAME}.csv") as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        return as_text(result)
+
+
+def table_of(result):
+    """What `Evaluation.result` returns -> (names of the pictures, rows: [metric, a cell for each picture, n])."""
+    summary, pictures = result["summary"], list(result["summary"])
+    rows = []
+    for metric in dict.fromkeys(metric for columns in summary.values() for metric in columns):
+        found = [columns.get(metric) for columns in summary.values()]
+        n = next(cell["n"] for cell in found if cell)
+        rows.append([metric, *(str(metrics.Summary(**cell)) if cell else "" for cell in found), str(n)])
+    distances = result["distances"]
+    for metric in dict.fromkeys(metric for columns in distances.values() for metric in columns):
+        found = [distances.get(picture, {}).get(metric) for picture in pictures]
+        n = next(cell["n"] for cell in found if cell)
+        rows.append([metric, *(f"{cell['value']:.3g}" if cell else "" for cell in found), str(n)])
+    return pictures, rows
+
+
+def as_text(result):
+    """A table in Markdown, aligned; below it what was left out and why."""
+    pictures, rows = table_of(result)
+    rows = [["metric", *pictures, "n"], *rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rows.insert(1, ["-" * width for width in widths])
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines += [
+        f"{name}: {'monotone' if held else 'not monotone'} over the strengths"
+        for name, held in result.get("monotone", {}).items()
+    ]
+    lines += [f"{name} is left out: {reason}" for name, reason in result["left_out"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,194 @@
+"""Gauges of --evaluate: each looks at the pictures of a batch and gives values, one an image, under the names of metrics.
+
+    gauge.before(original, reconstruction)    remembers what edits are compared with -> values of the reconstruction
+    gauge.after(label, edited)                -> values of one edit of the same images
+
+Images are (B, 3, H, W) in [-1, 1] on the gauge's device; values are sequences of B numbers, None for an image that a metric
+says nothing about. A gauge whose weights are missing cannot be made: UserError says how to get them.
+"""
+
+import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from asyrp import checkpoints, metrics
+from asyrp.errors import UserError
+from configs.paths_config import FID_INCEPTION, IR_SE50, weight_file
+from losses.id_loss import IdLoss
+from losses.lpips_alex import load_lpips
+from utils.download import weights_at
+
+LEAST = 500  # images below which two sets are not compared
+
+
+class Features:
+    """Features of sets of images, to be compared as distributions: of the originals, and of each edit."""
+
+    def __init__(self):
+        self.sets = {}
+
+    def add(self, label, features):
+        self.sets.setdefault(label, []).append(features.cpu())
+
+    def distances(self, name, kernel=True):
+        """-> {label of an edit: {metric: value or {"mean", ...}}} against the originals."""
+        whole = {label: torch.cat(chunks) for label, chunks in self.sets.items()}
+        originals = whole.pop("original")
+        n = len(originals)
+        if n < LEAST:
+            raise UserError(f"two sets of {n} images say little: give --n_test_img {LEAST} or more, and as many images")
+        found = {}
+        for label, features in whole.items():
+            found[label] = {f"Fréchet distance, {name}": {"value": metrics.frechet_distance(originals, features), "n": n}}
+            if kernel:
+                mean, deviation, size = metrics.kernel_distance(originals, features)
+                about = {"value": mean, "standard_deviation": deviation, "subsets": metrics.SUBSETS, "subset_size": size}
+                found[label][f"KID, {name}"] = {**about, "n": n}
+        return found
+
+
+class Clip:
+    """S_dir, of the original and of the reconstruction; and the distance of the sets in CLIP's space."""
+
+    name = "S_dir, KID and Fréchet distance on CLIP features"
+
+    def __init__(self, clip, src, trg):
+        self.clip, self.features = clip, Features()
+        self.direction, self.bare = clip.direction(src, trg), clip.direction(src, trg, templates=False)
+
+    def before(self, original, reconstruction):
+        self.original, self.reconstruction = map(self.clip.encode_images, (original, reconstruction))
+        self.features.add("original", self.original)
+        return {}
+
+    def after(self, label, edited):
+        features = self.clip.encode_images(edited)
+        self.features.add(label, features)
+        return {
+            "S_dir": metrics.s_dir(self.original, features, self.direction),
+            "S_dir, no templates": metrics.s_dir(self.original, features, self.bare),
+            "S_dir from the reconstruction": metrics.s_dir(self.reconstruction, features, self.direction),
+        }
+
+    def distances(self):
+        return self.features.distances("CLIP")
+
+
+class Lpips:
+    """LPIPS with AlexNet: what the inversion has lost, and what the edit has changed."""
+
+    name = "LPIPS"
+
+    def __init__(self, device):
+        self.distance = load_lpips().to(device)
+
+    def before(self, original, reconstruction):
+        self.reconstruction = reconstruction
+        return {"LPIPS to the original": self.distance(original, reconstruction).flatten()}
+
+    def after(self, label, edited):
+        return {"LPIPS to the reconstruction": self.distance(self.reconstruction, edited).flatten()}
+
+
+class Fidelity:
+    """PSNR (dB) and SSIM of the reconstruction."""
+
+    name = "PSNR and SSIM"
+
+    def before(self, original, reconstruction):
+        return {"PSNR in dB": metrics.psnr(reconstruction, original), "SSIM": metrics.ssim(reconstruction, original)}
+
+    def after(self, label, edited):
+        return {}
+
+
+class Identity:
+    """Cosine of IR-SE50 embeddings with those of the original: 1 for the same face."""
+
+    name = "identity"
+
+    def __init__(self, device):
+        self.recogniser = IdLoss(weights_at(IR_SE50), device)
+
+    def before(self, original, reconstruction):
+        self.original = self.recogniser.embed(original)
+        return self.after("reconstruction", reconstruction)
+
+    def after(self, label, edited):
+        return {"identity": (self.original * self.recogniser.embed(edited)).sum(1)}
+
+
+class Segments:
+    """Segmentation consistency with the original."""
+
+    name = "segmentation consistency"
+
+    def __init__(self, segment):
+        self.segment = segment
+
+    def before(self, original, reconstruction):
+        self.original = self.segment(original)
+        return self.after("reconstruction", reconstruction)
+
+    def after(self, label, edited):
+        overlap, accuracy = metrics.segment_agreement(self.original, self.segment(edited))
+        return {"segments kept, mean IoU": overlap, "segments kept, pixels": accuracy}
+
+
+class Judged:
+    """The judge of the default stack, on the images that do not have the attribute yet.
+
+    aim: (label, class) that the edit should bring about. kept: labels that it should leave alone.
+    """
+
+    name = "judge"
+
+    def __init__(self, judge, aim, kept):
+        self.judge, (self.label, self.wanted) = judge, aim
+        self.kept = [label for label in kept if label != self.label]
+        self.score = f"judge: probability of {self.label} {self.wanted}"
+
+    def before(self, original, reconstruction):
+        self.truth = self.judge.names(original)
+        return self.after("reconstruction", reconstruction)
+
+    def after(self, label, edited):
+        found, position = self.judge.names(edited), self.judge.labels[self.label].index(self.wanted)
+        lacking = [value != self.wanted for value in self.truth[self.label]]
+        values = {self.score: self.judge.read(edited)[self.label][:, position].tolist()}
+        values[f"judge: {self.label} {self.wanted}"] = [float(value == self.wanted) for value in found[self.label]]
+        for name in self.kept:
+            values[f"judge: {name} kept"] = [float(a == b) for a, b in zip(self.truth[name], found[name], strict=True)]
+        return {
+            name: [x if lacks else None for x, lacks in zip(column, lacking, strict=True)] for name, column in values.items()
+        }
+
+
+class Inception:
+    """FID: the Fréchet distance of the sets in the space of torch-fidelity's Inception network."""
+
+    name = "FID"
+
+    def __init__(self, device):
+        path = weight_file(FID_INCEPTION)
+        if not path.is_file():
+            raise UserError(f"{path} is missing: python scripts/download.py fid_inception fetches it")
+        checkpoints.load(path)  # nothing but tensors: the library would run whatever else the file holds
+        try:
+            metric = FrechetInceptionDistance(feature_extractor_weights_path=str(path))
+        except RuntimeError as error:
+            raise UserError(f"{path} does not hold torch-fidelity's Inception: fetch it again, after deleting it") from error
+        self.inception, self.features = metric.inception.to(device), Features()
+
+    def _features(self, images):
+        return self.inception(images.clamp(-1, 1).add(1).mul(127.5).round().byte())
+
+    def before(self, original, reconstruction):
+        self.features.add("original", self._features(original))
+        return {}
+
+    def after(self, label, edited):
+        self.features.add(label, self._features(edited))
+        return {}
+
+    def distances(self):
+        return self.features.distances("Inception (FID)", kernel=False)

@@ -1,0 +1,101 @@
+"""What is measured of an edit, each metric defined once. Images are (B, 3, H, W) in [-1, 1]; values are one an image, (B,)."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from losses.clip_loss import directional_loss
+
+RANGE = 2.0  # of [-1, 1]
+MEASURABLE = 0.005  # a mean score that falls by less, say from 0.001 to 0.000, has not fallen
+SUBSETS = 100  # of the images, over which KID is averaged
+LARGEST_SUBSET = 1000
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean over n images and its standard error: None for a single image, whose spread nobody knows."""
+
+    mean: float
+    standard_error: float | None
+    n: int
+
+    def __str__(self):
+        if self.standard_error is None:
+            return f"{self.mean:.3g}"
+        return f"{self.mean:.3g} ± {self.standard_error:.2g}"
+
+
+def summary(values):
+    """Values of n images (a sequence or a tensor, one at least) -> Summary."""
+    values = torch.as_tensor(values).double()
+    n = len(values)
+    return Summary(values.mean().item(), values.std().item() / math.sqrt(n) if n > 1 else None, n)
+
+
+def s_dir(before, after, direction):
+    """S_dir: cosine of CLIP's image difference with a text direction (paper section 5; StyleCLIP-NADA's loss is 1 - S_dir).
+
+    before, after: normalised features (B, D); direction: (1, D), normalised. -> (B,), -1 to 1; 0 where nothing has changed.
+    """
+    return 1 - directional_loss(before, after, direction)
+
+
+def psnr(images, reference):
+    """Peak signal-to-noise ratio in dB, of images clipped to [-1, 1]."""
+    pair = images.clamp(-1, 1), reference.clamp(-1, 1)
+    return peak_signal_noise_ratio(*pair, data_range=RANGE, reduction=None, dim=(1, 2, 3))
+
+
+def ssim(images, reference):
+    """Structural similarity (Wang et al. 2004), of images clipped to [-1, 1]."""
+    pair = images.clamp(-1, 1), reference.clamp(-1, 1)
+    return structural_similarity_index_measure(*pair, data_range=RANGE, reduction=None).reshape(-1)
+
+
+def segment_agreement(before, after):
+    """Segmentation consistency (paper section 5) of label maps (B, H, W) -> (mean IoU, pixel accuracy), 0 to 1.
+
+    The mean is over the segments that either map of an image shows.
+    """
+    accuracy = (before == after).flatten(1).double().mean(1)
+    overlaps = []
+    for a, b in zip(before, after, strict=True):
+        segments = torch.cat([a.unique(), b.unique()]).unique()
+        ious = [((a == s) & (b == s)).sum() / ((a == s) | (b == s)).sum() for s in segments]
+        overlaps.append(torch.stack(ious).double().mean())
+    return torch.stack(overlaps), accuracy
+
+
+def frechet_distance(a, b):
+    """Fréchet distance of two sets of features (n, D), taken as Gaussians (Heusel et al. 2017); FID on Inception's."""
+    features = torch.nn.Identity()
+    features.num_features = a.shape[1]
+    metric = FrechetInceptionDistance(feature=features)
+    metric.update(a, real=True)
+    metric.update(b, real=False)
+    return metric.compute().item()
+
+
+def kernel_distance(a, b):
+    """KID (Binkowski et al. 2018) of two sets of features (n, D) -> (mean, standard deviation over SUBSETS, their size)."""
+    size = min(len(a) // 2, LARGEST_SUBSET)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore", UserWarning)  # that it keeps all features
+        torch.manual_seed(0)  # the same subsets, and so the same number, at every call
+        metric = KernelInceptionDistance(feature=torch.nn.Identity(), subsets=SUBSETS, subset_size=size)
+        metric.update(a, real=True)
+        metric.update(b, real=False)
+        mean, deviation = metric.compute()
+    return mean.item(), deviation.item(), size
+
+
+def monotone(means):
+    """Whether mean scores over rising strengths never fall measurably."""
+    return all(b >= a - MEASURABLE for a, b in pairwise(means))

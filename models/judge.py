@@ -1,0 +1,54 @@
+"""The judge of the default stack: a classifier that says which labels a face shows.
+
+It measures what an edit has changed, so it must not be what the edit was trained against: a plain convolutional network
+with one head a label, trained by scripts/avatar/train_judge.py with no words, weights or settings in common with the CLIP.
+
+    judge = checkpoints.load_judge("pretrained/avatar/judge.pt")
+    judge.read(images)["expression"].argmax(1)     # positions in judge.labels["expression"]
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+IMAGE_SIZE = 32
+WIDTHS = (24, 64, 128, 128)
+FEATURES = 128
+
+
+def layer(width_in, width, stride):
+    return nn.Sequential(
+        nn.Conv2d(width_in, width, 3, stride, padding=1, bias=False), nn.GroupNorm(8, width), nn.SiLU(inplace=True)
+    )
+
+
+class Judge(nn.Module):
+    """labels: label name -> names of its classes. forward: images (B, 3, 32, 32) in [-1, 1] -> label -> logits (B, n)."""
+
+    def __init__(self, labels):
+        super().__init__()
+        self.labels = {label: tuple(classes) for label, classes in labels.items()}
+        strides = (1, 2, 2, 2)
+        widths = zip((3, *WIDTHS), WIDTHS, strides, strict=False)
+        self.body = nn.Sequential(*(layer(*sizes) for sizes in widths))
+        side = IMAGE_SIZE // 8
+        self.features = nn.Sequential(
+            nn.Flatten(), nn.Linear(WIDTHS[-1] * side * side, FEATURES), nn.SiLU(inplace=True), nn.Dropout(0.1)
+        )
+        self.heads = nn.ModuleDict({label: nn.Linear(FEATURES, len(classes)) for label, classes in labels.items()})
+
+    def forward(self, images):
+        features = self.features(self.body(images))
+        return {label: head(features) for label, head in self.heads.items()}
+
+    @torch.no_grad()
+    def read(self, images):
+        """images (B, 3, H, W) in [-1, 1], averaged or stretched to 32 x 32 when of another size -> label -> probabilities
+        (B, number of classes)."""
+        if images.shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
+            images = F.interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
+        return {label: logits.softmax(1) for label, logits in self(images.clamp(-1, 1)).items()}
+
+    def names(self, images):
+        """images (B, 3, H, W) in [-1, 1] -> label -> names of the most probable classes (list of str)."""
+        return {label: [self.labels[label][i] for i in p.argmax(1).tolist()] for label, p in self.read(images).items()}
