@@ -1,0 +1,230 @@
+"""What the claims are measured with: images, their latents and directions, the process in variants, and gauges of a result."""
+
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from evaluate import KEPT
+
+from asyrp import hspace, metrics, process
+
+MOST_CERTAIN = 1e-6  # probabilities nearer to 0 or 1 than this are not told apart
+NOISE_LEVELS = (50, 100, 200, 300)  # timesteps at which an image's denoising error is measured
+FIXED = -1  # the draw of `process.image_noise` that stands for a random direction
+
+
+@torch.no_grad()
+def walk(unet, x_T, schedule, timesteps, predict, t_edit, callback=None):
+    """`process.generate` with D free as well: predict(frozen, t) -> (eps for P, eps for D) while t >= t_edit, then plain DDIM.
+
+    callback(t, P_t) sees every step. -> x_0 (B, 3, H, W).
+    """
+    x_t = x_T
+    for t, t_next in pairwise([*reversed(timesteps), process.END]):
+        frozen = process.frozen_branch(unet, x_t, t)
+        eps_P, eps_D = predict(frozen, t) if t >= t_edit else (frozen.eps, frozen.eps)
+        x_t, P_t = process.ddim_step(x_t, eps_D, t, t_next, schedule, eps_edit=eps_P)
+        if callback is not None:
+            callback(t, P_t)
+    return x_t
+
+
+def rms(tensor):
+    """(n, ...) -> root mean square per image (n,)."""
+    return tensor.flatten(1).square().mean(1).sqrt()
+
+
+def with_rms_of(noise, pattern):
+    """noise (n, ...), scaled per image to the root mean square of `pattern` (n, ...)."""
+    return noise * (rms(pattern) / rms(noise)).view(-1, *[1] * (noise.ndim - 1))
+
+
+class JudgeScore:
+    """The judge's probability of the class that an edit aims at; log-odds where a scale without ends is wanted."""
+
+    def __init__(self, judge, label, wanted):
+        self.judge, self.label, self.wanted = judge, label, judge.labels[label].index(wanted)
+        self.name = f"the judge's probability of {label} = {wanted}"
+        self.graded_name = "its log-odds"
+
+    def __call__(self, images, reference):
+        """images, reference (the unedited results): (n, 3, H, W) -> (n,)."""
+        return self.judge.read(images)[self.label][:, self.wanted]
+
+    def graded(self, images, reference):
+        return self(images, reference).double().clamp(MOST_CERTAIN, 1 - MOST_CERTAIN).logit()
+
+    def lacking(self, images):
+        """Which images do not have the attribute yet (list of bool)."""
+        return (self.judge.read(images)[self.label].argmax(1) != self.wanted).tolist()
+
+    def kept(self, images, originals):
+        """Per image, the share of the labels an edit should leave alone that are judged as on the original -> (n,)."""
+        before, after = self.judge.names(originals), self.judge.names(images)
+        labels = [label for label in KEPT if label != self.label]
+        same = [[a == b for a, b in zip(before[label], after[label], strict=True)] for label in labels]
+        return torch.tensor(same, dtype=torch.float64).mean(0)
+
+
+class ClipScore:
+    """S_dir: the cosine of CLIP's image difference (unedited -> edited result) with the direction of the prompts."""
+
+    kept = None  # which labels stay is for a judge to say
+
+    def __init__(self, clip, src, trg):
+        self.clip, self.direction = clip, clip.direction(src, trg)
+        self.name = f'S_dir, reconstruction to edited, "{src}" to "{trg}"'
+        self.graded_name = "the same"
+
+    @torch.no_grad()
+    def __call__(self, images, reference):
+        before, after = (self.clip.encode_images(some) for some in (reference, images))
+        return metrics.s_dir(before, after, self.direction).cpu()
+
+    graded = __call__
+
+    def lacking(self, images):
+        return [True] * len(images)
+
+
+class Attribute(NamedTuple):
+    """A direction, the timestep its interval ends at, the coefficient that is strength 1, and the score of its effect."""
+
+    name: str
+    direction: torch.nn.Module
+    t_edit: int
+    scale: float
+    score: object
+
+
+class Images(NamedTuple):
+    """indices (list of ints), x_0 and x_T (n, 3, H, W)."""
+
+    indices: list
+    x_0: torch.Tensor
+    x_T: torch.Tensor
+
+
+class Recorder:
+    """A direction that passes another one through and keeps every image's delta_h, {t: (B, C, h, w)}."""
+
+    def __init__(self, direction):
+        self.direction, self.deltas = direction, {}
+
+    def __call__(self, h, emb, t):
+        self.deltas[t] = self.direction(h, emb, t).expand_as(h)
+        return self.deltas[t]
+
+
+class RandomDirection:
+    """One random pattern an image, the same at every timestep, as long as the delta_h of another direction there.
+
+    noise: of `process.image_noise`.
+    """
+
+    def __init__(self, direction, noise):
+        self.direction, self.noise = direction, noise
+
+    def __call__(self, h, emb, t):
+        return with_rms_of(self.noise(FIXED, h.shape).to(h), self.direction(h, emb, t).expand_as(h))
+
+
+class Subject:
+    """Attributes (one, or two to be combined) on n images that lack them.
+
+    images: whose edits are measured; donors: as many others, from which delta_h is taken. steps: ascending timesteps.
+    distance: LPIPS, (B, 3, H, W) twice -> (B, 1, 1, 1). t_boost: the chosen one. What takes `rows` is called for one batch
+    of images after the other, with the slice they are.
+    """
+
+    def __init__(self, unet, schedule, steps, attributes, images, donors, distance, t_boost=0, seed=0, batch_size=32):
+        self.unet, self.schedule, self.steps = unet, schedule, steps
+        self.attributes, self.images, self.donors = attributes, images, donors
+        self.distance, self.t_boost, self.seed, self.batch_size = distance, t_boost, seed, batch_size
+        self.name = " + ".join(attribute.name for attribute in attributes)
+        self.t_edit = max(attribute.t_edit for attribute in attributes)
+        self.n = len(images.indices)
+
+    @property
+    def device(self):
+        return next(self.unet.parameters()).device
+
+    def noise(self, rows):
+        return process.image_noise(self.seed, self.images.indices[rows])
+
+    def batched(self, run, images):
+        """run(x_T, rows) -> the results (n, 3, H, W) on the CPU."""
+        slices = [slice(i, i + self.batch_size) for i in range(0, len(images.indices), self.batch_size)]
+        return torch.cat([run(images.x_T[rows].to(self.device), rows).cpu() for rows in slices])
+
+    def generate(self, edit=None, t_edit=None, t_boost=0, images=None):
+        """`process.generate` -> x_0. edit(rows) -> an edit; None: plain generation."""
+        t_edit = self.t_edit if t_edit is None else t_edit
+
+        def run(x_T, rows):
+            noise = self.noise(rows) if t_boost else None
+            made = edit and edit(rows)
+            return process.generate(self.unet, x_T, self.schedule, self.steps, made, t_edit, t_boost, noise)
+
+        return self.batched(run, images or self.images)
+
+    def walk(self, predict, callback=None):
+        """`walk` -> x_0. predict(rows) and callback are what it takes."""
+
+        def run(x_T, rows):
+            return walk(self.unet, x_T, self.schedule, self.steps, predict(rows), self.t_edit, callback)
+
+        return self.batched(run, self.images)
+
+    def edit(self, direction=None, strength=1.0):
+        """The edit by `direction`, by default the attribute's own."""
+        [attribute] = self.attributes
+        return hspace.Edit([direction or attribute.direction], [strength * attribute.scale])
+
+    @cached_property
+    def plain(self):
+        """The reconstructions: plain DDIM."""
+        return self.generate()
+
+    @cached_property
+    def edited(self):
+        """The edit as it is meant: strength 1, no boosting."""
+        return self.generate(lambda rows: self.edit())
+
+    @cached_property
+    def donated(self):
+        """The donors' delta_h along their own edits, {t: (n, C, h, w)} on the CPU."""
+        recorders = []
+
+        def record(rows):
+            recorders.append(Recorder(self.attributes[0].direction))
+            return self.edit(recorders[-1])
+
+        self.generate(record, images=self.donors)
+        return {t: torch.cat([recorder.deltas[t].cpu() for recorder in recorders]) for t in recorders[0].deltas}
+
+    def score(self, images, attribute=None):
+        return (attribute or self.attributes[0]).score(images, self.plain)
+
+    def lpips(self, images, reference):
+        """LPIPS per image (n,)."""
+        pairs = zip(images.split(self.batch_size), reference.split(self.batch_size), strict=True)
+        with torch.no_grad():
+            return torch.cat([self.distance(a.to(self.device), b.to(self.device)).flatten().cpu() for a, b in pairs])
+
+    def denoising_error(self, images):
+        """How unlikely the diffusion model itself finds images -> (n,): RMS of P_t - x_0 after noise of a few levels was added,
+        the same noise for all images that are compared. A term of the model's likelihood bound (DDPM eq. 14)."""
+
+        def run(x_0, rows):
+            errors = []
+            for i, t in enumerate(NOISE_LEVELS):
+                z = self.noise(rows)(i, x_0.shape).to(x_0)
+                x_t, _ = process.ddim_step(x_0, z, process.END, t, self.schedule)
+                eps = process.frozen_branch(self.unet, x_t, t).eps
+                errors.append(rms(process.predict_x0(x_t, eps, t, self.schedule) - x_0))
+            return torch.stack(errors).mean(0)
+
+        with torch.no_grad():
+            return self.batched(run, self.images._replace(x_T=images))
