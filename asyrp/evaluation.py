@@ -108,12 +108,15 @@ def table_of(result):
 
 
 def as_text(result):
-    """A table in Markdown, aligned; below it what was left out and why."""
+    """A table in Markdown, aligned; above it what was measured with, below it what was left out and why."""
     pictures, rows = table_of(result)
     rows = [["metric", *pictures, "n"], *rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     rows.insert(1, ["-" * width for width in widths])
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    about = result["settings"]
+    head = '"{}" -> "{}", CLIP {}: mean ± standard error over n images'.format(*about["prompts"], about["clip"])
+    lines = [head, ""]
+    lines += ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     lines += [
         f"{name}: {'monotone' if held else 'not monotone'} over the strengths"
         for name, held in result.get("monotone", {}).items()

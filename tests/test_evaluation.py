@@ -80,6 +80,7 @@ def test_the_summary_is_that_of_the_rows(run_learned, results, capsys):
     table = capsys.readouterr().out
     assert f"{result['summary']['+1']['S_dir']['mean']:.3g} ± " in table
     assert "| metric " in table
+    assert f'"face" -> "smiling face", CLIP {result["settings"]["clip"]}: mean ± standard error' in table
 
 
 def test_what_is_missing_is_left_out_with_the_remedy(run_learned, results, capsys):
