@@ -60,6 +60,16 @@ def test_the_clip_tells_expressions_apart(faces):
     assert evaluate.percent(names[i] == row["expression"] for i, row in zip(nearest.tolist(), rows, strict=True)) > 80
 
 
+def test_the_judge_knows_what_the_directions_aim_at(judge):
+    about = load_config("avatar.yml").judge
+    assert sorted(path.stem for path in (STACK / "directions").glob("*.pth")) == sorted(evaluate.DIRECTIONS)
+    for attribute, (label, wanted) in vars(about.aims).items():
+        assert wanted in judge.labels[label]
+        assert attribute in PROMPTS
+    assert set(about.kept) < set(judge.labels)
+    assert judge.labels == render.LABELS
+
+
 def test_inversion_and_generation_keep_a_face_and_a_direction_changes_it(faces, unet, judge):
     images, rows = faces
     chosen = [i for i, row in enumerate(rows) if row["expression"] != "smiling"][:6]
