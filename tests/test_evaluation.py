@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_world import SMILE, TEST, call, names, smooth_images
+import yaml
+from tiny_world import SMILE, TEST, call, names, settings, smooth_images
 from torch import nn
 
 from asyrp import checkpoints, gauges, metrics, process
@@ -135,6 +136,17 @@ def test_metrics_alone_draw_no_pictures(run_learned, results):
 def test_training_can_end_in_an_evaluation(run, results):
     assert run("--run_train", "--evaluate", *SMILE, "--do_test", "0") == 0
     assert list(found(results)["summary"]) == ["reconstruction", "+1"]
+
+
+def test_metrics_that_are_older_than_the_training_are_called_so(run_learned, results):
+    def page():
+        assert run_learned(*EVALUATE, "--n_test_img", "1") == 0
+        return (results / "report.html").read_text(encoding="utf-8")
+
+    assert "older than the training" not in page()
+    path = results / "settings_train.yml"
+    path.write_text(yaml.safe_dump({**settings(results, "train"), "date": "2999-01-01T00:00:00"}))
+    assert "These figures are older than the training below" in page()
 
 
 def test_every_strength_is_measured(run_learned, results):
