@@ -14,6 +14,7 @@ import requests
 import torch
 from filelock import FileLock
 from local_server import serving
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from tqdm import tqdm
 
 from asyrp.config import ROOT, load_config
@@ -379,13 +380,25 @@ def test_a_file_that_the_environment_names_is_not_fetched(place, server, tmp_pat
     assert server.asked == []
 
 
-def test_every_published_file_has_a_place_and_the_size_of_its_network():
-    names = {place.name for place in paths_config.PLACES.values()} | {paths_config.IR_SE50.name}
+def network_of(name, monkeypatch):
+    """The network, without values, that scripts/download.py fetches under this name."""
+    with torch.device("meta"), monkeypatch.context() as patch:
+        if name == "ir_se50":
+            return IRSE50()
+        if name == "fid_inception":
+            patch.setattr(torch, "load", lambda *args, **kwargs: {})
+            patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+            return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path="none")
+        return build_unet(load_config(name))
+
+
+def test_every_published_file_has_a_place_and_the_size_of_its_network(monkeypatch):
+    places = [*paths_config.PLACES.values(), paths_config.IR_SE50, paths_config.FID_INCEPTION]
+    names = {place.name for place in places}
     assert set(PUBLISHED) <= names
     assert names - set(PUBLISHED) == {"AVATAR", "AVATAR64"}
     for name, place in script.known_places().items():
-        with torch.device("meta"):
-            network = IRSE50() if name == "ir_se50" else build_unet(load_config(name))
+        network = network_of(name, monkeypatch)
         assert sum(p.numel() for p in network.parameters()) == PUBLISHED[place.name].parameters, name
 
 
@@ -409,7 +422,7 @@ def table(capsys):
 def test_list(command, server, tmp_path, capsys):
     rows, lines = table(capsys)
     models = {"afhq", "bedroom", "celeba", "celeba_p2", "church", "custom", "ffhq", "imagenet", "metface"}
-    assert set(rows) == models | {"ir_se50", "deltas", "name"}
+    assert set(rows) == models | {"ir_se50", "fid_inception", "deltas", "name"}
     assert rows["celeba"].split()[1:4] == ["missing", "~3", "MB"]
     assert rows["celeba"].endswith(str(tmp_path / "pretrained" / "celeba_hq.ckpt"))
     assert f"            {server.url('/first.pt')}" in lines

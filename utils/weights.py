@@ -80,7 +80,7 @@ PUBLISHED = {
         sources=(
             "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
         ),
-        parameters=23_885_486,
+        parameters=23_850_960,
     ),
     "IR_SE50": Published(
         page="https://github.com/TreB1eN/InsightFace_Pytorch", file="model_ir_se50.pth", parameters=43_797_696
