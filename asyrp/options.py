@@ -21,7 +21,7 @@ EXAMPLES = """examples, on the model that the repository carries:
       --delta_interpolation --min_delta -1 --max_delta 1.5"""
 
 # Flags of the 2023 release, and of DiffusionCLIP from which it grew, that nothing reads. Old scripts that pass them run on;
-# one line says that they do nothing.
+# one line says that they do nothing. The release had more: --ignore_unknown_flags is for those.
 WITHOUT_EFFECT = {
     "clip_finetune",
     "clip_finetune_eff",
@@ -96,6 +96,7 @@ def build_parser():
     value(group, "seed", int, 1234, "seed of new weights, noise and order")
     value(group, "sh_file_name", str, None, "script to copy into the folder of results, if it exists")
     value(group, "model_path", str, None, "weights of the U-Net, instead of those in configs/paths_config.py")
+    switch(group, "ignore_unknown_flags", "leave out flags that nothing knows, as an old script may have, and say which")
     value(group, "verbose", str, "info", "how much to tell", choices=("debug", "info", "warning", "error"))
     value(group, "device", str, None, "cpu, cuda or cuda:N; by default cuda when there is one")
 
@@ -233,11 +234,12 @@ def number(group, name, default, text):
 def parse_args(argv=None):
     """Command line (list of str, by default the program's) -> (settings, notices for the user).
 
-    Raises UserError for an unknown flag (naming the nearest one), a wrong value, and flags that contradict each other.
+    Raises UserError for an unknown flag (naming the nearest one; not with --ignore_unknown_flags), a wrong value, and flags
+    that contradict each other.
     """
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    ignored = []
+    without_effect, unknown = [], []
     known = [option for action in parser._actions for option in action.option_strings]
     follows_ignored = False
     for word in rest:
@@ -247,13 +249,17 @@ def parse_args(argv=None):
             if not follows_ignored:
                 raise UserError(f'"{word}" belongs to no flag; put quotes around a value with spaces')
         elif flag[2:] in WITHOUT_EFFECT:
-            ignored.append(flag)
+            without_effect.append(flag)
+            follows_ignored = True
+        elif args.ignore_unknown_flags:
+            unknown.append(flag)
             follows_ignored = True
         else:
             near = difflib.get_close_matches(flag, known, n=1, cutoff=0.0)
-            raise UserError(f"unknown flag {flag}; did you mean {near[0]}?")
+            raise UserError(f"unknown flag {flag}; did you mean {near[0]}? (--ignore_unknown_flags leaves such a flag out)")
     check(args)
-    return args, [f"without effect, as in the 2023 release: {', '.join(ignored)}"] if ignored else []
+    notices = {"without effect, as in the 2023 release": without_effect, "unknown, left out": unknown}
+    return args, [f"{what}: {', '.join(flags)}" for what, flags in notices.items() if flags]
 
 
 def check(args):

@@ -93,6 +93,15 @@ def test_flags_without_effect_are_one_notice():
     assert notices == ["without effect, as in the 2023 release: --ni, --comment, --hybrid_noise, --eta"]
 
 
+def test_unknown_flags_are_left_out_when_asked():
+    old = ["--of_no_meaning", "a", "b", "--ni", "--neither=3"]
+    args, notices = parse_args([*TEST, *old, "--ignore_unknown_flags", "--n_test_img", "3"])
+    assert args.n_test_img == 3
+    assert notices == ["without effect, as in the 2023 release: --ni", "unknown, left out: --of_no_meaning, --neither"]
+    with pytest.raises(UserError, match=r"unknown flag --of_no_meaning; .*--ignore_unknown_flags"):
+        parse_args([*TEST, *old])
+
+
 def test_no_flag_is_both_known_and_without_effect():
     known = {option for action in build_parser()._actions for option in action.option_strings}
     assert not known & {f"--{name}" for name in WITHOUT_EFFECT}
