@@ -1,9 +1,11 @@
 """The frozen U-Net made fast: low precision, compilation, and activations computed again instead of kept."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import nn
+from torch._inductor import config as inductor
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
@@ -48,8 +50,9 @@ class FastUNet(nn.Module):
     each pass.
 
     precision: "fp32", "tf32" (the same here: see `set_tf32`), "bf16" or "fp16". compiled: by torch.compile; on a CUDA device
-    one or two images are replayed as CUDA graphs, where launching kernels takes longer than running them. recompute: see
-    `recompute_decoder`.
+    one or two images are replayed as CUDA graphs, where launching kernels takes longer than running them; on a CPU, passes
+    without gradients have the weights laid out once for the kernels that read them ("freezing"), not anew in each pass: they
+    must not change afterwards. recompute: see `recompute_decoder`.
     """
 
     def __init__(self, unet, precision="fp32", compiled=False, recompute=False):
@@ -66,13 +69,14 @@ class FastUNet(nn.Module):
             recompute_decoder(unet)
         self.parts = {"encode": unet.encode, "decode": unet.decode}
         self.graphs = {}
+        self.freezing = compiled and device.type == "cpu"
         if compiled:
             if device.type == "cuda":
                 self.graphs = {name: torch.compile(part, mode="reduce-overhead") for name, part in self.parts.items()}
             self.parts = {name: torch.compile(part) for name, part in self.parts.items()}
 
     def _run(self, name, x, *args):
-        with self.cast:
+        with self.cast, inductor.patch(freezing=True) if self.freezing else nullcontext():
             if self.graphs and len(x) <= 2:
                 # The next replay writes over what this one returns.
                 return tree_map(torch.clone, self.graphs[name](x, *args))
