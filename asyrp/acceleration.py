@@ -1,5 +1,9 @@
-"""The frozen U-Net made fast: low precision, compilation, and activations computed again instead of kept."""
+"""The frozen U-Net made fast: low precision, compilation, Winograd's convolutions, and activations computed again instead of
+kept; and a CPU's memory kept.
+"""
 
+import ctypes
+import platform
 from contextlib import nullcontext
 from functools import partial
 
@@ -9,8 +13,10 @@ from torch._inductor import config as inductor
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
+from asyrp import winograd
 from asyrp.errors import UserError
 
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -27,6 +33,19 @@ def set_tf32(precision, device):
     if precision == "tf32" and torch.device(device).type != "cuda":
         raise UserError(f"--precision tf32 is for CUDA devices, and this one is {device}: give fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def keep_freed_memory():
+    """Have the C library keep memory that is freed, up to 2 GiB, for what is allocated next.
+
+    glibc gives large blocks back to the kernel at once, which clears them anew, page by page, for the next activation: of a
+    network of 256x256 images that is a fifth of a pass's time on a CPU. Elsewhere this does nothing.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        c = ctypes.CDLL(None)
+        trim_threshold, mmap_max = -1, -4  # of malloc.h
+        c.mallopt(mmap_max, 0)
+        c.mallopt(trim_threshold, 2**31 - 1)
 
 
 def recompute_decoder(unet):
@@ -50,16 +69,24 @@ class FastUNet(nn.Module):
     each pass.
 
     precision: "fp32", "tf32" (the same here: see `set_tf32`), "bf16" or "fp16". compiled: by torch.compile; on a CUDA device
-    one or two images are replayed as CUDA graphs, where launching kernels takes longer than running them; on a CPU, passes
-    without gradients have the weights laid out once for the kernels that read them ("freezing"), not anew in each pass: they
-    must not change afterwards. recompute: see `recompute_decoder`.
+    one or two images are replayed as CUDA graphs, where launching kernels takes longer than running them; on a CPU the kernels
+    are called from C++, and passes without gradients have the weights laid out once for the kernels that read them
+    ("freezing"), not anew in each pass: they must not change afterwards. recompute: see `recompute_decoder`. layout: the order
+    in memory, a key of LAYOUTS; by default channels_last, which tensor cores want and which is faster on a CPU too, except
+    for contiguous where Winograd's convolutions, which want that, serve (see asyrp/winograd.py): in float32 on a CPU.
     """
 
-    def __init__(self, unet, precision="fp32", compiled=False, recompute=False):
+    def __init__(self, unet, precision="fp32", compiled=False, recompute=False, layout=None):
         super().__init__()
         self.unet = unet
         self.h_ch, self.h_size, self.new_delta_block = unet.h_ch, unet.h_size, unet.new_delta_block
         device = next(unet.parameters()).device
+        serves = precision == "fp32" and device.type == "cpu" and winograd.serves(unet)
+        self.layout = layout or ("contiguous" if serves else "channels_last")
+        unet.to(memory_format=LAYOUTS[self.layout])
+        self.winograd = serves and self.layout == "contiguous"
+        if self.winograd:
+            winograd.use_winograd(unet)
         self.cast = autocast(precision, device)
         if precision in LOW:
             for module in unet.modules():
@@ -69,14 +96,14 @@ class FastUNet(nn.Module):
             recompute_decoder(unet)
         self.parts = {"encode": unet.encode, "decode": unet.decode}
         self.graphs = {}
-        self.freezing = compiled and device.type == "cpu"
+        self.compiling = compiled and device.type == "cpu"
         if compiled:
             if device.type == "cuda":
                 self.graphs = {name: torch.compile(part, mode="reduce-overhead") for name, part in self.parts.items()}
             self.parts = {name: torch.compile(part) for name, part in self.parts.items()}
 
     def _run(self, name, x, *args):
-        with self.cast, inductor.patch(freezing=True) if self.freezing else nullcontext():
+        with self.cast, inductor.patch(freezing=True, cpp_wrapper=True) if self.compiling else nullcontext():
             if self.graphs and len(x) <= 2:
                 # The next replay writes over what this one returns.
                 return tree_map(torch.clone, self.graphs[name](x, *args))

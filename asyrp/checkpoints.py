@@ -153,8 +153,7 @@ def load_unet(config, path, device="cpu"):
     state_dict = state_dict_of(load(path), path)
     state_dict = from_diffusers(state_dict) if is_diffusers(state_dict) else state_dict
     load_strictly(unet, state_dict, path, f"the U-Net of {config.path.name}")
-    # Channels last: 1.3 times the images per second on a CPU, and what tensor cores want.
-    return unet.to(device, memory_format=torch.channels_last)
+    return unet.to(device)
 
 
 def fingerprint(path):

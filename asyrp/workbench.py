@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from asyrp import checkpoints, intervals, process
-from asyrp.acceleration import FastUNet, set_tf32
+from asyrp.acceleration import FastUNet, keep_freed_memory, set_tf32
 from asyrp.config import ROOT
 from asyrp.errors import UserError
 from asyrp.experiment import Experiment
@@ -73,6 +73,8 @@ class Workbench:
     def unet(self):
         args = self.args
         set_tf32(args.precision, self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         unet = checkpoints.load_unet(self.config, self.weights, self.device)
         return FastUNet(unet, args.precision, args.compile, args.checkpoint_decoder)
 

@@ -156,7 +156,7 @@ class ADM(nn.Module):
         learn_sigma=True,
     ):
         super().__init__()
-        self.ch = ch
+        self.ch, self.image_size = ch, image_size
         self.emb_ch = emb_ch = 4 * ch
         self.time_embed = nn.Sequential(nn.Linear(ch, emb_ch), nn.SiLU(), nn.Linear(emb_ch, emb_ch))
 

@@ -141,7 +141,7 @@ class DDPM(nn.Module):
         resamp_with_conv=True,
     ):
         super().__init__()
-        self.ch = ch
+        self.ch, self.image_size = ch, image_size
         self.emb_ch = emb_ch = 4 * ch
         self.temb = nn.Module()
         self.temb.dense = nn.ModuleList([nn.Linear(ch, emb_ch), nn.Linear(emb_ch, emb_ch)])

@@ -31,7 +31,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asyrp import checkpoints, process, training
-from asyrp.acceleration import FastUNet, autocast, set_tf32
+from asyrp.acceleration import LAYOUTS, FastUNet, autocast, keep_freed_memory, set_tf32
 from asyrp.config import ROOT, load_config
 from asyrp.datasets import ImageFolder
 from asyrp.errors import UserError
@@ -43,12 +43,11 @@ from configs.paths_config import weight_file, weight_place
 from losses.clip_loss import ClipLoss
 from models import build_unet
 
-LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 ENDLESS = 2**62  # bytes of memory for the plain trajectory
 
 
 class Case(NamedTuple):
-    """A contestant: precision, compiled ("on" or "off"), memory layout, and images at a time."""
+    """A contestant: precision, compiled ("on" or "off"), memory layout and whose convolutions, and images at a time."""
 
     precision: str
     compiled: str
@@ -88,6 +87,8 @@ class World:
     def __init__(self, args):
         self.args, self.config = args, load_config(args.config)
         self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cpu":
+            keep_freed_memory()
         d = self.config.diffusion
         self.schedule = process.Schedule.linear(d.beta_start, d.beta_end, d.num_diffusion_timesteps)
         self.alpha_bars = [*self.schedule.alpha_bars.tolist(), 1.0]
@@ -135,10 +136,10 @@ class World:
             return torch.stack([dataset[i % len(dataset)] for i in range(n)])
         return torch.tanh(F.interpolate(torch.randn(n, 3, 4, 4), size=size, mode="bicubic"))
 
-    def unet(self, layout):
+    def unet(self):
         unet = build_unet(self.config)
         unet.load_state_dict(self.weights)
-        return unet.to(self.device, memory_format=LAYOUTS[layout])
+        return unet.to(self.device)
 
 
 class Contestant:
@@ -193,7 +194,7 @@ class Plain(Contestant):
     """The plain schedule: float32, eager, contiguous, one image."""
 
     def __init__(self, world):
-        super().__init__(world, PLAIN, Counted(world.unet(PLAIN.layout), world.clip.encode_images))
+        super().__init__(world, PLAIN, Counted(world.unet(), world.clip.encode_images))
 
     def invert(self, x_0):
         return plain_schedule.invert(self.counted, x_0, self.world.alpha_bars, self.world.timesteps)
@@ -237,8 +238,9 @@ def contestants(world):
     """The plain schedule, and one contestant for every combination of the flags; the batch sizes of one share a U-Net."""
     args, found = world.args, [Plain(world)]
     for precision, compiled, layout in product(args.precision, args.compile, args.layout):
-        unet = FastUNet(world.unet(layout), precision, compiled == "on")
-        found += [Ours(world, Case(precision, compiled, layout, batch), unet) for batch in args.batch]
+        unet = FastUNet(world.unet(), precision, compiled == "on", layout=layout)
+        convolutions = f"{unet.layout}, Winograd" if unet.winograd else unet.layout
+        found += [Ours(world, Case(precision, compiled, convolutions, batch), unet) for batch in args.batch]
     return found
 
 
@@ -267,7 +269,7 @@ def parse_args(argv):
     add("--images", help="folder of images; by default smooth random ones")
     add("--precision", nargs="+", choices=("fp32", "tf32", "bf16", "fp16"), default=["fp32"])
     add("--compile", nargs="+", choices=("off", "on"), default=["off"])
-    add("--layout", nargs="+", choices=tuple(LAYOUTS), default=["channels_last"])
+    add("--layout", nargs="+", choices=tuple(LAYOUTS), default=[None], help="of the memory; by default what main.py takes")
     add("--batch", nargs="+", type=int, default=[1], help="images at a time (1)")
     add("--steps", type=int, default=40, help="timesteps of inversion, editing and training (40)")
     add("--t_edit", type=int, default=513, help="edit while t is at least this (513)")

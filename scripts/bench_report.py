@@ -11,6 +11,7 @@ import torch
 
 MODES = ("invert", "edit", "invert and edit", "first epoch", "further epoch")
 PASSES = {"encoder": ("encode",), "decoder": ("decode", "decode and back"), "CLIP": ("clip", "clip and back")}
+REMEMBERED = ("invert", "edit", "first epoch")  # modes whose peak memory is told
 GIB = 2**30
 
 
@@ -69,7 +70,7 @@ def speed_table(plain, others):
     """Images a second and times the plain schedule; memory where the device tells it; differences of the pictures."""
     head = ["precision", "compiled", "layout", "batch", *MODES]
     if plain.memory:
-        head += ["GiB, edit", "GiB, training"]
+        head += [f"GiB, {mode}" for mode in REMEMBERED]
     rows = []
     for contestant in (plain, *others):
         case = contestant.case
@@ -80,7 +81,7 @@ def speed_table(plain, others):
                 continue
             cell = f"{1 / statistics.median(seconds(contestant, mode)):.3g}"
             row.append(cell if contestant is plain else f"{cell} (**{ratio(plain, contestant, mode):.2f}x**)")
-        for mode in ("edit", "first epoch") if plain.memory else ():
+        for mode in REMEMBERED if plain.memory else ():
             row.append(f"{contestant.memory[mode] / GIB:.2f}" if mode in contestant.memory else "")
         largest, mean = differences(plain, contestant)
         rows.append([*row, *(("", "") if contestant is plain else (f"{largest:.0f}", f"{mean:.3f}"))])

@@ -65,3 +65,11 @@ def relative_l2(found, expected):
     """|found - expected| / |expected| as a float."""
     assert found.shape == expected.shape
     return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def gradient_at_h(unet, x, t):
+    """The gradient at h of the squares of the prediction: what training a direction sends through the decoder."""
+    h, skips, emb = unet.encode(x, t)
+    h = h.clone().requires_grad_()
+    unet.decode(h, skips, emb).square().sum().backward()
+    return h.grad

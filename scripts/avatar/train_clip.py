@@ -43,6 +43,7 @@ from train_ddpm import learning_rate
 from twins import Twins, all_twins, random_twins
 
 from asyrp import checkpoints, process
+from asyrp.acceleration import FastUNet
 from asyrp.config import load_config
 from asyrp.errors import UserError
 from losses.clip_loss import TEMPLATES, ClipLoss
@@ -163,7 +164,7 @@ class Trainer:
         config = load_config(args.config)
         d = config.diffusion
         schedule = process.Schedule.linear(d.beta_start, d.beta_end, d.num_diffusion_timesteps)
-        unet = checkpoints.load_unet(config, args.unet, self.device)
+        unet = FastUNet(checkpoints.load_unet(config, args.unet, self.device))
         chosen = torch.randperm(len(self.images))[: args.unet_faces]
         seen = predictions(unet, self.images[chosen], schedule, *args.unet_t, self.device)
         self.images, self.labels = torch.cat([self.images, seen]), torch.cat([self.labels, self.labels[chosen]])
