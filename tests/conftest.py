@@ -1,14 +1,19 @@
 """Fixtures: the tiny world of tiny_world.py, and whole runs in it."""
 
 import shutil
+import socket
 
 import pytest
 import torch
+from local_server import PAGE, WEIGHTS, published, serving
 from tiny_world import INTERVALS, NAME, TRAIN, call, write_world
 
 from asyrp import process
 from asyrp.config import load_config
+from configs import paths_config
 from models import build_unet
+from utils import download
+from utils.weights import PUBLISHED
 
 
 @pytest.fixture(scope="session")
@@ -80,3 +85,29 @@ def generated(monkeypatch):
 
     monkeypatch.setattr(process, "generate", watched)
     return calls
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """The local server, with a file of weights in two places and a page of HTML."""
+    monkeypatch.setattr(download, "CHUNK", 100_000)
+    with serving() as server:
+        server.files = {"/first.pt": WEIGHTS, "/second.pt": WEIGHTS, "/page": PAGE}
+        yield server
+
+
+@pytest.fixture
+def closed():
+    """A URL that nobody answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/w.pt"
+
+
+@pytest.fixture
+def place(server, tmp_path, monkeypatch):
+    """The place of celeba.yml in a folder of its own, with its weights on the local server."""
+    monkeypatch.setattr(paths_config, "ROOT", tmp_path)
+    monkeypatch.delenv("ASYRP_MODEL_CELEBA_HQ", raising=False)
+    monkeypatch.setitem(PUBLISHED, "CELEBA_HQ", published(server.url("/first.pt")))
+    return paths_config.PLACES["CelebA_HQ", "CelebA_HQ"]

@@ -1,10 +1,17 @@
-"""A web server on this machine that misbehaves on request."""
+"""A web server on this machine that misbehaves on request, and files to be fetched from it."""
 
 import json
+import random
 import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from utils import download
+from utils.weights import Published
+
+WEIGHTS = random.Random(0).randbytes(3_000_000)
+PAGE = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>"
 
 
 class Server(ThreadingHTTPServer):
@@ -73,3 +80,13 @@ def serving():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def published(*sources, **more):
+    return Published("https://example.org/model", "original.pt", sources, parameters=750_000, **more)
+
+
+def begun(path, source, contents):
+    """A part that an earlier call has left."""
+    path.parent.mkdir()
+    download._part(path, source).write_bytes(contents)
