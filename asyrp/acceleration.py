@@ -102,6 +102,13 @@ class FastUNet(nn.Module):
                 self.graphs = {name: torch.compile(part, mode="reduce-overhead") for name, part in self.parts.items()}
             self.parts = {name: torch.compile(part) for name, part in self.parts.items()}
 
+    def pays_to_pair(self, n):
+        """Whether both decoder passes of an edited step, of `n` images, are faster as one batch (`process.both_branches`).
+
+        One image leaves a device idle; but Winograd's convolutions go from image to image anyway.
+        """
+        return n == 1 and not self.winograd
+
     def _run(self, name, x, *args):
         with self.cast, inductor.patch(freezing=True, cpp_wrapper=True) if self.compiling else nullcontext():
             if self.graphs and len(x) <= 2:

@@ -88,7 +88,7 @@ class Editing(Workbench):
             sample_type=args.sample_type,
             dt_lambda=args.dt_lambda,
             first=first,
-            paired=len(x_T) == 1,
+            paired=self.unet.pays_to_pair(len(x_T)),
             callback=(lambda i, t, x_t, P_t: seen.append((t, x_t.cpu(), P_t.cpu()))) if folder else None,
         )
         for i, index in enumerate(indices if folder else []):

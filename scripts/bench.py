@@ -216,6 +216,7 @@ class Ours(Contestant):
     def __init__(self, world, case, unet):
         encode = autocast(case.precision, world.device)(world.clip.encode_images)
         super().__init__(world, case, Counted(unet, encode))
+        self.paired = unet.pays_to_pair(case.batch)
 
     def invert(self, x_0):
         return process.invert(self.counted, x_0, self.world.schedule, self.world.timesteps)
@@ -223,7 +224,7 @@ class Ours(Contestant):
     def edit(self, x_T):
         world = self.world
         edit = Edit([world.direction.to(world.device)], [1.0])
-        settings = {"edit": edit, "t_edit": world.args.t_edit, "paired": len(x_T) == 1}
+        settings = {"edit": edit, "t_edit": world.args.t_edit, "paired": self.paired}
         return process.generate(self.counted, x_T, world.schedule, world.timesteps, **settings)
 
     def training(self, block, optimizer, indices, x_0, x_T):

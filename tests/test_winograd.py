@@ -124,6 +124,12 @@ def test_where_it_stays_away(unet, settings, layout):
     assert (unet.winograd, unet.layout, convolutions(unet)) == (False, layout, [])
 
 
+def test_both_branches_of_one_image_are_one_batch_elsewhere():
+    narrow, winograds = FastUNet(wide(DDPM, image_size=16)), FastUNet(wide(DDPM))
+    assert [narrow.pays_to_pair(n) for n in (1, 2)] == [True, False]
+    assert [winograds.pays_to_pair(n) for n in (1, 2)] == [False, False]
+
+
 def test_without_nnpack_the_network_is_left_alone(monkeypatch):
     monkeypatch.setattr(torch.backends.nnpack, "is_available", lambda: False)
     unet = FastUNet(wide(DDPM))
