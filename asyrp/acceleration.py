@@ -36,10 +36,11 @@ def set_tf32(precision, device):
 
 
 def keep_freed_memory():
-    """Have the C library keep memory that is freed, up to 2 GiB, for what is allocated next.
+    """Have the C library keep the memory of freed tensors for the next ones.
 
-    glibc gives large blocks back to the kernel at once, which clears them anew, page by page, for the next activation: of a
-    network of 256x256 images that is a fifth of a pass's time on a CPU. Elsewhere this does nothing.
+    By itself glibc returns large blocks to the kernel, which then clears new pages for every large activation. The process now
+    keeps what it once needed until it ends; only more than 2 GiB at the top of its memory go back. Without glibc this does
+    nothing.
     """
     if platform.libc_ver()[0] == "glibc":
         c = ctypes.CDLL(None)
@@ -72,8 +73,11 @@ class FastUNet(nn.Module):
     one or two images are replayed as CUDA graphs, where launching kernels takes longer than running them; on a CPU the kernels
     are called from C++, and passes without gradients have the weights laid out once for the kernels that read them
     ("freezing"), not anew in each pass: they must not change afterwards. recompute: see `recompute_decoder`. layout: the order
-    in memory, a key of LAYOUTS; by default channels_last, which tensor cores want and which is faster on a CPU too, except
-    for contiguous where Winograd's convolutions, which want that, serve (see asyrp/winograd.py): in float32 on a CPU.
+    in memory, a key of LAYOUTS; by default contiguous where Winograd's convolutions are used, which want that (wide
+    networks in float32 on a CPU, see asyrp/winograd.py), and channels_last elsewhere, which tensor cores want and which is the
+    faster one on a CPU too.
+
+    The U-Net is changed in place: from then on it belongs to this object.
     """
 
     def __init__(self, unet, precision="fp32", compiled=False, recompute=False, layout=None):
@@ -96,7 +100,7 @@ class FastUNet(nn.Module):
             recompute_decoder(unet)
         self.parts = {"encode": unet.encode, "decode": unet.decode}
         self.graphs = {}
-        self.compiling = compiled and device.type == "cpu"
+        self.compiled_for_cpu = compiled and device.type == "cpu"
         if compiled:
             if device.type == "cuda":
                 self.graphs = {name: torch.compile(part, mode="reduce-overhead") for name, part in self.parts.items()}
@@ -110,7 +114,7 @@ class FastUNet(nn.Module):
         return n == 1 and not self.winograd
 
     def _run(self, name, x, *args):
-        with self.cast, inductor.patch(freezing=True, cpp_wrapper=True) if self.compiling else nullcontext():
+        with self.cast, inductor.patch(freezing=True, cpp_wrapper=True) if self.compiled_for_cpu else nullcontext():
             if self.graphs and len(x) <= 2:
                 # The next replay writes over what this one returns.
                 return tree_map(torch.clone, self.graphs[name](x, *args))

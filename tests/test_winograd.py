@@ -2,19 +2,24 @@
 
 import copy
 import shutil
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
 import torch.nn.functional as F
 from golden_unets import golden_unet, gradient_at_h, relative_l2
 from torch import nn
+from torch._inductor import compile_fx as inductor
 
 from asyrp import process, winograd
 from asyrp.acceleration import FastUNet
+from asyrp.config import ROOT
 from models.adm import ADM
 from models.ddpm import DDPM
 
-pytestmark = pytest.mark.skipif(not torch.backends.nnpack.is_available(), reason="no NNPACK in this PyTorch, or no AVX2 here")
+needs_nnpack = pytest.mark.skipif(not winograd.available(), reason="no NNPACK in this PyTorch, or no processor for it")
 
 PLAN = {"ch": 64, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [16], "image_size": 32}
 NETWORKS = pytest.mark.parametrize("network", [DDPM, ADM])
@@ -37,6 +42,7 @@ def convolutions(unet):
     return [module for module in unet.modules() if isinstance(module, winograd.WinogradConv2d)]
 
 
+@needs_nnpack
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
@@ -52,17 +58,20 @@ def test_the_definition_of_a_convolution(batch, bias, form):
     assert relative_l2(x.grad, exact_x.grad) < 1e-5
 
 
+@needs_nnpack
 def test_the_operator_tells_pytorch_the_truth():
     """Shapes without content, gradients and compilation agree with what it does."""
     for batch, bias in ((1, randn(12)), (2, None)):
         torch.library.opcheck(winograd.convolve, (randn(batch, 8, 33, 40).requires_grad_(), randn(12, 8, 3, 3), bias))
 
 
+@needs_nnpack
 def test_an_image_does_not_depend_on_its_batch():
     x, weight, b = randn(3, 64, 32, 32), randn(64, 64, 3, 3), randn(64)
     assert torch.equal(winograd.convolve(x, weight, b)[1:2], winograd.convolve(x[1:2], weight, b))
 
 
+@needs_nnpack
 @NETWORKS
 def test_a_wide_network_gives_the_same(network):
     plain = wide(network)
@@ -73,6 +82,7 @@ def test_a_wide_network_gives_the_same(network):
     assert 0 < relative_l2(unet(X, T), plain(X, T)) < 1e-4
 
 
+@needs_nnpack
 @NETWORKS
 @pytest.mark.parametrize("recompute", [False, True])
 def test_its_gradient_is_the_same(network, recompute):
@@ -81,6 +91,7 @@ def test_its_gradient_is_the_same(network, recompute):
     assert 0 < relative_l2(gradient_at_h(unet, X, T), gradient_at_h(plain, X, T)) < 1e-4
 
 
+@needs_nnpack
 def test_edited_pictures_are_the_same():
     plain, schedule, steps = wide(DDPM), process.Schedule.linear(), process.timesteps(4, 999)
     torch.manual_seed(1)
@@ -93,6 +104,7 @@ def test_edited_pictures_are_the_same():
     assert relative_l2(*pictures) < 1e-4
 
 
+@needs_nnpack
 @NETWORKS
 def test_which_convolutions_it_serves(network, monkeypatch):
     """3x3 with padding 1, stride 1 and 64 channels at least; of these, in a pass, those on 32 pixels at least."""
@@ -124,6 +136,7 @@ def test_where_it_stays_away(unet, settings, layout):
     assert (unet.winograd, unet.layout, convolutions(unet)) == (False, layout, [])
 
 
+@needs_nnpack
 def test_both_branches_of_one_image_are_one_batch_elsewhere():
     narrow, winograds = FastUNet(wide(DDPM, image_size=16)), FastUNet(wide(DDPM))
     assert [narrow.pays_to_pair(n) for n in (1, 2)] == [True, False]
@@ -131,22 +144,69 @@ def test_both_branches_of_one_image_are_one_batch_elsewhere():
 
 
 def test_without_nnpack_the_network_is_left_alone(monkeypatch):
-    monkeypatch.setattr(torch.backends.nnpack, "is_available", lambda: False)
+    monkeypatch.setattr(winograd, "available", lambda: False)
     unet = FastUNet(wide(DDPM))
     assert (unet.winograd, unet.layout, convolutions(unet)) == (False, "channels_last", [])
 
 
+@needs_nnpack
+def test_a_process_that_asked_nothing_can_convolve():
+    """NNPACK has to be made ready first; this process has done so long ago."""
+    work = """
+        import torch
+        from asyrp import winograd
+        x, weight = torch.ones(1, 1, 32, 32), torch.ones(1, 1, 3, 3)
+        print(winograd.convolve(x, weight, None)[0, 0, 16, 16].item())
+    """
+    printed = subprocess.check_output([sys.executable, "-c", textwrap.dedent(work)], cwd=ROOT)
+    assert float(printed) == pytest.approx(9)
+
+
+@needs_nnpack
+def test_weights_that_learn_are_refused():
+    y = winograd.convolve(X, randn(8, 3, 3, 3).requires_grad_(), None)
+    with pytest.raises(NotImplementedError, match="frozen weights"):
+        y.sum().backward()
+
+
+def test_other_types_and_devices_take_the_convolution_of_pytorch():
+    for where in (torch.float64, "meta"):
+        unet = wide(DDPM)
+        winograd.use_winograd(unet)
+        [conv, *_] = convolutions(unet.to(where))
+        y = conv(randn(1, conv.in_channels, 32, 32).to(where))
+        assert (y.dtype, y.device) == (conv.weight.dtype, conv.weight.device)
+
+
+@needs_nnpack
 def test_it_compiles_without_a_break(monkeypatch):
-    compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda part: compile(part, backend="aot_eager", fullgraph=True))
+    """Backwards too; and the operator stands in the graph."""
+    graphs, compile = [], torch.compile
+
+    def noting(graph, inputs):
+        graphs.append(graph.print_readable(print_output=False))
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda part: compile(part, backend=noting, fullgraph=True))
     compiled, eager = (gradient_at_h(FastUNet(wide(DDPM), compiled=on), X, T) for on in (True, False))
     assert relative_l2(compiled, eager) < 1e-6
+    assert len(graphs) == 2 and all("asyrp.winograd" in graph for graph in graphs)
 
 
+@needs_nnpack
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
-def test_compiled_in_earnest():
-    """Through PyTorch's compiler for a CPU, without gradients: weights frozen, kernels called from C++."""
+def test_compiled_in_earnest(monkeypatch):
+    """Through PyTorch's compiler for a CPU: kernels called from C++; without gradients, weights frozen."""
+    settings, compile_fx = [], inductor.compile_fx
+
+    def noting(*args, **more):
+        settings.append((inductor.config.freezing, inductor.config.cpp_wrapper))
+        return compile_fx(*args, **more)
+
+    monkeypatch.setattr(inductor, "compile_fx", noting)
     plain = wide(DDPM)
     compiled = FastUNet(copy.deepcopy(plain), compiled=True)
     with torch.no_grad():
-        assert relative_l2(compiled(X, T), plain(X, T)) < 1e-4
+        assert 0 < relative_l2(compiled(X, T), plain(X, T)) < 1e-4
+    assert 0 < relative_l2(gradient_at_h(compiled, X, T), gradient_at_h(plain, X, T)) < 1e-4
+    assert len(settings) >= 2 and set(settings) == {(True, True)}
