@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from golden_unets import golden_unet
 from tiny_world import smooth_images
 
-from asyrp import process, training
+from asyrp import process, training, winograd
 from asyrp.config import ROOT, load_config
 from asyrp.hspace import BlockDirection
 from asyrp.latents import Batch
 from asyrp.origin import PlainTrajectories
 from losses.clip_loss import ClipLoss
+from models.ddpm import DDPM
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -57,6 +58,22 @@ def test_rehearsal(tables, tiny, tmp_path):
     assert [row[0] for row in wanted[2:]] == ["invert and edit, fp32", "further epoch, fp32"]
     text = (tmp_path / "b.md").read_text()
     assert "Weights: trained; images: a folder; 4 steps, of which 2 are edited" in text
+
+
+def test_the_layout_is_the_one_of_main_by_default(tables):
+    _, speed, _ = tables()
+    assert [row[:4] for row in speed[3:]] == [["fp32", "off", "channels_last", "1"]]
+
+
+@pytest.mark.skipif(not winograd.available(), reason="no NNPACK in this PyTorch, or no processor for it")
+def test_winograds_convolutions_are_named(monkeypatch):
+    world = bench.World(
+        bench.parse_args(["--config", "avatar.yml", "--device", "cpu", "--layout", "contiguous", "channels_last"])
+    )
+    plan = {"ch": 64, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [], "image_size": 32}
+    monkeypatch.setattr(world, "unet", lambda: DDPM(**plan).eval().requires_grad_(False))
+    plain, *others = bench.contestants(world)
+    assert [contestant.case.layout for contestant in others] == ["contiguous, Winograd", "channels_last"]
 
 
 def test_what_is_missing_is_random(monkeypatch):

@@ -246,3 +246,10 @@ def test_every_strength_has_its_own_picture_of_the_process(run_learned, results)
 def test_training_and_testing_in_one_go_tests_once(run, generated):
     assert run("--run_train", *TEST) == 0
     assert len(generated) == 2
+
+
+def test_a_single_image_decodes_both_branches_at_once(run_learned, generated):
+    for size, paired in (("1", True), ("2", False)):
+        generated.clear()
+        assert run_learned(*TEST, "--n_test_img", "2", "--bs_test", size) == 0
+        assert {call["paired"] for call in generated} == {paired}
