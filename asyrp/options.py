@@ -171,7 +171,7 @@ def build_parser():
     group = parser.add_argument_group("speed")
     text = "of the networks; the process stays in float32. bf16 and fp16: half the memory; fp16 cannot train"
     value(group, "precision", str, "fp32", text, choices=("fp32", "tf32", "bf16", "fp16"))
-    switch(group, "compile", "compile the U-Net (minutes once; CUDA graphs for single images)")
+    switch(group, "compile", "compile the U-Net: minutes once; CUDA graphs for single images; on a CPU for small networks only")
     switch(group, "checkpoint_decoder", "training: less memory, for the time of one more decoder pass a step")
     text = (
         "where training keeps the plain trajectory that later epochs use again: ram up to --cache_origin_gib, disk (under "
