@@ -35,14 +35,14 @@ def set_tf32(precision, device):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
-def keep_freed_memory():
-    """Have the C library keep the memory of freed tensors for the next ones.
+def keep_freed_memory(device):
+    """On a CPU, have the C library keep the memory of freed tensors for the next ones.
 
     By itself glibc returns large blocks to the kernel, which then clears new pages for every large activation. The process now
     keeps what it once needed until it ends; only more than 2 GiB at the top of its memory go back. Without glibc this does
     nothing.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if torch.device(device).type == "cpu" and platform.libc_ver()[0] == "glibc":
         c = ctypes.CDLL(None)
         trim_threshold, mmap_max = -1, -4  # of malloc.h
         c.mallopt(mmap_max, 0)

@@ -73,8 +73,7 @@ class Workbench:
     def unet(self):
         args = self.args
         set_tf32(args.precision, self.device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(self.device)
         unet = checkpoints.load_unet(self.config, self.weights, self.device)
         return FastUNet(unet, args.precision, args.compile, args.checkpoint_decoder)
 

@@ -87,8 +87,7 @@ class World:
     def __init__(self, args):
         self.args, self.config = args, load_config(args.config)
         self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(self.device)
         d = self.config.diffusion
         self.schedule = process.Schedule.linear(d.beta_start, d.beta_end, d.num_diffusion_timesteps)
         self.alpha_bars = [*self.schedule.alpha_bars.tolist(), 1.0]

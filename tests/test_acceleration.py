@@ -129,9 +129,9 @@ def test_tf32_is_refused_on_a_cpu_and_off_unless_wanted(monkeypatch):
 
 def test_a_run_on_a_cpu_keeps_freed_memory(run, monkeypatch):
     called = []
-    monkeypatch.setattr(workbench, "keep_freed_memory", lambda: called.append("keep"))
+    monkeypatch.setattr(workbench, "keep_freed_memory", lambda device: called.append(device.type))
     assert run("--just_precompute", "--n_precomp_img", "1") == 0
-    assert called == ["keep"]
+    assert called == ["cpu"]
 
 
 def test_training_in_low_precision_has_latents_of_its_own(run, tmp_path):
@@ -165,7 +165,7 @@ def test_freed_memory_is_used_again():
         import resource, sys, torch
         from asyrp.acceleration import keep_freed_memory
         if sys.argv[1] == "keep":
-            keep_freed_memory()
+            keep_freed_memory("cpu")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(60):
             torch.ones(2**24)

@@ -209,4 +209,4 @@ def test_compiled_in_earnest(monkeypatch):
     with torch.no_grad():
         assert 0 < relative_l2(compiled(X, T), plain(X, T)) < 1e-4
     assert 0 < relative_l2(gradient_at_h(compiled, X, T), gradient_at_h(plain, X, T)) < 1e-4
-    assert settings[0] == (True, True)
+    assert len(settings) >= 2 and set(settings) == {(True, True)}
