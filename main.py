@@ -4,7 +4,7 @@ import logging
 import sys
 
 from asyrp.config import load_config
-from asyrp.errors import UserError
+from utils.errors import UserError
 from asyrp.options import parse_args
 from asyrp.runner import Asyrp
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from asyrp.config import CONFIGS, load_config
-from asyrp.errors import UserError
+from utils.errors import UserError
 from asyrp.hspace import BlockDirection, GivenDirection
 from models import build_unet
 from models.convert import from_diffusers, is_diffusers

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import yaml
 
-from asyrp.errors import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"

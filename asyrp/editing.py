@@ -9,8 +9,8 @@ import torch
 from tqdm import tqdm
 
 from asyrp import checkpoints, hspace, images, process
-from asyrp.latents import digest
-from asyrp.overlap import to_device
+from asyrp.data.pairs import digest
+from utils.devices import to_device
 from asyrp.workbench import Workbench
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from asyrp.config import ROOT, to_dict
-from asyrp.errors import UserError
+from utils.errors import UserError
 
 CHECKPOINTS = Path("checkpoint")
 SHIPPED = ROOT / "pretrained"

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from asyrp import process
-from asyrp.checkpoints import replacing
-from asyrp.errors import UserError
+from utils.files import replacing
+from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import torch
 from tqdm import tqdm
 
 from asyrp import checkpoints, hspace, images, training
-from asyrp.acceleration import autocast
-from asyrp.errors import UserError
-from asyrp.losslog import loss_log
+from asyrp.acceleration.fast_unet import autocast
+from utils.errors import UserError
+from asyrp.report.losslog import loss_log
 from asyrp.workbench import Workbench
 from configs.paths_config import IR_SE50
 from losses.id_loss import IdLoss

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import re
 
-from asyrp.errors import UserError
+from utils.errors import UserError
 
 DESCRIPTION = """Edit images with a frozen diffusion model by moving its bottleneck features, h-space (Asyrp, ICLR 2023).
 

@@ -5,8 +5,8 @@ import logging
 import torch
 
 from asyrp import checkpoints
-from asyrp.errors import UserError
-from asyrp.latents import digest
+from utils.errors import UserError
+from asyrp.data.pairs import digest
 
 log = logging.getLogger(__name__)
 

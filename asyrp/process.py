@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from asyrp.overlap import to_device
+from utils.devices import to_device
 
 END = -1  # the "next timestep" of the last generation step
 

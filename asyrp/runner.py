@@ -7,14 +7,14 @@ import torch
 from tqdm import tqdm
 
 from asyrp import checkpoints, gauges, images, intervals, report, training
-from asyrp.album import Album
+from asyrp.report.album import Album
 from asyrp.config import ROOT
-from asyrp.datasets import load_batch
+from asyrp.data.datasets import load_batch
 from asyrp.editing import Editing
-from asyrp.errors import UserError
-from asyrp.evaluation import Evaluation
+from utils.errors import UserError
+from asyrp.evaluation.evaluation import Evaluation
 from asyrp.learning import Learning
-from asyrp.segmenter import open_segmenter
+from asyrp.evaluation.segmenter import open_segmenter
 from asyrp.workbench import MEASURED_CURVES
 from losses.lpips_alex import load_lpips
 from utils.text_dic import PROMPTS

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from asyrp import process
-from asyrp.errors import UserError
+from utils.errors import UserError
 from asyrp.hspace import Edit
-from asyrp.overlap import to_device
+from utils.devices import to_device
 from losses.clip_loss import clip_term, directional_loss
 
 COLUMNS = ("l1", "clip_directional", "clip", "id", "total")

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 
 from asyrp import checkpoints, intervals, process
-from asyrp.acceleration import FastUNet, keep_freed_memory, set_tf32
+from asyrp.acceleration.fast_unet import FastUNet, keep_freed_memory, set_tf32
 from asyrp.config import ROOT
-from asyrp.errors import UserError
+from utils.errors import UserError
 from asyrp.experiment import Experiment
 from asyrp.hspace import BlockDirection
-from asyrp.latents import Latents, SampledLatents, cache_folder
-from asyrp.layouts import check_flags, open_split
+from asyrp.data.pairs import Latents, SampledLatents, cache_folder
+from asyrp.data.layouts import check_flags, open_split
 from asyrp.origin import PlainTrajectories
-from asyrp.overlap import Background, to_device
-from asyrp.segmenter import find_segmenter
+from asyrp.acceleration.overlap import Background, to_device
+from asyrp.evaluation.segmenter import find_segmenter
 from configs.paths_config import weight_place
 from losses.clip_loss import ClipLoss
 from utils.align import FaceAligner

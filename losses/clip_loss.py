@@ -20,8 +20,8 @@ from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from asyrp import checkpoints
-from asyrp.errors import UserError
+from utils import tensors
+from utils.errors import UserError
 
 OPENAI_NAMES = ("ViT-B/16", "ViT-B/32", "ViT-L/14", "ViT-L/14@336px", "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
 FILE_SUFFIXES = {".json", ".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
@@ -166,7 +166,7 @@ def from_openai_layout(path):
         hint = "where the weights have an open_clip config (.json), name that instead"
         raise UserError(f"{path} does not hold a CLIP in OpenAI's layout; {hint}") from error
     # open_clip has rounded the weights to half precision on the way in.
-    checkpoints.load_strictly(model, state_dict, path, "OpenAI's CLIP")
+    tensors.load_strictly(model, state_dict, path, "OpenAI's CLIP")
     return model
 
 
@@ -178,8 +178,8 @@ def _openai_state_dict(path):
             with warnings.catch_warnings():  # torch calls TorchScript deprecated; OpenAI publishes nothing else
                 warnings.simplefilter("ignore", FutureWarning)
                 contents = dict(torch.jit.load(path, map_location="cpu").state_dict())
-            return checkpoints.state_dict_of(contents, path)
-    return checkpoints.state_dict_of(checkpoints.load(path), path)
+            return tensors.state_dict_of(contents, path)
+    return tensors.state_dict_of(tensors.load(path), path)
 
 
 def from_config(path):
@@ -199,8 +199,8 @@ def from_config(path):
             raise ValueError(f"vocab_size {model.vocab_size} is too small for CLIP's tokenizer")
     except MISFITS as error:
         raise UserError(f"{path} does not describe a CLIP that can be built here: {_line(error)}; correct it") from error
-    state_dict = checkpoints.state_dict_of(checkpoints.load(weights), weights)
-    checkpoints.load_strictly(model, state_dict, weights, f"the CLIP of {path.name}")
+    state_dict = tensors.state_dict_of(tensors.load(weights), weights)
+    tensors.load_strictly(model, state_dict, weights, f"the CLIP of {path.name}")
     return model, preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN), preprocess.get("std", open_clip.OPENAI_DATASET_STD)
 
 

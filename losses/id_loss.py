@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import nn
 
-from asyrp.checkpoints import load, load_strictly, state_dict_of
-from asyrp.errors import UserError
+from utils.tensors import load, load_strictly, state_dict_of
+from utils.errors import UserError
 from models.irse import INPUT_SIZE, IRSE50
 
 IMAGE_SIZE = 256

@@ -3,13 +3,16 @@
 It measures what an edit has changed, so it must not be what the edit was trained against: a plain convolutional network
 with one head a label, trained by scripts/avatar/train_judge.py with no words, weights or settings in common with the CLIP.
 
-    judge = checkpoints.load_judge("pretrained/avatar/judge.pt")
+    judge = load_judge("pretrained/avatar/judge.pt")
     judge.read(images)["expression"].argmax(1)     # positions in judge.labels["expression"]
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from utils import tensors
+from utils.errors import UserError
 
 IMAGE_SIZE = 32
 WIDTHS = (24, 64, 128, 128)
@@ -52,3 +55,19 @@ class Judge(nn.Module):
     def names(self, images):
         """images (B, 3, H, W) in [-1, 1] -> label -> names of the most probable classes (list of str)."""
         return {label: [self.labels[label][i] for i in p.argmax(1).tolist()] for label, p in self.read(images).items()}
+
+
+def save_judge(judge, path):
+    """The judge's weights in half precision, with the names of its labels and their classes."""
+    weights = {key: value.half().contiguous() for key, value in judge.state_dict().items()}
+    tensors.save({"model": weights, "labels": {label: list(names) for label, names in judge.labels.items()}}, path)
+
+
+def load_judge(path, device="cpu"):
+    """A file of `save_judge` -> frozen Judge in eval mode. Raises UserError when it is none."""
+    contents = tensors.load(path)
+    if not isinstance(contents, dict) or "labels" not in contents:
+        raise UserError(f"{path} is no judge: it names no labels; scripts/avatar/train_judge.py writes one that does")
+    judge = Judge(contents["labels"])
+    tensors.load_strictly(judge, tensors.state_dict_of(contents, path), path, "the judge")
+    return judge.eval().requires_grad_(False).to(device)

@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from asyrp import checkpoints, hspace, intervals
 from asyrp.config import load_config
-from asyrp.datasets import load_batch
-from asyrp.errors import UserError
+from asyrp.data.datasets import load_batch
+from utils.errors import UserError
 from asyrp.options import parse_args
 from asyrp.runner import Asyrp
 from configs.paths_config import dataset_folder

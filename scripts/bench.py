@@ -31,14 +31,14 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asyrp import checkpoints, process, training
-from asyrp.acceleration import LAYOUTS, FastUNet, autocast, keep_freed_memory, set_tf32
+from asyrp.acceleration.fast_unet import LAYOUTS, FastUNet, autocast, keep_freed_memory, set_tf32
 from asyrp.config import ROOT, load_config
-from asyrp.datasets import ImageFolder
-from asyrp.errors import UserError
+from asyrp.data.datasets import ImageFolder
+from utils.errors import UserError
 from asyrp.hspace import BlockDirection, Edit
-from asyrp.latents import Batch
+from asyrp.data.pairs import Batch
 from asyrp.origin import PlainTrajectories
-from asyrp.overlap import to_device
+from utils.devices import to_device
 from configs.paths_config import weight_file, weight_place
 from losses.clip_loss import ClipLoss
 from models import build_unet

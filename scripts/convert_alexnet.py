@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asyrp.checkpoints import save
-from asyrp.errors import UserError
+from utils.errors import UserError
 from losses.lpips_alex import WEIGHTS
 
 SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"

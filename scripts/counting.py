@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asyrp import process
-from asyrp.acceleration import recompute_decoder
+from asyrp.acceleration.fast_unet import recompute_decoder
 from asyrp.hspace import BlockDirection, Edit
 from models import build_unet
 

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asyrp.config import CONFIGS, load_config
-from asyrp.errors import UserError
+from utils.errors import UserError
 from asyrp.experiment import CHECKPOINTS
 from configs.paths_config import FID_INCEPTION, IR_SE50, weight_file, weight_place
 from utils.download import admit, fetch, parts, published_directions, recorded

@@ -14,9 +14,9 @@ from golden_unets import golden_unet, gradient_at_h, relative_l2
 from tiny_world import SMILE
 
 from asyrp import acceleration, process, workbench
-from asyrp.acceleration import FastUNet, set_tf32
+from asyrp.acceleration.fast_unet import FastUNet, set_tf32
 from asyrp.config import ROOT
-from asyrp.errors import UserError
+from utils.errors import UserError
 
 SCHEDULE, STEPS = process.Schedule.linear(), process.timesteps(4, 999)
 NETWORKS = pytest.mark.parametrize("name", ["ddpm", "iddpm"])
@@ -163,7 +163,7 @@ def test_freed_memory_is_used_again():
     """Without the call each of these blocks is mapped and cleared anew, which the kernel counts page by page."""
     work = """
         import resource, sys, torch
-        from asyrp.acceleration import keep_freed_memory
+        from asyrp.acceleration.fast_unet import keep_freed_memory
         if sys.argv[1] == "keep":
             keep_freed_memory("cpu")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -6,7 +6,7 @@ from PIL import Image
 from tiny_world import TEST, names, pixels
 
 import utils.align
-from asyrp.datasets import ImageFolder, UnreadableImage
+from asyrp.data.datasets import ImageFolder, UnreadableImage
 from utils.align import FaceAligner, align, face_square
 
 SIDE = 128

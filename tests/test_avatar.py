@@ -7,7 +7,7 @@ import torch
 
 from asyrp import checkpoints, hspace, process
 from asyrp.config import ROOT, load_config
-from asyrp.datasets import ImageFolder
+from asyrp.data.datasets import ImageFolder
 from losses.clip_loss import ClipLoss
 from utils.text_dic import PROMPTS
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from asyrp.charts import BOTTOM, LEFT, RIGHT, TOP, Line, Span, line_chart, round_numbers
+from asyrp.report.charts import BOTTOM, LEFT, RIGHT, TOP, Line, Span, line_chart, round_numbers
 
 
 @pytest.mark.parametrize(

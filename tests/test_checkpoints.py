@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from asyrp import checkpoints
 from asyrp.config import load_config
-from asyrp.errors import UserError
+from utils.errors import UserError
 from models import build_unet
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from golden_weights import filled, golden_json
 from safetensors.torch import save_file
 
-from asyrp.errors import UserError
+from utils.errors import UserError
 from losses import clip_loss
 from losses.clip_loss import ClipLoss, clip_term, directional_loss
 

@@ -6,7 +6,7 @@ import torch
 import yaml
 
 from asyrp.config import CONFIGS, load_config, to_dict
-from asyrp.errors import UserError
+from utils.errors import UserError
 from configs import paths_config
 from configs.paths_config import ROOT, dataset_folder, weight_file, weight_place
 from models import build_unet

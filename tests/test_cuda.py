@@ -9,9 +9,9 @@ from golden_unets import golden_unet, relative_l2, settings
 from tiny_world import SMILE, smooth_images
 
 from asyrp import process, training
-from asyrp.acceleration import FastUNet, set_tf32
+from asyrp.acceleration.fast_unet import FastUNet, set_tf32
 from asyrp.hspace import BlockDirection
-from asyrp.latents import Batch
+from asyrp.data.pairs import Batch
 from asyrp.origin import PlainTrajectories
 from models import build_unet
 

@@ -12,10 +12,10 @@ from PIL import Image
 from tiny_world import SIZE, SMILE, names, smooth_images
 
 from asyrp.config import load_config
-from asyrp.datasets import ImageFolder, LmdbImages, UnreadableImage, load_batch
-from asyrp.errors import UserError
-from asyrp.images import to_pil
-from asyrp.layouts import check_flags, open_split
+from asyrp.data.datasets import ImageFolder, LmdbImages, UnreadableImage, load_batch
+from utils.errors import UserError
+from asyrp.report.pictures import to_pil
+from asyrp.data.layouts import check_flags, open_split
 
 
 def colour(i):

@@ -12,7 +12,7 @@ from filelock import FileLock
 from local_server import PAGE, WEIGHTS, begun, published
 from tqdm import tqdm
 
-from asyrp.errors import UserError
+from utils.errors import UserError
 from utils import download
 from utils.weights import GOOGLE_DRIVE
 

@@ -6,7 +6,7 @@ import torch
 from tiny_world import smooth_images
 
 from asyrp import process
-from asyrp.errors import UserError
+from utils.errors import UserError
 from asyrp.intervals import Curve, choose_t_boost, choose_t_edit, measure
 from asyrp.workbench import PUBLISHED_CURVES
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from golden_weights import filled, golden_json
 
-from asyrp.errors import UserError
+from utils.errors import UserError
 from losses.id_loss import IdLoss
 from models.irse import IRSE50
 

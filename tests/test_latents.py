@@ -5,10 +5,10 @@ import torch
 from tiny_world import SIZE, smooth_images
 
 from asyrp import checkpoints, process
-from asyrp.datasets import ImageFolder
-from asyrp.errors import UserError
-from asyrp.images import to_pil
-from asyrp.latents import Latents, SampledLatents, digest
+from asyrp.data.datasets import ImageFolder
+from utils.errors import UserError
+from asyrp.report.pictures import to_pil
+from asyrp.data.pairs import Latents, SampledLatents, digest
 
 SCHEDULE = process.Schedule.linear()
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from asyrp.losslog import loss_log, read_losses
+from asyrp.report.losslog import loss_log, read_losses
 from asyrp.training import COLUMNS
 
 

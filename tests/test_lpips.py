@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from asyrp.errors import UserError
+from utils.errors import UserError
 from losses.lpips_alex import WEIGHTS, load_lpips
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "convert_alexnet.py"

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from asyrp.errors import UserError
+from utils.errors import UserError
 from asyrp.options import EXAMPLES, WITHOUT_EFFECT, build_parser, parse_args
 
 TEST = ["--config", "x.yml", "--run_test", "--train_delta_block", "--get_h_num", "1"]

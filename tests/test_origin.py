@@ -7,8 +7,8 @@ import torch
 from tiny_world import SMILE, directions, tensors_equal
 
 from asyrp import process, training
-from asyrp.errors import UserError
-from asyrp.latents import Batch
+from utils.errors import UserError
+from asyrp.data.pairs import Batch
 from asyrp.origin import PlainTrajectories
 
 TRAIN = ("--run_train", *SMILE, "--do_test", "0", "--l1_loss_w", "1")

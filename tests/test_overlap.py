@@ -6,7 +6,7 @@ import pytest
 from tiny_world import SMILE
 
 from asyrp import images
-from asyrp.overlap import Background, prefetched
+from asyrp.acceleration.overlap import Background, prefetched
 
 
 def test_items_come_in_order_and_ahead_of_the_caller():

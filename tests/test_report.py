@@ -18,7 +18,7 @@ from tiny_world import SMILE, call
 
 from asyrp import process, report
 from asyrp.config import load_config
-from asyrp.images import save_animation, to_pil
+from asyrp.report.pictures import save_animation, to_pil
 from asyrp.intervals import Curve
 from asyrp.report import Gallery, gallery, loss_charts, strength_sliders, write
 from asyrp.training import COLUMNS

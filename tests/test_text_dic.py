@@ -2,7 +2,7 @@
 
 import pytest
 
-from asyrp.errors import UserError
+from utils.errors import UserError
 from utils import text_dic
 from utils.text_dic import PROMPTS, prompts_for
 

@@ -7,9 +7,9 @@ from golden_unets import MANIFEST, golden_arrays, golden_unet, golden_weights, r
 from tiny_world import smooth_images
 
 from asyrp import process
-from asyrp.errors import UserError
+from utils.errors import UserError
 from asyrp.hspace import BlockDirection, GivenDirection
-from asyrp.latents import Batch
+from asyrp.data.pairs import Batch
 from asyrp.origin import PlainTrajectories
 from asyrp.training import COLUMNS, EditLoss, Weights, edit_steps, train_batch
 

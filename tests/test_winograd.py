@@ -14,7 +14,7 @@ from torch import nn
 from torch._inductor import compile_fx as inductor
 
 from asyrp import process, winograd
-from asyrp.acceleration import FastUNet
+from asyrp.acceleration.fast_unet import FastUNet
 from asyrp.config import ROOT
 from models.adm import ADM
 from models.ddpm import DDPM

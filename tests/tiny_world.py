@@ -15,7 +15,7 @@ from golden_weights import filled
 from PIL import Image
 
 import main
-from asyrp.images import to_pil
+from asyrp.report.pictures import to_pil
 from asyrp.intervals import Curve
 from models import build_unet
 

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 from torchvision.transforms.functional import pil_to_tensor
 
-from asyrp.checkpoints import replacing
-from asyrp.errors import UserError
-from asyrp.latents import digest
+from utils.files import replacing
+from utils.errors import UserError
+from utils.digests import digest
 
 LEFT_EYE, RIGHT_EYE, MOUTH_CORNERS = slice(36, 42), slice(42, 48), [48, 54]  # of the usual 68 landmarks
 OVERSAMPLING = 4
@@ -134,7 +134,7 @@ class FaceAligner:
         self.folder, self.size = Path(folder), size
 
     def __call__(self, image):
-        path = self.folder / f"{digest(pil_to_tensor(image), image.size, self.size)}.png"
+        path = self.folder / f"{digest(pil_to_tensor(image), self.size)}.png"
         if not path.exists():
             landmarks = find_landmarks(image)
             if landmarks is None:

@@ -5,7 +5,7 @@ Published prompts keep the spelling of the 2023 release, slips included: t_edit 
 
 from difflib import get_close_matches
 
-from asyrp.errors import UserError
+from utils.errors import UserError
 
 # The small default model; these may be tuned freely.
 AVATARS = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from asyrp.metrics import Summary, summary
+from asyrp.evaluation.metrics import Summary, summary
 
 ALIKE = 0.8  # what is as good as the edit gains at least this share of its gain in score
 CERTAIN = 2  # so many standard errors are beyond doubt

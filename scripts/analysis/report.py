@@ -7,8 +7,8 @@ from analysis import figures
 from analysis.claims import CLAIMS
 from analysis.measures import Result
 
-from asyrp.checkpoints import replacing
-from asyrp.metrics import Summary
+from utils.files import replacing
+from asyrp.evaluation.metrics import Summary
 
 
 def plain(value):

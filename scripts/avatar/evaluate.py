@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from asyrp import checkpoints, hspace, images
 from asyrp.config import ROOT, load_config
-from asyrp.errors import UserError
+from utils.errors import UserError
 from asyrp.options import parse_args
 from asyrp.runner import Asyrp
 

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from render import LABELS, read_labels
 
-from asyrp.datasets import ImageFolder
-from asyrp.errors import UserError
+from asyrp.data.datasets import ImageFolder
+from utils.errors import UserError
 
 
 def load_faces(folder, image_size=32):

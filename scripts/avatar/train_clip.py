@@ -43,9 +43,9 @@ from train_ddpm import learning_rate
 from twins import Twins, all_twins, random_twins
 
 from asyrp import checkpoints, process
-from asyrp.acceleration import FastUNet
+from asyrp.acceleration.fast_unet import FastUNet
 from asyrp.config import load_config
-from asyrp.errors import UserError
+from utils.errors import UserError
 from losses.clip_loss import TEMPLATES, ClipLoss
 
 # A ResNet and not a ViT: every reduction in it but the first one averages, so its gradients show no grid of patches. It looks

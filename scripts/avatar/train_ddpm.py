@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from asyrp import checkpoints, process
 from asyrp.config import load_config
-from asyrp.datasets import ImageFolder
-from asyrp.errors import UserError
+from asyrp.data.datasets import ImageFolder
+from utils.errors import UserError
 from models import build_unet
 
 

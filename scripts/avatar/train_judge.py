@@ -22,7 +22,7 @@ from render import LABELS
 from train_ddpm import learning_rate
 
 from asyrp.checkpoints import load_judge, save_judge
-from asyrp.errors import UserError
+from utils.errors import UserError
 from models.judge import Judge
 
 

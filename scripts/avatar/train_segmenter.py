@@ -22,7 +22,7 @@ from faces import blur, flip_with, from_bytes, noise, recolour, sometimes
 from masks import SEGMENTS, faces_and_masks
 from train_ddpm import learning_rate
 
-from asyrp.checkpoints import replacing
+from utils.files import replacing
 
 WIDTHS = (24, 48, 96)
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from asyrp.errors import UserError
+from utils.errors import UserError
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # What Pillow raises for damaged files; the last two come from EXIF data.

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from asyrp import winograd
-from asyrp.errors import UserError
+from utils.errors import UserError
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}

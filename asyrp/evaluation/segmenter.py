@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torchvision.models import get_model, get_model_weights, list_models, segmentation
 
-from asyrp.errors import UserError
+from utils.errors import UserError
 
 
 def find_segmenter(name):

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from asyrp.datasets import ImageFolder, image_names, is_lmdb, open_folder
-from asyrp.errors import UserError
+from asyrp.data.datasets import ImageFolder, image_names, is_lmdb, open_folder
+from utils.errors import UserError
 from configs.paths_config import CUSTOM, dataset_folder, dataset_variable
 
 # data.dataset -> split -> where its images may lie in the dataset's folder, besides train/, test/, LMDB_train/, LMDB_test/.

@@ -1,16 +1,7 @@
-"""What goes on beside the computation: copies to the device, reading ahead, writing behind."""
+"""What goes on beside the computation: reading ahead, writing behind."""
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-
-import torch
-
-
-def to_device(x, device):
-    """A tensor onto `device`; the copy to a CUDA device starts from pinned memory, so that nobody waits for it."""
-    if torch.device(device).type == "cuda" and x.device.type == "cpu":
-        x = x.pin_memory()
-    return x.to(device, non_blocking=True)
 
 
 def prefetched(iterable, ahead=2):

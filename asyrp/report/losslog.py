@@ -4,7 +4,7 @@ import csv
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from asyrp.checkpoints import replacing
+from utils.files import replacing
 from asyrp.training import COLUMNS
 
 FIELDS = ("epoch", "image", "t", *COLUMNS)

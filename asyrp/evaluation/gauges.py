@@ -11,7 +11,7 @@ import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from asyrp import checkpoints, metrics
-from asyrp.errors import UserError
+from utils.errors import UserError
 from configs.paths_config import FID_INCEPTION, IR_SE50, weight_file
 from losses.id_loss import IdLoss
 from losses.lpips_alex import load_lpips

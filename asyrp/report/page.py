@@ -10,9 +10,9 @@ import numpy as np
 import yaml
 
 from asyrp import evaluation, images
-from asyrp.charts import HEIGHT, WIDTH, Line, Span, line_chart
-from asyrp.checkpoints import replacing
-from asyrp.losslog import read_losses
+from asyrp.report.charts import HEIGHT, WIDTH, Line, Span, line_chart
+from utils.files import replacing
+from asyrp.report.losslog import read_losses
 from asyrp.options import build_parser
 from asyrp.training import COLUMNS
 

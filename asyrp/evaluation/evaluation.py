@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from asyrp import metrics
-from asyrp.checkpoints import replacing
-from asyrp.errors import UserError
+from utils.files import replacing
+from utils.errors import UserError
 
 NAME = "evaluation"
 RECONSTRUCTION = "reconstruction"

@@ -14,9 +14,9 @@ import torch
 from tqdm import tqdm
 
 from asyrp import checkpoints, process
-from asyrp.datasets import load_batch
-from asyrp.errors import UserError
-from asyrp.overlap import prefetched, to_device
+from asyrp.data.datasets import load_batch
+from utils.errors import UserError
+from asyrp.acceleration.overlap import prefetched, to_device
 
 
 class Batch(NamedTuple):

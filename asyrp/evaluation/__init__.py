@@ -1,0 +1,1 @@
+"""--evaluate: metrics, the networks behind them, and tables."""

@@ -1,0 +1,45 @@
+"""Files: where the repository lies, and writing a file whole or not at all."""
+
+import glob
+import os
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ABANDONED = 3600  # seconds after which what a killed writer left behind is nobody's work any more
+
+
+@contextmanager
+def replacing(path):
+    """Write a file beside `path` and rename it when it is complete: a reader sees the old file or the new one, never half.
+
+    Yields the path to write to. What a killed writer left beside `path` is removed once it is an hour old.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        # Its writer may finish it meanwhile.
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield Path(beside)
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    finally:
+        Path(beside).unlink(missing_ok=True)
+
+
+def shown(path):
+    """A path as text: relative to the repository where it lies inside it, else as it is."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def one_line(error):
+    """An error's message as one line; the error's type where it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
