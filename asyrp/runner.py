@@ -328,7 +328,7 @@ class Asyrp:
             # Of one direction, the flags' prompts count; of several, their own.
             prompts = flags[0] if len(found) == 1 and flags else own
             if len(found) == 1 and flags and own and tuple(own) != tuple(flags[0]):
-                log.info('%s was trained for "%s" -> "%s"', direction.name, *own)
+                log.warning('%s was trained for "%s" to "%s"; the prompts given are "%s" to "%s"', direction.name, *own, *flags[0])
             asked.append((direction.name, direction.record, prompts and tuple(prompts)))
         t_edits = settings.decide_t_edit(s, asked, self.curve, self.cosine)
         t_boost = settings.decide_t_boost(s, [(d.name, d.record) for d in found], self.curve)
