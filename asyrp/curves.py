@@ -34,7 +34,7 @@ def _published(data):
 
 def keep_curve(kept, curve, model, images, name):
     """Put a measured Curve into the store. images: digests of the measured images, in order."""
-    key = store.curve_key(model, curve.t.tolist(), images)
+    key = store.curve_key(model, curve.t.tolist(), images, name)
     about = {"model": model.identity, "precision": model.precision, "name": name, "images": len(images)}
     kept.write("curve", key, curve.to_tensors(), about)
     return kept.path("curve", key)
@@ -68,4 +68,3 @@ def find_curve(kept, model, name=None):
         f"no LPIPS curves {what}: measure them with --lpips, or take others with --custom_dataset_name ({known}), or set "
         "--user_defined_t_edit and --user_defined_t_addnoise"
     )
-
