@@ -68,4 +68,3 @@ def find_curve(kept, model, name=None):
         f"no LPIPS curves {what}: measure them with --lpips, or take others with --custom_dataset_name ({known}), or set "
         "--user_defined_t_edit and --user_defined_t_addnoise"
     )
-

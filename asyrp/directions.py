@@ -115,11 +115,8 @@ def read(path):
             numbered[int(name)] = value
         else:
             more[name] = value
-    kinds = {type(value) for value in numbered.values()}
-    if len(kinds) != 1 or not kinds <= {dict, torch.Tensor}:
-        # OrderedDict is what torch saves.
-        if not (numbered and all(isinstance(value, dict) for value in numbered.values())):
-            raise UserError(f"{path} holds no direction in h-space; give a checkpoint that --run_train wrote")
+    if not (numbered and any(all(isinstance(value, kind) for value in numbered.values()) for kind in (dict, torch.Tensor))):
+        raise UserError(f"{path} holds no direction in h-space; give a checkpoint that --run_train wrote")
     if record is None:
         record = more.pop("record", None)
     try:

@@ -120,7 +120,7 @@ class Editor:
         return before, edited
 
     def mean_direction(self, use, strength, origin, pairs, indices, batch_size, over_timesteps, kept):
-        """The mean delta_h of images, one per timestep, or one in all: the global direction (paper section 3.4) -> Direction."""
+        """The mean delta_h of images, one per timestep or one in all, the global direction (paper section 3.4) -> Direction."""
         edit = hspace.Edit([use.direction], [strength * use.scale], origin, [use.t_edit.value])
         key = store.mean_key(
             self.model,

@@ -37,7 +37,7 @@ class Experiment:
         return CHECKPOINTS / f"{self.name}_{epoch}{within}.pth"
 
     def write_settings(self, mode, **found):
-        """settings_<mode>.yml beside the results: date, flags and where each is from, the model, versions, what was found out."""
+        """settings_<mode>.yml beside the results: date, flags and where each is from, model, versions, what was found out."""
         settings = {
             "date": datetime.now().isoformat(timespec="seconds"),
             "flags": self.settings.values(),

@@ -57,7 +57,7 @@ class Edit:
         if len(directions) != len(coefficients):
             raise ValueError(f"{len(directions)} directions need as many coefficients, not {len(coefficients)}")
         self.directions, self.coefficients, self.origin = directions, coefficients, origin
-        self.t_edits = t_edits or [0]*len(directions)
+        self.t_edits = t_edits or [0] * len(directions)
 
     @property
     def t_edit(self):
@@ -66,7 +66,8 @@ class Edit:
     def __call__(self, h, emb, t):
         edited = self.origin * h
         for direction, c, t_edit in zip(self.directions, self.coefficients, self.t_edits, strict=True):
-            if t >= t_edit: edited = edited + c * direction(h, emb, t)
+            if t >= t_edit:
+                edited = edited + c * direction(h, emb, t)
         return edited
 
 

@@ -95,8 +95,8 @@ class Learning:
                 log.warning("epochs before were trained with %s %s; from here on it is %s", name, there, here)
 
     def _follow_2023(self, stored):
-        """A checkpoint of the 2023 release goes on with the learning rate it would have had there: its scheduler was saved before
-        the epoch's step. Flags that are given win."""
+        """A checkpoint of the 2023 release goes on with the learning rate it would have had there: its scheduler was saved
+        before the epoch's step. Flags that are given win."""
         given = {"lr_training", "scheduler_step_size", "sch_gamma"} & self.settings.given.keys()
         if given:
             log.info("%s: the learning rate is that of the flags", stored.path)

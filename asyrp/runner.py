@@ -22,6 +22,7 @@ from asyrp.model import check_interval, open_model
 from asyrp.parsing import image_numbers, strengths
 from asyrp.report import page, pictures
 from asyrp.report.album import Album, axes
+from asyrp.uses import common_t_edit, find_directions, tell, uses_of
 from configs.paths_config import IR_SE50
 from losses.clip_loss import ClipLoss
 from losses.id_loss import IdLoss
@@ -31,7 +32,7 @@ from utils.devices import find_device
 from utils.digests import digest
 from utils.download import weights_at
 from utils.errors import UserError
-from utils.text_dic import PROMPTS, prompts_for
+from utils.text_dic import prompts_for
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Asyrp:
         find_device(s.device)
         trains = bool(s.run_train and not s.just_precompute)  # the published script_precompute.sh gives both
         tests = bool(s.run_test or s.evaluate) and not (trains and s.do_test)
-        stored = self.find_directions() if tests and not s.pass_editing else []
+        stored = find_directions(s, Experiment(s)) if tests and not s.pass_editing else []
         self.check_images(trains, tests)
         torch.manual_seed(s.seed)
         keep_freed_memory(find_device(s.device))
@@ -152,7 +153,7 @@ class Asyrp:
         Pictures: one an image, and one of all. Metrics: evaluation.json, evaluation.csv and a table.
         """
         s = self.settings if not found else self.settings.with_record(found[0].record, found[0].name)
-        uses, t_boost = self.uses(found, s)
+        uses, t_boost = uses_of(s, found, self.prompts(), self.curve, self.cosine)
         timesteps = self.model.timesteps(s.n_test_step, s.t_0)
         check_interval(timesteps, [use.t_edit.value for use in uses], [use.direction.name for use in uses])
         experiment = Experiment(s)
@@ -167,10 +168,10 @@ class Asyrp:
         each = strengths(s.multiple_hs_coeff)
         edits = edits_of(uses, points, s.hs_coeff_delta_h, each, s.hs_coeff_origin_h) if uses else [("no edit", None)]
         labels = [label for label, _ in edits]
-        decided = self.tell(uses, t_boost, s)
+        decided = tell(uses, t_boost, s)
         if s.save_x0 != s.use_x0_tensor:
             log.warning("--save_x0 and --use_x0_tensor work together only: the original is left out")
-        about = {"t_edit": decided["t_edit"], "t_boost": t_boost.value}
+        about = {"t_edit": common_t_edit(uses), "t_boost": t_boost.value}
         album = gallery = evaluation = None
         if s.evaluate:
             prompts = self.measured_prompts(found)
@@ -283,29 +284,6 @@ class Asyrp:
 
     # ---- directions ---------------------------------------------------------------------------------------------------------
 
-    def find_directions(self):
-        """The files of the directions that the flags name, read; nothing else is loaded yet -> list of Stored."""
-        s = self.settings
-        experiment = Experiment(s)
-        names = (s.multiple_attr or "").split() or [s.manual_checkpoint_name or s.load_from_checkpoint or experiment.base]
-        category, chosen = self.config.data.category, s.choose_checkpoint_num
-        found = [directions.read(directions.find(name, category, experiment.suffix, chosen)) for name in names]
-        for stored in found:
-            log.info("direction: %s", stored.path)
-            self.check_kind(stored)
-        return found
-
-    def check_kind(self, stored):
-        """A flag about the kind of direction must not contradict what the file holds."""
-        s = self.settings
-        kinds = {"delta_block": s.train_delta_block, "delta_h": s.train_delta_h}
-        if any(kinds.values()) and not kinds[stored.kind]:
-            raise UserError(f"{stored.path} was trained with {directions.FLAG[stored.kind]}: give that flag instead")
-        trained = stored.record.get("ignore_timesteps")
-        # With --num_mean_of_delta_hs, --ignore_timesteps says how to average.
-        if s.ignore_timesteps and trained is False and stored.kind == "delta_block" and not s.num_mean_of_delta_hs:
-            raise UserError(f"{stored.path} was trained without --ignore_timesteps: leave that flag out")
-
     def record_of_training(self, prompts, t_edit, t_boost, timesteps, pairs, indices):
         s = self.settings
         names = ("clip_loss_w", "l1_loss_w", "id_loss_w", "clip_source", "lr_training", "scheduler_step_size", "sch_gamma")
@@ -318,31 +296,6 @@ class Asyrp:
         ignore = s.ignore_timesteps
         return training.new_record(self.model, kind, ignore, prompts, t_edit.value, timesteps, len(steps), about, boost)
 
-    def uses(self, found, s):
-        """Directions -> (list of Use, t_boost as a Value): each with its own interval and scale."""
-        named = (s.multiple_attr or "").split() or [None] * len(found)
-        flags = self.prompts()
-        asked = []
-        for name, direction in zip(named, found, strict=True):
-            own = direction.record.get("prompts") or PROMPTS.get(name)
-            # Of one direction, the flags' prompts count; of several, their own.
-            prompts = flags[0] if len(found) == 1 and flags else own
-            if len(found) == 1 and flags and own and tuple(own) != tuple(flags[0]):
-                log.warning('%s was trained for "%s" to "%s"; the prompts given are "%s" to "%s"', direction.name, *own, *flags[0])
-            asked.append((direction.name, direction.record, prompts and tuple(prompts)))
-        t_edits = settings.decide_t_edit(s, asked, self.curve, self.cosine)
-        t_boost = settings.decide_t_boost(s, [(d.name, d.record) for d in found], self.curve)
-        uses = []
-        for direction, t_edit in zip(found, t_edits, strict=True):
-            trained = direction.record.get("n_train_step") or s.steps("n_train_step")
-            if s.source("n_train_step") == "flag":
-                trained = s.steps("n_train_step")
-            scale = trained / s.steps("n_test_step") / len(found) ** 0.5
-            uses.append(Use(direction, t_edit, scale))
-            for line in settings.differences(s, direction.name, direction.record, t_edit):
-                log.warning(line)
-        return uses, t_boost
-
     def global_use(self, editor, use, n, s):
         """The mean of --num_mean_of_delta_hs training images in place of a direction."""
         pairs, indices = self.pairs("train", s.num_mean_of_delta_hs, s, images=False)
@@ -350,22 +303,6 @@ class Asyrp:
         alone = Use(use.direction, use.t_edit, use.scale * n**0.5)
         settings_of_mean = (s.hs_coeff_delta_h, s.hs_coeff_origin_h, pairs, indices, s.bs_test, s.ignore_timesteps, self.store)
         return Use(editor.mean_direction(alone, *settings_of_mean), use.t_edit, use.scale)
-
-    def tell(self, uses, t_boost, s):
-        """Say in a few lines what was decided, and return it for the settings' file."""
-        strength = s.hs_coeff_delta_h
-        for use in uses:
-            c = strength * use.scale
-            steps = s.get("n_test_step")
-            log.info("t_edit %s · %s steps (%s) · strength %+g = coefficient %.3g", use.t_edit, *_both(steps), strength, c)
-        log.info("t_boost %s", t_boost)
-        t_edits = [use.t_edit.value for use in uses]
-        each = [
-            {"name": use.direction.name, "t_edit": str(use.t_edit), "scale": use.scale, "record": use.direction.record}
-            for use in uses
-        ]
-        t_edit = None if not t_edits else t_edits[0] if len(set(t_edits)) == 1 else t_edits
-        return {"t_edit": t_edit, "t_boost": str(t_boost), "directions": each}
 
     # ---- results ------------------------------------------------------------------------------------------------------------
 
@@ -405,7 +342,3 @@ class Asyrp:
         told = {"config": str(self.config.path), "experiment": experiment.name, "prompts": prompts, **about}
         told |= {"clip": clip_name, "segmenter": str(segmenter), "n_test_step": s.n_test_step}
         return Evaluation(openers, told, device)
-
-
-def _both(value):
-    return value.value, value.source

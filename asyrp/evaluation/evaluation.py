@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from asyrp.evaluation import metrics
-from utils.files import replacing
 from utils.errors import UserError
+from utils.files import replacing
 
 NAME = "evaluation"
 RECONSTRUCTION = "reconstruction"
