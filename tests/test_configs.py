@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from dataclasses import fields
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -256,7 +257,7 @@ def test_settings_are_read_without_torch():
         (BASE + PLAN + "clip: !!bool x\n", "not valid YAML"),
         (BASE + PLAN + "clip: 2020-13-45\n", "not valid YAML"),
         ("[" * 5000, "not valid YAML"),
-        ("a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}]\n" for p, c in zip("abcdefghijk", "bcdefghijkl")), "aliases"),
+        ("a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}]\n" for p, c in pairwise("abcdefghijkl")), "aliases"),
         ("a: &a {<<: *a}\n", "not valid YAML|unknown section"),
         ("#" * 70_000, "more than 64 KiB"),
         (b"data: {dataset: \xff}\n", "no text in UTF-8"),
