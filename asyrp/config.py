@@ -110,6 +110,17 @@ class Config:
     segmenter: str | None
     path: Path
 
+    def clip_name(self):
+        """What names the CLIP for this model (see ClipLoss): its own, else OpenAI's ViT-B/16."""
+        if self.clip is None:
+            return "ViT-B/16"
+        own = ROOT / self.clip.model
+        return str(own) if own.is_file() else self.clip.model
+
+    def segmenter_path(self):
+        """The file of the segmenter, or None."""
+        return None if self.segmenter is None else ROOT / self.segmenter
+
 
 def find_config(name):
     """`--config` as given -> path: an existing file, or a name under configs/ with or without .yml."""

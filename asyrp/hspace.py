@@ -53,15 +53,20 @@ class GivenDirection(nn.Module):
 class Edit:
     """h -> c_0 h + sum_i c_i delta_h_i, where every direction sees the unedited h."""
 
-    def __init__(self, directions, coefficients, origin=1.0):
+    def __init__(self, directions, coefficients, origin=1.0, t_edits=None):
         if len(directions) != len(coefficients):
             raise ValueError(f"{len(directions)} directions need as many coefficients, not {len(coefficients)}")
         self.directions, self.coefficients, self.origin = directions, coefficients, origin
+        self.t_edits = t_edits or [0]*len(directions)
+
+    @property
+    def t_edit(self):
+        return min(self.t_edits)
 
     def __call__(self, h, emb, t):
         edited = self.origin * h
-        for direction, c in zip(self.directions, self.coefficients, strict=True):
-            edited = edited + c * direction(h, emb, t)
+        for direction, c, t_edit in zip(self.directions, self.coefficients, self.t_edits, strict=True):
+            if t >= t_edit: edited = edited + c * direction(h, emb, t)
         return edited
 
 

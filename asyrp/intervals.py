@@ -1,7 +1,8 @@
-"""LPIPS curves -> t_edit and t_boost (paper section 3.3 and appendix B)."""
+"""LPIPS curves, and t_edit and t_boost that are read off them (paper section 3.3 and appendix B)."""
 
 import csv
 import logging
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -9,29 +10,20 @@ import numpy as np
 import torch
 
 from asyrp import process
-from utils.files import replacing
 from utils.errors import UserError
+from utils.files import one_line, replacing
 
 log = logging.getLogger(__name__)
 
-# Whose curves a category uses. A category that is not here has curves under the name --custom_dataset_name.
-CURVES = {
-    "CelebA_HQ": "celeba",
-    "CelebA_HQ_P2": "celeba",
-    "FFHQ": "celeba",
-    "dog": "afhq",
-    "bedroom": "bedroom",
-    "church_outdoor": "church",
-    "metfaces": "metface",
-    "AVATAR": "avatar",
-}
+EVERY_TIMESTEP = 2  # timesteps from one row to the next, at most, in a table of every timestep; the published ones lack 998
 
 
 @dataclass(frozen=True)
 class Curve:
-    """LPIPS along the inversion, arrays over the ascending timesteps `t`: mean and standard deviation over images.
+    """LPIPS along the inversion: mean and standard deviation over images, arrays of one length, float64.
 
-    lpips_x_t is LPIPS(x_0, x_t), lpips_x0_t is LPIPS(x_0, P_t).
+    t: the timesteps, ascending integers from 0 up. lpips_x_t is LPIPS(x_0, x_t), lpips_x0_t is LPIPS(x_0, P_t).
+    Raises ValueError for anything else: no rows, timesteps out of order, a value that is negative or no number.
     """
 
     t: np.ndarray
@@ -40,31 +32,90 @@ class Curve:
     lpips_x0_t: np.ndarray
     lpips_x0_t_std: np.ndarray
 
+    def __post_init__(self):
+        columns = {name: np.asarray(getattr(self, name), dtype=np.float64) for name in NAMES}
+        lengths = {column.shape for column in columns.values()}
+        if len(lengths) != 1 or len(lengths.pop()) != 1:
+            raise ValueError("its columns are not of one length")
+        t = columns["t"]
+        if not len(t):
+            raise ValueError("it has no rows")
+        for name, column in columns.items():
+            if wrong := column[~(np.isfinite(column) & (column >= 0))].tolist():
+                raise ValueError(f"{name} cannot be {wrong[0]}")
+        if (t % 1).any():
+            raise ValueError(f"t cannot be {t[t % 1 != 0][0]}")
+        if not (rising := np.diff(t) > 0).all():
+            at = int(np.argmin(rising))
+            raise ValueError(f"t = {t[at + 1]:.0f} follows t = {t[at]:.0f}")
+        columns["t"] = t.astype(np.int64)
+        for name, column in columns.items():
+            object.__setattr__(self, name, column)
+
     @classmethod
     def read(cls, path):
-        """A CSV with a column for every field. Raises UserError when a column is missing or holds no number."""
+        """A CSV file with a column for every field, in UTF-8. Raises UserError, which names it, for any other file."""
         try:
-            with Path(path).open(newline="") as stream:
-                rows = list(csv.DictReader(stream))
-            if not rows:
-                raise ValueError("it has no rows")
-            columns = {f.name: np.array([float(row[f.name]) for row in rows]) for f in fields(cls)}
-        except (KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{path} is not a table of LPIPS curves ({error}); measure it again with --lpips") from error
-        return cls(**columns)
+            with Path(path).open(encoding="utf-8-sig", newline="") as stream:
+                table = csv.reader(stream, strict=True)
+                header = next(table, None)
+                if header is None:
+                    raise ValueError("it is empty")
+                if missing := [name for name in NAMES if header.count(name) != 1]:
+                    raise ValueError(f"it has no column {missing[0]}, or two of that name")
+                rows = [(table.line_num, row) for row in table if row]
+            columns = {name: [] for name in NAMES}
+            for number, row in rows:
+                if len(row) != len(header):
+                    raise ValueError(f"line {number} has {len(row)} values, not {len(header)}")
+                for name, text in zip(header, row, strict=True):
+                    if name in columns:
+                        columns[name].append(_number(text, number))
+            return cls(**columns)
+        except (OSError, ValueError, csv.Error) as error:
+            # UnicodeDecodeError is a ValueError; its message would show the file's bytes.
+            reason = "it is not in UTF-8" if isinstance(error, UnicodeDecodeError) else one_line(error)
+            raise UserError(f"{path} is not a table of LPIPS curves ({reason}); measure it again with --lpips") from error
 
     def write(self, path):
-        with replacing(path) as beside, beside.open("w", newline="") as stream:
+        """A CSV file from which `read` gives the very same curve."""
+        with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
-            writer.writerow(f.name for f in fields(self))
-            for t, *values in zip(*(getattr(self, f.name) for f in fields(self)), strict=True):
-                writer.writerow([int(t), *(f"{v:.4f}" for v in values)])
+            writer.writerow(NAMES)
+            writer.writerows(zip(*(getattr(self, name).tolist() for name in NAMES), strict=True))
+
+    def to_tensors(self):
+        """-> {field: float64 tensor (n,)}."""
+        return {name: torch.from_numpy(getattr(self, name).astype(np.float64)) for name in NAMES}
+
+    @classmethod
+    def from_tensors(cls, tensors):
+        """What `to_tensors` gave -> Curve. Raises UserError for anything else."""
+        try:
+            return cls(**{name: tensors[name].numpy() for name in NAMES})
+        except (KeyError, ValueError) as error:
+            reason = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
+            raise UserError(f"what was kept is no LPIPS curve ({reason}); measure it again with --lpips") from error
+
+
+NAMES = tuple(f.name for f in fields(Curve))
+
+
+def _number(text, line):
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"line {line} has {text!r} where a number belongs") from None
 
 
 def first_reaching(curve_t, values, threshold, what):
-    """The first timestep (int) at which `values`, joined by straight lines, reach `threshold`.
+    """The first timestep (int) at which `values`, measured at the timesteps `curve_t`, reach `threshold`.
 
-    Raises UserError with the curve's maximum when they never do.
+    This is the first row that reaches it: the rule of the 2023 release, whose tables have every timestep (998 is missing).
+    In a table that was measured at fewer, the row before it may lie more than EVERY_TIMESTEP timesteps below; then the curve is
+    taken as straight between the two, and the timestep is the first on that line.
+
+    Raises UserError with the curve's maximum when they never reach it.
     """
     reached = np.flatnonzero(values >= threshold)
     if not len(reached):
@@ -72,11 +123,13 @@ def first_reaching(curve_t, values, threshold, what):
             f"{what} never reaches {threshold:.3f}: its maximum is {values.max():.3f}; lower the threshold "
             "(--lpips_edit_th, --lpips_addnoise_th) or set --user_defined_t_edit / --user_defined_t_addnoise"
         )
-    i = reached[0]
-    if i == 0:
-        return int(curve_t[0])
+    i = int(reached[0])
+    if i == 0 or curve_t[i] - curve_t[i - 1] <= EVERY_TIMESTEP:
+        return int(curve_t[i])
+    below, t = int(curve_t[i - 1]), int(curve_t[i])
     share = (threshold - values[i - 1]) / (values[i] - values[i - 1])
-    return int(np.ceil(curve_t[i - 1] + share * (curve_t[i] - curve_t[i - 1])))
+    # Rounding must not lead back to the row that lies below the threshold.
+    return max(below + 1, math.ceil(below + share * (t - below)))
 
 
 def choose_t_edit(curve, cosine, threshold=0.33):
@@ -100,6 +153,7 @@ def measure(unet, batches, schedule, timesteps, distance, device):
     batches: an iterable of (indices, images (B, 3, H, W) in [-1, 1] or None, messages), as `load_batch` gives.
     distance: LPIPS, (B, 3, H, W) twice -> (B, 1, 1, 1).
     The last timestep of `timesteps` is measured as well, at the cost of one more U-Net call.
+    Raises UserError when no image can be read, and when a distance is not finite.
     """
     x_t_rows, x0_t_rows = [], []
     measured = left_out = 0
@@ -128,4 +182,7 @@ def measure(unet, batches, schedule, timesteps, distance, device):
     if left_out:
         log.warning("%d of %d images could not be read and are left out", left_out, measured + left_out)
     x_t, x0_t = np.concatenate(x_t_rows), np.concatenate(x0_t_rows)
-    return Curve(np.array(timesteps), x_t.mean(0), x_t.std(0), x0_t.mean(0), x0_t.std(0))
+    try:
+        return Curve(np.array(timesteps), x_t.mean(0), x_t.std(0), x0_t.mean(0), x0_t.std(0))
+    except ValueError as error:
+        raise UserError(f"the measured LPIPS curves are of no use ({error}): measure with --precision fp32") from error

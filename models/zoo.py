@@ -134,9 +134,12 @@ def build_unet(config):
     from models.ddpm import DDPM
 
     data, model = (_as_dict(config[s] if isinstance(config, dict) else getattr(config, s)) for s in ("data", "model"))
-    plan = vars(unet_settings(model, data)).copy()
+    settings = vars(unet_settings(model, data)).copy()
+    plan = settings.copy()
     network = {"ddpm": DDPM, "adm": ADM}[plan.pop("type")]
-    return network(image_size=data["image_size"], **plan).eval().requires_grad_(False)
+    unet = network(image_size=data["image_size"], **plan).eval().requires_grad_(False)
+    unet.settings = settings  # everything, besides the image size, that its architecture is
+    return unet
 
 
 def _as_dict(section):

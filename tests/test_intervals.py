@@ -1,15 +1,20 @@
 """LPIPS curves -> t_edit and t_boost: the published tables, the edges, and the measurement."""
 
+import csv
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 from tiny_world import smooth_images
 
 from asyrp import process
-from utils.errors import UserError
 from asyrp.intervals import Curve, choose_t_boost, choose_t_edit, measure
-from asyrp.workbench import PUBLISHED_CURVES
+from utils.errors import UserError
+from utils.files import ROOT
 
+PUBLISHED = ROOT / "utils" / "lpips_curves"
+HEADER = "t,lpips_x_t,lpips_x_t_std,lpips_x0_t,lpips_x0_t_std"
 COSINES = (1, 0.95, 0.90, 0.85, 0.80)
 # Published t_edit at each of COSINES, then t_boost at 1.2.
 TABLE = {
@@ -29,18 +34,57 @@ def curve():
     return Curve(t, t / 400, t / 4000, t / 800, t / 8000)
 
 
+def same(a, b):
+    """Whether two curves hold the very same numbers."""
+    return all(np.array_equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Curve))
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_published_curves_give_the_published_table(name):
-    curve = Curve.read(PUBLISHED_CURVES / f"{name}.csv")
+    curve = Curve.read(PUBLISHED / f"{name}.csv")
     found = [choose_t_edit(curve, cosine) for cosine in COSINES] + [choose_t_boost(curve)]
-    assert found == pytest.approx(TABLE[name], abs=3)
+    assert found == list(TABLE[name])
 
 
-def test_between_two_timesteps_the_curve_is_straight(curve):
+@pytest.mark.parametrize("name", TABLE)
+def test_the_first_row_that_reaches_the_threshold_is_taken_at_every_cosine(name):
+    """The published rule in its plainest form, on the text of the file; every value of the table is a threshold as well."""
+    with (PUBLISHED / f"{name}.csv").open(newline="") as stream:
+        rows = [(int(row["t"]), float(row["lpips_x0_t"]), float(row["lpips_x_t"])) for row in csv.DictReader(stream)]
+    assert [t for t, _, _ in rows] == [*range(1, 998), 999]
+    curve = Curve.read(PUBLISHED / f"{name}.csv")
+    for cosine in np.linspace(0, 1, 101):
+        assert choose_t_edit(curve, cosine) == next(t for t, P, _ in rows if 0.33 * cosine <= P)
+    for _, P, x in rows:
+        assert choose_t_edit(curve, 1.0, P) == next(t for t, other, _ in rows if other >= P)
+        assert choose_t_boost(curve, x) == next(t for t, _, other in rows if other >= x)
+        assert choose_t_boost(curve, P, from_x_t=False) == next(t for t, other, _ in rows if other >= P)
+
+
+def test_the_shipped_curves_can_be_read():
+    assert {path.stem for path in PUBLISHED.glob("*.csv")} == {*TABLE, "avatar"}
+    assert choose_t_edit(Curve.read(PUBLISHED / "avatar.csv"), 0.9) > 0
+
+
+def test_between_distant_timesteps_the_curve_is_straight(curve):
     assert choose_t_edit(curve, 1.0, 0.25) == 200
     assert choose_t_edit(curve, 0.5, 0.5) == 200
     assert choose_t_edit(curve, 1.0, 0.2501) == 201
     assert choose_t_edit(curve, 1.0, 0.3) == 240
+
+
+def test_neighbouring_timesteps_are_taken_as_they_are():
+    """Nothing is read between rows of a table of every timestep; one that is missing does not change that."""
+    zeros = np.zeros(4)
+    curve = Curve(np.array([10, 11, 13, 16]), zeros, zeros, np.array([0.1, 0.2, 0.3, 0.6]), zeros)
+    assert [choose_t_edit(curve, 1.0, threshold) for threshold in (0.1, 0.11, 0.2, 0.21, 0.3)] == [10, 11, 11, 13, 13]
+    assert [choose_t_edit(curve, 1.0, threshold) for threshold in (0.301, 0.45, 0.6)] == [14, 15, 16]
+
+
+def test_a_threshold_just_above_a_row_leads_past_it():
+    value = 0.1 + 0.2
+    curve = Curve(np.array([0, 900]), np.zeros(2), np.zeros(2), np.array([value, 1e6]), np.zeros(2))
+    assert choose_t_edit(curve, 1.0, np.nextafter(value, 1)) == 1
 
 
 def test_which_curve_t_boost_is_read_from(curve):
@@ -60,20 +104,73 @@ def test_a_threshold_that_is_never_reached(curve):
         choose_t_boost(curve)
 
 
-def test_written_and_read_again(curve, tmp_path):
+def test_written_and_read_again(tmp_path):
+    """Every digit is kept, so that t_edit cannot change."""
+    values = np.random.default_rng(0).random((4, 50)) / 7
+    curve = Curve(np.arange(50) * 20, *values)
     curve.write(tmp_path / "new" / "curve.csv")
     again = Curve.read(tmp_path / "new" / "curve.csv")
-    for name, values in vars(curve).items():
-        assert np.allclose(getattr(again, name), values, atol=5e-5), name
+    assert same(again, curve)
+    assert again.t.dtype == np.int64
+
+
+def test_to_tensors_and_back(curve):
+    tensors = curve.to_tensors()
+    assert {name: tensor.dtype for name, tensor in tensors.items()} == dict.fromkeys(HEADER.split(","), torch.float64)
+    again = Curve.from_tensors(tensors)
+    assert same(again, curve)
+    assert again.t.tolist() == [0, 100, 200, 400]
+    del tensors["lpips_x_t"]
+    with pytest.raises(UserError, match=r"no LPIPS curve \(it has no lpips_x_t\); measure it again with --lpips"):
+        Curve.from_tensors(tensors)
+    with pytest.raises(UserError, match="lpips_x_t cannot be nan"):
+        Curve.from_tensors(tensors | {"lpips_x_t": torch.full((4,), torch.nan)})
+
+
+def test_a_table_from_a_spreadsheet(tmp_path):
+    """A byte order mark, an empty line, other columns and another order of them do no harm."""
+    (tmp_path / "curve.csv").write_text("\ufeffnote,lpips_x_t_std,lpips_x_t,lpips_x0_t,lpips_x0_t_std,t\n\na,1,2,3,4,5\n\n")
+    assert Curve.read(tmp_path / "curve.csv").lpips_x0_t.tolist() == [3.0]
 
 
 @pytest.mark.parametrize(
-    "text", ["t,lpips_x_t\n1,0.5\n", "a picture", "t,lpips_x_t,lpips_x_t_std,lpips_x0_t,lpips_x0_t_std\n1,2,3\n"]
+    ("text", "said"),
+    [
+        (b"", "it is empty"),
+        (b"a picture", "it has no column t"),
+        (b"t,lpips_x_t\n1,0.5\n", "it has no column lpips_x_t_std"),
+        (f"{HEADER},t\n1,0,0,0,0,2\n", "it has no column t, or two of that name"),
+        (f"{HEADER}\n", "it has no rows"),
+        (f"{HEADER}\n1,2,3\n", "line 2 has 3 values, not 5"),
+        (f"{HEADER}\n1,0,0,0,0,0\n", "line 2 has 6 values, not 5"),
+        (f"{HEADER}\n1,0,0,?,0\n", r"line 2 has '\?' where a number belongs"),
+        (f"{HEADER}\n1,0,0,,0\n", "line 2 has '' where a number belongs"),
+        (f"{HEADER}\n1,0,0,nan,0\n", "lpips_x0_t cannot be nan"),
+        (f"{HEADER}\n1,0,0,inf,0\n", "lpips_x0_t cannot be inf"),
+        (f"{HEADER}\n1,-0.1,0,0,0\n", r"lpips_x_t cannot be -0\.1"),
+        (f"{HEADER}\n1,0,-2,0,0\n", r"lpips_x_t_std cannot be -2\.0"),
+        (f"{HEADER}\n-1,0,0,0,0\n", r"t cannot be -1\.0"),
+        (f"{HEADER}\n1.5,0,0,0,0\n", r"t cannot be 1\.5"),
+        (f"{HEADER}\n1,0,0,0,0\n3,0,0,0,0\n2,0,0,0,0\n", "t = 2 follows t = 3"),
+        (f"{HEADER}\n1,0,0,0,0\n1,0,0,0,0\n", "t = 1 follows t = 1"),
+        (f"{HEADER}\n1,0,0,0,0\n2,0,0,0.\0005,0\n", r"line 3 has '0\.\\x005' where a number belongs"),
+        (b"\0" * 4096, "it has no column t"),
+        (f"{HEADER}\n1,0,0,0,0\n".encode("utf-16"), "it is not in UTF-8"),
+        (f"{HEADER}\n".encode() + b"1,0,0,0,\xff\n", "it is not in UTF-8"),
+    ],
 )
-def test_a_broken_table_is_refused(tmp_path, text):
-    (tmp_path / "curve.csv").write_text(text)
-    with pytest.raises(UserError, match=r"curve\.csv is not a table of LPIPS curves.*--lpips"):
+def test_a_broken_table_is_refused(tmp_path, text, said):
+    (tmp_path / "curve.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(
+        UserError, match=rf"/curve\.csv is not a table of LPIPS curves \({said}.*\); measure it .*--lpips"
+    ) as caught:
         Curve.read(tmp_path / "curve.csv")
+    assert str(caught.value).isprintable()
+
+
+def test_a_table_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"nothing\.csv is not a table of LPIPS curves \(.*No such file"):
+        Curve.read(tmp_path / "nothing.csv")
 
 
 def distance(a, b):
@@ -107,3 +204,11 @@ def test_measure_leaves_out_what_cannot_be_read(unet, caplog):
     assert "left out: b.png cannot be read" in caplog.text
     with pytest.raises(UserError, match="none of the images could be read"):
         measure(unet, [([], None, ["b.png cannot be read"])], SCHEDULE, steps, distance, "cpu")
+
+
+def test_measure_refuses_what_is_not_finite(unet):
+    def broken(a, b):
+        return distance(a, b) * torch.nan
+
+    with pytest.raises(UserError, match=r"no use \(lpips_x_t cannot be .*--precision fp32"):
+        measure(unet, [([0], smooth_images(1), [])], SCHEDULE, process.timesteps(2, 999), broken, "cpu")
