@@ -16,6 +16,7 @@ from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
+DIGESTS = ("images", "clip", "identity", "started_from")  # of a record; their values tell nobody anything
 # Of a record's `training`: what later epochs may do otherwise.
 FREE = ("lr_training", "scheduler_step_size", "sch_gamma", "epochs", "started_from")
 
@@ -87,10 +88,9 @@ class Learning:
         free = FREE if more_to_do else ("epochs",)
         for name, there, here in differing(stored.record, self.record):
             if name not in free:
-                raise UserError(
-                    f"{stored.path} was trained with {name} {there}, and this run has {here}: "
-                    "--retrain 1 trains it anew, another --exp leaves it alone"
-                )
+                said = f"other {name}" if name in DIGESTS else f"{name} {there}, and this run has {here}"
+                remedies = "--retrain 1 trains it anew, another --exp leaves it alone"
+                raise UserError(f"{stored.path} was trained with {said}: {remedies}")
             if name != "epochs":
                 log.warning("epochs before were trained with %s %s; from here on it is %s", name, there, here)
 

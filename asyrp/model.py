@@ -117,8 +117,7 @@ class Model:
         timesteps = self.timesteps(n_steps, t_0)
         t_edits = [interval_of(direction, t_edit) for direction in directions]
         check_interval(timesteps, t_edits, [getattr(direction, "name", "the direction") for direction in directions])
-        scale = 1 / len(directions) ** 0.5
-        c = [s * scale * d.scale(len(timesteps)) for s, d in zip(strengths, directions, strict=True)]
+        c = [s * d.scale(len(timesteps), len(directions)) for s, d in zip(strengths, directions, strict=True)]
         edit = hspace.Edit(directions, c, t_edits=t_edits)
         noise = process.image_noise(seed, range(len(x_T)))
         return self.run(x_T, timesteps, edit, t_edit=edit.t_edit, t_boost=t_boost, noise=noise)

@@ -152,54 +152,34 @@ class Asyrp:
 
         Pictures: one an image, and one of all. Metrics: evaluation.json, evaluation.csv and a table.
         """
+        # A direction is used as it was made: what its record says stands above the YAML.
         s = self.settings if not found else self.settings.with_record(found[0].record, found[0].name)
         uses, t_boost = uses_of(s, found, self.prompts(), self.curve, self.cosine)
         timesteps = self.model.timesteps(s.n_test_step, s.t_0)
         check_interval(timesteps, [use.t_edit.value for use in uses], [use.direction.name for use in uses])
         experiment = Experiment(s)
-        folder = experiment.folder
         reverse = Reverse(timesteps, t_boost.value, s.sample_type, s.dt_lambda, s.seed)
-        editor = Editor(self.model, reverse, folder / "image_samples", partial(self.later, pictures.save_grid))
-        original = s.save_x0 and s.use_x0_tensor
-        pairs, indices = self.pairs("test", s.n_test_img, s, images=s.evaluate or original)
+        editor = Editor(self.model, reverse, experiment.folder / "image_samples", partial(self.later, pictures.save_grid))
         if s.num_mean_of_delta_hs:
             uses = [self.global_use(editor, use, len(uses), s) for use in uses]
         points = points_of(len(uses), (s.min_delta, s.max_delta, s.num_delta) if s.delta_interpolation else None)
         each = strengths(s.multiple_hs_coeff)
         edits = edits_of(uses, points, s.hs_coeff_delta_h, each, s.hs_coeff_origin_h) if uses else [("no edit", None)]
-        labels = [label for label, _ in edits]
-        decided = tell(uses, t_boost, s)
-        if s.save_x0 != s.use_x0_tensor:
-            log.warning("--save_x0 and --use_x0_tensor work together only: the original is left out")
-        about = {"t_edit": common_t_edit(uses), "t_boost": t_boost.value}
-        album = gallery = evaluation = None
-        if s.evaluate:
-            prompts = self.measured_prompts(found)
-            evaluation = self.open_evaluation(prompts, experiment, about)
-            experiment.write_settings("evaluate", prompts=[prompts], **about, strengths=labels, decided=decided)
-        if s.run_test or s.run_train:
-            names = (s.multiple_attr or "").split()
-            album_axes = axes(labels, names if s.delta_interpolation else [])
-            album = Album(folder / "test_images" / str(s.n_test_step), self.later, *album_axes, labels, s.save_animation)
-            gallery = page.Gallery(folder, names, len(edits), len(indices))
-            experiment.write_settings("test", prompts=self.prompts(), **about, strengths=labels, decided=decided)
+        decided = {"t_edit": common_t_edit(uses), "t_boost": t_boost.value, "strengths": [label for label, _ in edits]}
+        decided["decided"] = tell(uses, t_boost, s)
+        show = self.shown_pictures(s)
+        pairs, indices = self.pairs("test", s.n_test_img, s, images=s.evaluate or show["original"])
+        results = self.open_results(experiment, found, edits, decided, len(indices))
         pairs.fill(indices, s.bs_precompute, s.re_precompute)
-        show = {"original": original, "plain": s.save_x_origin or s.save_process_origin or s.evaluate}
-        show |= {"boost_plain": s.origin_process_addnoise, "watch_plain": s.save_process_origin and "process_origin"}
-        show |= {"watch_edit": s.save_process_delta_h and "process_delta_h"}
         with tqdm(total=len(indices), desc="editing", unit="img") as bar:
             for batch in pairs.batches(indices, s.bs_test):
                 before, edited = editor.pictures_of(batch, edits, **show)
-                for consumer in (album, gallery, evaluation):
-                    if consumer:
-                        consumer.add(batch, before, edited)
+                for result in results:
+                    result.add(batch, before, edited)
                 bar.update(len(batch.indices))
-        if album:
-            gallery.save()
-            log.info("edited pictures: %s", album.save())
-        if evaluation:
-            print(evaluation.save(folder))
-            log.info("metrics: %s, and an image a row in %s", folder / "evaluation.json", folder / "evaluation.csv")
+        for result in results:
+            if told := result.save():
+                print(told)
         self.write_report(experiment)
 
     # ---- what the modes work with -------------------------------------------------------------------------------------------
@@ -289,7 +269,7 @@ class Asyrp:
         names = ("clip_loss_w", "l1_loss_w", "id_loss_w", "clip_source", "lr_training", "scheduler_step_size", "sch_gamma")
         about = {name: getattr(s, name) for name in (*names, "bs_train", "seed", "load_random_noise")}
         about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": self.clip().identity()}
-        about |= {"images": digest(pairs.names_of_content(indices)), "n_images": len(indices), "started_from": None}
+        about |= {"n_images": len(indices), "images": digest(pairs.names_of_content(indices)), "started_from": None}
         kind = "delta_block" if s.train_delta_block else "delta_h"
         steps = self.model.timesteps(s.n_inv_step, s.t_0)
         boost = None if t_boost is None else t_boost.value
@@ -305,6 +285,34 @@ class Asyrp:
         return Use(editor.mean_direction(alone, *settings_of_mean), use.t_edit, use.scale)
 
     # ---- results ------------------------------------------------------------------------------------------------------------
+
+    def shown_pictures(self, s):
+        """Which pictures a test makes of each image besides its edits: arguments of `Editor.pictures_of`."""
+        if s.save_x0 != s.use_x0_tensor:
+            log.warning("--save_x0 and --use_x0_tensor work together only: the original is left out")
+        return {
+            "original": s.save_x0 and s.use_x0_tensor,
+            "plain": s.save_x_origin or s.save_process_origin or s.evaluate,
+            "boost_plain": s.origin_process_addnoise,
+            "watch_plain": "process_origin" if s.save_process_origin else None,
+            "watch_edit": "process_delta_h" if s.save_process_delta_h else None,
+        }
+
+    def open_results(self, experiment, found, edits, decided, n_images):
+        """What a test leaves: each result takes the pictures by `add` and writes them by `save` -> what to print."""
+        s, folder, results = experiment.settings, experiment.folder, []
+        labels, names = decided["strengths"], (s.multiple_attr or "").split()
+        if s.run_test or s.run_train:
+            album_axes = axes(labels, names if s.delta_interpolation else [])
+            place = folder / "test_images" / str(s.n_test_step)
+            results.append(Album(place, self.later, *album_axes, labels, s.save_animation))
+            results.append(page.Gallery(folder, names, len(edits), n_images))
+            experiment.write_settings("test", prompts=self.prompts(), **decided)
+        if s.evaluate:
+            prompts = self.measured_prompts(found)
+            results.append(self.open_evaluation(prompts, experiment, decided))
+            experiment.write_settings("evaluate", prompts=[prompts], **decided)
+        return results
 
     def write_report(self, experiment):
         """report.html, of what lies in the experiment's folder and the LPIPS curves that its intervals belong to."""
@@ -333,12 +341,13 @@ class Asyrp:
             raise UserError("--evaluate needs the prompts of the edit: give --edit_attr, or one --src_txts and one --trg_txts")
         return tuple(prompts[0])
 
-    def open_evaluation(self, prompts, experiment, about):
+    def open_evaluation(self, prompts, experiment, decided):
         """An Evaluation with every gauge that this configuration can have."""
         s, device = self.settings, self.model.device
         segmenter = find_segmenter(s.segmenter) if s.segmenter else self.config.segmenter_path()
         clip_name = str(s.clip_model_name or self.config.clip_name())
         openers = gauges.openers(self.config, self.clip, prompts, segmenter, device)
-        told = {"config": str(self.config.path), "experiment": experiment.name, "prompts": prompts, **about}
-        told |= {"clip": clip_name, "segmenter": str(segmenter), "n_test_step": s.n_test_step}
-        return Evaluation(openers, told, device)
+        told = {"config": str(self.config.path), "experiment": experiment.name, "prompts": prompts}
+        told |= {"t_edit": decided["t_edit"], "t_boost": decided["t_boost"], "n_test_step": s.n_test_step}
+        told |= {"clip": clip_name, "segmenter": str(segmenter)}
+        return Evaluation(openers, told, device, experiment.folder)

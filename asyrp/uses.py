@@ -2,7 +2,7 @@
 
 import logging
 
-from asyrp import directions, settings
+from asyrp import directions, hspace, settings
 from asyrp.editing import Use
 from utils.errors import UserError
 from utils.text_dic import PROMPTS
@@ -46,10 +46,10 @@ def uses_of(s, found, prompts, curve, cosine):
     t_boost = settings.decide_t_boost(s, [(d.name, d.record) for d in found], curve)
     uses = []
     for direction, t_edit in zip(found, t_edits, strict=True):
-        trained = direction.record.get("n_train_step")
-        if trained is None or s.source("n_train_step") == "flag":
-            trained = s.steps("n_train_step")
-        uses.append(Use(direction, t_edit, trained / s.steps("n_test_step") / len(found) ** 0.5))
+        flag = s.source("n_train_step") == "flag"
+        trained = (not flag and direction.record.get("n_train_step")) or s.steps("n_train_step")
+        scale = hspace.coefficients(1.0, len(found), trained, s.steps("n_test_step"))[0]
+        uses.append(Use(direction, t_edit, scale))
         for line in settings.differences(s, direction.name, direction.record, t_edit):
             log.warning(line)
     return uses, t_boost
