@@ -32,6 +32,7 @@ from utils.devices import find_device
 from utils.digests import digest
 from utils.download import weights_at
 from utils.errors import UserError
+from utils.files import shown
 from utils.text_dic import prompts_for
 
 log = logging.getLogger(__name__)
@@ -249,8 +250,10 @@ class Asyrp:
 
     @cache  # noqa: B019
     def curve(self):
-        """The LPIPS curves that intervals are read from; read once."""
-        return curves.find_curve(self.store, self.model, self.settings.custom_dataset_name)
+        """The LPIPS curves that intervals are read from; read once, and said."""
+        curve, where = curves.find_curve(self.store, self.model, self.settings.custom_dataset_name)
+        log.info("LPIPS curves: %s", where)
+        return curve
 
     def prompts(self):
         """(source, target) pairs that the flags give; [] when they give none."""
@@ -317,7 +320,7 @@ class Asyrp:
     def write_report(self, experiment):
         """report.html, of what lies in the experiment's folder and the LPIPS curves that its intervals belong to."""
         try:
-            curve = self.curve()
+            curve, _ = curves.find_curve(self.store, self.model, self.settings.custom_dataset_name)
         except UserError:  # No loss: without curves the flags have set the intervals.
             curve = None
         name = curves.name_of_curve(self.config, self.settings.custom_dataset_name)
@@ -345,9 +348,9 @@ class Asyrp:
         """An Evaluation with every gauge that this configuration can have."""
         s, device = self.settings, self.model.device
         segmenter = find_segmenter(s.segmenter) if s.segmenter else self.config.segmenter_path()
-        clip_name = str(s.clip_model_name or self.config.clip_name())
+        clip_name = shown(s.clip_model_name or self.config.clip_name())
         openers = gauges.openers(self.config, self.clip, prompts, segmenter, device)
-        told = {"config": str(self.config.path), "experiment": experiment.name, "prompts": prompts}
+        told = {"config": shown(self.config.path), "experiment": experiment.name, "prompts": prompts}
         told |= {"t_edit": decided["t_edit"], "t_boost": decided["t_boost"], "n_test_step": s.n_test_step}
-        told |= {"clip": clip_name, "segmenter": str(segmenter)}
+        told |= {"clip": clip_name, "segmenter": segmenter and shown(segmenter)}
         return Evaluation(openers, told, device, experiment.folder)

@@ -5,6 +5,7 @@ import logging
 from asyrp import directions, hspace, settings
 from asyrp.editing import Use
 from utils.errors import UserError
+from utils.files import shown
 from utils.text_dic import PROMPTS
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ def find_directions(s, experiment):
     category, chosen = s.config.data.category, s.choose_checkpoint_num
     found = [directions.read(directions.find(name, category, experiment.suffix, chosen)) for name in names]
     for stored in found:
-        log.info("direction: %s", stored.path)
+        log.info("direction: %s", shown(stored.path))
         _check_kind(s, stored)
     return found
 

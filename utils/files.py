@@ -1,5 +1,6 @@
 """Files: where the repository lies, and writing a file whole or not at all."""
 
+import errno
 import glob
 import os
 import tempfile
@@ -15,10 +16,12 @@ ABANDONED = 3600  # seconds after which what a killed writer left behind is nobo
 def replacing(path):
     """Write a file beside `path` and rename it when it is complete: a reader sees the old file or the new one, never half.
 
-    Yields the path to write to. What a killed writer left beside `path` is removed once it is an hour old.
+    Yields the path to write to. An OSError names `path`. What a killed writer left beside `path` is removed once it is an hour old.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         # Its writer may finish it meanwhile.
         with suppress(FileNotFoundError):
@@ -30,6 +33,9 @@ def replacing(path):
         yield Path(beside)
         os.chmod(beside, 0o644)
         os.replace(beside, path)
+    except OSError as error:
+        # A user knows the file by its own name.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         Path(beside).unlink(missing_ok=True)
 
