@@ -34,7 +34,7 @@ def _published(data):
 
 def keep_curve(kept, curve, model, images, name):
     """Put a measured Curve into the store. images: digests of the measured images, in order."""
-    key = store.curve_key(model, curve.t.tolist(), images)
+    key = store.curve_key(model, curve.t.tolist(), images, name)
     about = {"model": model.identity, "precision": model.precision, "name": name, "images": len(images)}
     kept.write("curve", key, curve.to_tensors(), about)
     return kept.path("curve", key)

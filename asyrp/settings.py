@@ -157,10 +157,11 @@ def decide_t_boost(settings, records, curve):
 
 def differences(settings, name, record, t_edit):
     """Lines that say where flags differ from what a direction was trained with. t_edit: the Value the run uses."""
-    lines = []
+    lines, every = [], settings.t_0 + 1
     for key in FROM_RECORD:
-        if settings.source(key) == "flag" and record.get(key) not in (None, getattr(settings, key)):
-            lines.append(f"{name} was trained with {key} {record[key]}; --{key} {getattr(settings, key)} is used")
+        value, trained = getattr(settings, key), record.get(key)
+        if settings.source(key) == "flag" and trained is not None and (value or every) != (trained or every):
+            lines.append(f"{name} was trained with {key} {trained}; --{key} {value} is used")
     if record.get("t_edit") not in (None, t_edit.value):
         lines.append(f"{name} was trained with t_edit {record['t_edit']}; t_edit {t_edit} is used")
     return lines
