@@ -32,7 +32,7 @@ from utils.devices import find_device
 from utils.digests import digest
 from utils.download import weights_at
 from utils.errors import UserError
-from utils.files import shown
+from utils.files import held, shown
 from utils.text_dic import prompts_for
 
 log = logging.getLogger(__name__)
@@ -138,13 +138,14 @@ class Asyrp:
         experiment = Experiment(s)
         record = self.record_of_training(prompts, t_edit, t_boost, timesteps, pairs, indices)
         learning = Learning(s, self.model, experiment, record, steps, self.later)
-        todo = learning.resume()
-        log.info("t_edit %s · %d of %d steps trained · %d images", t_edit, len(steps), len(timesteps), len(indices))
-        if todo:
-            pairs.fill(indices, s.bs_precompute, s.re_precompute)
-            found = {"prompts": [prompts], "t_edit": t_edit.value, "t_boost": t_boost and t_boost.value}
-            experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
-            learning.train(todo, pairs, indices, loss, self.plain_trajectories(len(todo), len(steps), len(indices)))
+        with held(experiment.lock, f"the experiment {experiment.name}"):
+            todo = learning.resume()
+            log.info("t_edit %s · %d of %d steps trained · %d images", t_edit, len(steps), len(timesteps), len(indices))
+            if todo:
+                pairs.fill(indices, s.bs_precompute, s.re_precompute)
+                found = {"prompts": [prompts], "t_edit": t_edit.value, "t_boost": t_boost and t_boost.value}
+                experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
+                learning.train(todo, pairs, indices, loss, self.plain_trajectories(len(todo), len(steps), len(indices)))
         if s.do_test:
             self.test([learning.direction])
 
