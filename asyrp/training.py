@@ -230,8 +230,8 @@ def train_direction(
 ):
     """Learn a direction from images and two prompts -> Direction.
 
-    images: (N, 3, H, W) in [-1, 1], which are inverted first. clip: a ClipLoss, or what names one; by default the config's. kind:
-    "delta_block" or "delta_h". id_loss: an IdLoss, for `id_w` above 0. callback(epoch, Batch, Result) sees each batch.
+    images: (N, 3, H, W) in [-1, 1], which are inverted first. clip: a ClipLoss, or what names one; by default the config's.
+    kind: "delta_block" or "delta_h". id_loss: an IdLoss, for `id_w` above 0. callback(epoch, Batch, Result) sees each batch.
 
     settings: n_steps, epochs, batch_size, lr, lr_step, lr_gamma (see `learning_rate`), clip_w, l1_w, id_w, clip_source (see
     `EditLoss`), t_edit, lpips_edit_th, t_0. Those that are not given are what the model's config says in its section `editing`,
