@@ -175,7 +175,14 @@ text = (
 )
 g.value("cache_origin", str, "auto", text, choices=("auto", "ram", "disk", "off"))
 g.value("cache_origin_gib", float, 2.0, "memory for it; one 256 px image takes 16 MB in 20 steps", 0, 10**6)
-g.value("cache_origin_disk_gib", float, 20.0, "room on the disk for it; what does not fit is computed again", 0, 10**6)
+g.value(
+    "cache_origin_disk_gib",
+    float,
+    20.0,
+    "room on the disk for it, former runs included; what does not fit is computed again",
+    0,
+    10**6,
+)
 g.switch("cache_origin_half", "keep it in half precision")
 
 g = Group("inference")

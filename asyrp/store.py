@@ -146,6 +146,10 @@ class Store:
                 return path.stem
         return None
 
+    def size(self, kind):
+        """Bytes that the files of a kind take."""
+        return sum(path.stat().st_size for path in self.folder(kind).glob("??/*.safetensors"))
+
     def _remove(self, path, fault):
         log.warning("%s is damaged (%s): removed, what was in it is computed again", path, fault)
         if path.is_dir() and not path.is_symlink():

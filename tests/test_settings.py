@@ -1,4 +1,4 @@
-"""One value and one source for each setting: flag, direction's record, YAML, default; and where t_edit and t_boost come from."""
+"""One value and one source for each setting: flag, direction's record, YAML, default; and what decides t_edit and t_boost."""
 
 from dataclasses import replace
 
@@ -164,7 +164,7 @@ def test_several_by_curve_take_the_largest_cosine_among_them():
 
 
 def test_without_prompts_nothing_decides_t_edit():
-    with pytest.raises(UserError, match="t_edit of old.pth is not known: give --edit_attr .*or --user_defined_t_edit"):
+    with pytest.raises(UserError, match=r"t_edit of old\.pth is not known: give --edit_attr .*or --user_defined_t_edit"):
         decide_t_edit(settings(), [("old.pth", {}, None)], never, never)
 
 
@@ -191,8 +191,8 @@ def test_t_boost_of_several_directions_is_the_highest():
 
 @pytest.mark.parametrize("given", [{"lpips_addnoise_th": 0.4}, {"add_noise_from_xt": True, "lpips_addnoise_th": 0.4}])
 def test_a_threshold_of_boosting_that_is_given_is_obeyed(given):
-    config = replace(CELEBA, editing=replace(CELEBA.editing, user_defined_t_addnoise=5))
-    for config in (PLAIN, config):
+    own = replace(CELEBA, editing=replace(CELEBA.editing, user_defined_t_addnoise=5))
+    for config in (PLAIN, own):
         found, source = t_boost(settings(config, **given), ("sad.pth", RECORD), curve=curve)
         assert (found, source) == (400, "LPIPS curve at 0.4; threshold: flag")
 

@@ -21,7 +21,8 @@ ABANDONED = 3600  # seconds after which what a killed writer left behind is nobo
 def replacing(path):
     """Write a file beside `path` and rename it when it is complete: a reader sees the old file or the new one, never half.
 
-    Yields the path to write to. An OSError names `path`. What a killed writer left beside `path` is removed once it is an hour old.
+    Yields the path to write to. An OSError names `path`. What a killed writer left beside it is removed once it is an hour
+    old.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
