@@ -66,9 +66,9 @@ class Direction(nn.Module):
         """Sixteen digits that change with what was learned."""
         return digest(self.kind, self.record.get("ignore_timesteps", False), self.state())
 
-    def scale(self, n_steps):
-        """The coefficient that is strength 1 over `n_steps` steps: fewer of them add up to less than in training."""
-        return hspace.coefficients(1.0, 1, self.record.get("n_train_step") or n_steps, n_steps)[0]
+    def scale(self, n_steps, n_directions=1):
+        """The coefficient that is strength 1 over `n_steps` steps, of one of `n_directions` directions."""
+        return hspace.coefficients(1.0, n_directions, self.record.get("n_train_step") or n_steps, n_steps)[0]
 
 
 def kind_of(function):

@@ -51,22 +51,30 @@ class GivenDirection(nn.Module):
 
 
 class Edit:
-    """h -> c_0 h + sum_i c_i delta_h_i, where every direction sees the unedited h."""
+    """h -> c_0 h + sum_i c_i delta_h_i over the directions that act at t, where every direction sees the unedited h.
+
+    t_edits: a direction acts while t >= its own (int, or None: always); None for all of them. c_0, `origin`, scales h wherever
+    the edit is called. Raises ValueError when the numbers of directions, coefficients and t_edits differ.
+    """
 
     def __init__(self, directions, coefficients, origin=1.0, t_edits=None):
-        if len(directions) != len(coefficients):
-            raise ValueError(f"{len(directions)} directions need as many coefficients, not {len(coefficients)}")
+        t_edits = [None] * len(directions) if t_edits is None else t_edits
+        for what, given in (("coefficients", coefficients), ("t_edits", t_edits)):
+            if len(directions) != len(given):
+                raise ValueError(f"{len(directions)} directions need as many {what}, not {len(given)}")
         self.directions, self.coefficients, self.origin = directions, coefficients, origin
-        self.t_edits = t_edits or [0]*len(directions)
+        self.t_edits = [0 if t_edit is None else t_edit for t_edit in t_edits]
 
     @property
     def t_edit(self):
-        return min(self.t_edits)
+        """The lowest t_edit, which `process.generate` takes: below it nothing acts."""
+        return min(self.t_edits, default=0)
 
     def __call__(self, h, emb, t):
         edited = self.origin * h
         for direction, c, t_edit in zip(self.directions, self.coefficients, self.t_edits, strict=True):
-            if t >= t_edit: edited = edited + c * direction(h, emb, t)
+            if t >= t_edit:
+                edited = edited + c * direction(h, emb, t)
         return edited
 
 
@@ -75,9 +83,12 @@ def coefficients(strength, n_directions, n_train_step, n_test_step, each=None):
 
     strength: `hs_coeff_delta_h`. Fewer test steps than training steps add up to less, so the strength is scaled by
     n_train_step / n_test_step; several directions are divided by the square root of their number. each: factors of the
-    single directions (`multiple_hs_coeff`, or a point of an interpolation), default 1. n = 0 stands for 1000 steps.
+    single directions (`multiple_hs_coeff`, or a point of an interpolation), default 1. Raises ValueError for a number of steps
+    below 1.
     """
-    scale = strength * (n_train_step or 1000) / (n_test_step or 1000) / math.sqrt(n_directions)
+    if min(n_train_step, n_test_step) < 1:
+        raise ValueError(f"numbers of steps are 1 or more, not {n_train_step} and {n_test_step}")
+    scale = strength * n_train_step / n_test_step / math.sqrt(n_directions)
     return [scale * factor for factor in (each or [1.0] * n_directions)]
 
 

@@ -12,9 +12,9 @@ log = logging.getLogger(__name__)
 class PlainTrajectories:
     """P_plain of every image and timestep, kept from the first epoch on.
 
-    ram: bytes of memory to use. kept: the Store where images beyond it are kept, or None; key: function of x_T -> its key there
-    (see `store.trajectory_key`); disk: bytes that trajectories may take there, those of former runs included. What fits in
-    neither is computed again. dtype: float32, or float16 in half the room.
+    ram: bytes of memory to use. kept: the Store where images beyond it are kept, or None; key: function of x_T -> its key
+    there (see `store.trajectory_key`); disk: bytes that trajectories may take there, those of former runs included. What fits
+    in neither is computed again. dtype: float32, or float16 in half the room.
     """
 
     def __init__(self, ram=0, kept=None, key=None, disk=0, dtype=torch.float32):

@@ -201,9 +201,10 @@ def generate(
 
     x_T: (B, 3, H, W). timesteps: ascending ints, walked downward, ending at alpha_bar = 1. edit: `edit(h, emb, t)` -> edited
     h, or None for plain generation. noise: `noise(step index, shape)` -> tensor, needed where noise is added.
-    sample_type: "ddim", or "ddpm" for ancestral steps throughout. dt_lambda: scales eps in the direction term of a step
-    that starts at t >= 999. first: the `Frozen` of the first step, when a run from the same x_T has it already. paired: both
-    branches of a step in one decoder pass. callback(i, t, x_t, P_t) sees each step, with x_t the state it started from.
+    sample_type: "ddim", or "ddpm" for ancestral steps throughout. dt_lambda: scales eps in the direction term of the step
+    that starts at the schedule's last timestep. first: the `Frozen` of the first step, when a run from the same x_T has it
+    already. paired: both branches of a step in one decoder pass. callback(i, t, x_t, P_t) sees each step, with x_t the state
+    it started from.
 
     -> x_0 (B, 3, H, W), in [-1, 1] up to overshoot.
     """
@@ -224,7 +225,7 @@ def generate(
             log_variance = learned_log_variance(frozen.variance, t, t_next, schedule) if learned else None
             x_next, P_t = ddpm_step(x_t, frozen.eps, t, t_next, schedule, eps_edit, z, log_variance)
         else:
-            scale = dt_lambda if t >= 999 else 1.0
+            scale = dt_lambda if t >= len(schedule.betas) - 1 else 1.0
             x_next, P_t = ddim_step(x_t, frozen.eps, t, t_next, schedule, eps_edit, float(boosted), z, scale)
         if callback is not None:
             callback(i, t, x_t, P_t)

@@ -159,7 +159,7 @@ class Store:
 
 
 def _metadata(kind, key, found, about):
-    """What stands beside the tensors. The checksum covers all that is read back, and the key: so a file under the name of another
+    """What stands beside the tensors. The checksum covers all that is read back, and the key: a file under another one's name
     is found out as well."""
     return {"kind": kind, "checksum": digest(kind, key, found, about), "about": about}
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from asyrp.hspace import BlockDirection, Edit, GivenDirection, MeanRecorder, coefficients
+from asyrp.process import Schedule, generate, timesteps
 
 H = torch.randn(2, 64, 8, 8, generator=torch.Generator().manual_seed(0))
 EMB = torch.randn(2, 128, generator=torch.Generator().manual_seed(1))
@@ -32,6 +33,44 @@ def test_every_direction_sees_the_unedited_h():
 def test_directions_and_coefficients_come_in_pairs():
     with pytest.raises(ValueError, match="2 directions need as many coefficients, not 1"):
         Edit([double, double], [1.0])
+    with pytest.raises(ValueError, match="2 directions need as many t_edits, not 1"):
+        Edit([double, double], [1.0, 1.0], t_edits=[500])
+
+
+@pytest.mark.parametrize(
+    ("t", "expected"),
+    [(999, 2.0 + 10.0 + 100.0), (500, 2.0 + 10.0 + 100.0), (499, 2.0 + 100.0), (300, 2.0 + 100.0), (299, 2.0), (0, 2.0)],
+)
+def test_each_direction_acts_in_its_own_interval(t, expected):
+    """From its t_edit up, that one included; c_0 scales h at every t."""
+    edit = Edit([constant(1.0), constant(1.0)], [10.0, 100.0], origin=2.0, t_edits=[500, 300])
+    assert (edit(torch.ones_like(H), EMB, t) == expected).all()
+    assert edit.t_edit == 300
+
+
+def test_a_direction_that_does_not_act_is_not_computed():
+    seen = []
+    edit = Edit([lambda h, emb, t: seen.append(t) or h, double], [1.0, 1.0], t_edits=[500, None])
+    for t in (501, 500, 499):
+        edit(H, EMB, t)
+    assert seen == [501, 500]
+
+
+def test_the_lowest_t_edit_is_where_editing_ends():
+    assert Edit([double, double, double], [1.0] * 3, t_edits=[513, 302, 400]).t_edit == 302
+    assert Edit([double, double], [1.0] * 2, t_edits=[513, None]).t_edit == 0
+    assert Edit([double], [1.0]).t_edit == 0
+    assert Edit([], [], origin=2.0).t_edit == 0
+
+
+def test_the_process_lets_each_direction_act_in_its_own_interval(unet):
+    """Steps from 999, 666, 333 and 0: both act, then one, then none, and below the lowest t_edit the edit is not asked."""
+    seen = {"a": [], "b": []}
+    directions = [lambda h, emb, t, name=name: seen[name].append(t) or 0 * h for name in seen]
+    edit = Edit(directions, [1.0, 1.0], t_edits=[999, 333])
+    x_T = torch.zeros(1, 3, 16, 16)
+    generate(unet, x_T, Schedule.linear(), timesteps(4, 999), edit=edit, t_edit=edit.t_edit)
+    assert seen == {"a": [999], "b": [999, 666, 333]}
 
 
 @pytest.mark.parametrize(
@@ -40,8 +79,9 @@ def test_directions_and_coefficients_come_in_pairs():
         ((1.0, 1, 40, 40), [1.0]),
         ((0.5, 1, 40, 40), [0.5]),
         ((1.0, 1, 40, 20), [2.0]),  # half the steps add up to half as much
-        ((1.0, 1, 40, 0), [0.04]),  # 0 stands for 1000
-        ((1.0, 1, 0, 500), [2.0]),
+        ((1.0, 1, 40, 1000), [0.04]),
+        ((1.0, 1, 1000, 500), [2.0]),
+        ((1.0, 1, 1, 4), [0.25]),
         ((1.0, 4, 40, 40), [0.5] * 4),
         ((2.0, 1, 40, 80, [-3.0]), [-3.0]),
         ((1.0, 4, 40, 40, [1.0, 0.0, -2.0, 4.0]), [0.5, 0.0, -1.0, 2.0]),
@@ -49,6 +89,12 @@ def test_directions_and_coefficients_come_in_pairs():
 )
 def test_coefficients(arguments, expected):
     assert coefficients(*arguments) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("steps", [(0, 40), (40, 0), (-1, 40)])
+def test_a_number_of_steps_is_positive(steps):
+    with pytest.raises(ValueError, match="numbers of steps are 1 or more"):
+        coefficients(1.0, 1, *steps)
 
 
 def test_a_block_without_timesteps_does_not_see_them(unet):

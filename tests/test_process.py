@@ -293,16 +293,27 @@ def test_intervals_may_overlap():
     assert relative_l2(edited[0], boosted[0]) > 1e-3
 
 
-def test_dt_lambda_acts_on_the_first_step_only():
-    x_T, unet = golden_arrays("process_ddpm")["inversion/x"][-1], golden_unet("ddpm")[0]
-    states, _ = trajectory("ddpm", x_T, 4, dt_lambda=1.1)
+@pytest.mark.parametrize("T", [1000, 250])
+def test_dt_lambda_acts_on_the_first_step_only(T):
+    x_T, unet, schedule = golden_arrays("process_ddpm")["inversion/x"][-1], golden_unet("ddpm")[0], Schedule.linear(T=T)
+    steps, states = timesteps(4, T - 1), []
+
+    def scaled(steps, dt_lambda):
+        states.clear()
+        x_0 = generate(unet, x_T, schedule, steps, dt_lambda=dt_lambda, callback=lambda i, t, x_t, P_t: states.append(x_t))
+        return [*states[1:], x_0]
+
+    found, plain = scaled(steps, 1.1), scaled(steps, 1.0)
     with torch.no_grad():
-        eps = unet(x_T, time_batch(x_T, 999))
-        first, _ = ddim_step(x_T, eps, 999, 666, SCHEDULE, dt_lambda=1.1)
-        second, _ = ddim_step(first, unet(first, time_batch(first, 666)), 666, 333, SCHEDULE)
-    assert relative_l2(states[0], first) < 1e-6
-    assert relative_l2(states[1], second) < 1e-5
-    assert relative_l2(trajectory("ddpm", x_T, 4)[0][0], first) > 1e-3
+        eps = unet(x_T, time_batch(x_T, T - 1))
+        first, _ = ddim_step(x_T, eps, T - 1, steps[2], schedule, dt_lambda=1.1)
+        second, _ = ddim_step(first, unet(first, time_batch(first, steps[2])), steps[2], steps[1], schedule)
+    assert relative_l2(found[0], first) < 1e-6
+    assert relative_l2(found[1], second) < 1e-5
+    assert relative_l2(plain[0], first) > 1e-3
+    # A process that starts lower has no such step.
+    lower = timesteps(4, T - 2)
+    assert torch.equal(scaled(lower, 1.1)[-1], scaled(lower, 1.0)[-1])
 
 
 def test_ancestral_sampling_with_a_learned_variance():

@@ -57,6 +57,8 @@ class InvertedPairs:
 
     def _invert(self, x_0, missing):
         x_T = process.invert(self.model.unet, x_0.to(self.model.device), self.model.schedule, self.timesteps).cpu()
+        if not x_T.isfinite().all():
+            raise UserError("inversion gave numbers that are not finite: the weights are damaged, or give --precision fp32")
         for image, latent, lacks in zip(x_0, x_T, missing, strict=True):
             if lacks:
                 self.store.write("latent", self._key(image), {"x_T": latent}, {"timesteps": self.timesteps})
