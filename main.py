@@ -1,22 +1,25 @@
-"""Asyrp on the command line: flags -> configuration -> runner. `python main.py --help` lists the flags."""
+"""Asyrp on the command line: flags -> settings -> runner. `python main.py --help` lists the flags."""
 
 import logging
 import sys
 
-from asyrp.config import load_config
+from asyrp.parsing import parse_args
 from utils.errors import UserError
-from asyrp.options import parse_args
-from asyrp.runner import Asyrp
 
 
 def main(argv=None):
     """Run the modes the flags ask for -> exit status: 0, or 2 after an error that the user can put right."""
     try:
-        args, notices = parse_args(argv)
-        logging.basicConfig(level=args.verbose.upper(), format="%(message)s", force=True)
+        given, notices = parse_args(argv)
+        logging.basicConfig(level=given.get("verbose", "info").upper(), format="%(message)s", force=True)
         for notice in notices:
             logging.warning(notice)
-        Asyrp(args, load_config(args.config)).run()
+        # Imported here: torch takes seconds, and neither --help nor a wrong flag needs it.
+        from asyrp.config import load_config
+        from asyrp.runner import Asyrp
+        from asyrp.settings import Settings
+
+        Asyrp(Settings(given, load_config(given["config"]))).run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,1 +1,29 @@
-"""Asyrp: editing images in the semantic latent space (h-space) of a frozen diffusion model."""
+"""Asyrp: editing images in the semantic latent space (h-space) of a frozen diffusion model.
+
+    import asyrp
+    model = asyrp.open_model("avatar.yml")
+    smiling = asyrp.load_direction("smiling", model)
+    x_T = model.invert(images)                             # images (B, 3, H, W) in [-1, 1]
+    edited = model.edit(x_T, [smiling], strengths=[1.0])
+
+Nothing here knows a flag of the command line; what is imported is loaded when it is first used.
+"""
+
+import importlib
+
+# name -> module that has it
+_PUBLIC = {
+    "open_model": "asyrp.model",
+    "Model": "asyrp.model",
+    "load_direction": "asyrp.directions",
+    "Direction": "asyrp.directions",
+    "train_direction": "asyrp.training",
+}
+__all__ = [*_PUBLIC]
+
+
+def __getattr__(name):
+    # torch takes seconds to import, and `main.py --help` needs none of it.
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module asyrp has no attribute {name}")

@@ -1,16 +1,125 @@
-"""A model's YAML file -> checked settings."""
+"""A model's YAML file -> checked settings, one dataclass a section."""
 
+from collections import Counter
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import yaml
 
-from utils.errors import UserError
+from models.zoo import ADMSettings, DDPMSettings, unet_settings
+from utils.errors import SettingsError, UserError
+from utils.files import ROOT, one_line, shown
+from utils.sections import ANY, checked, nearest, setting
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
-REQUIRED = {"data": ("dataset", "category", "image_size"), "model": ("type",)}
-DIFFUSION = {"beta_start": 1e-4, "beta_end": 2e-2, "num_diffusion_timesteps": 1000}
+# A file of settings is small. So few aliases cannot make a small file stand for a large one.
+LARGEST, MOST_ALIASES = 64 * 1024, 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The images. `dataset`: key of their layout and of a published network; `category`: which of them, part of file names;
+    `image_size`: pixels; `credit`: shown in reports."""
+
+    dataset: str = setting(part_of_a_name=True)
+    category: str = setting(part_of_a_name=True)
+    image_size: int = setting(at_least=1, at_most=8192)
+    credit: str = ""
+
+
+# Keys of the 2023 release and of DDIM before it that nothing here reads, with the values that say what is done anyway.
+DATA_ACCEPTED = {
+    "channels": (3,),
+    "logit_transform": (False,),
+    "uniform_dequantization": (False,),
+    "gaussian_dequantization": (False,),
+    "rescaled": (True,),
+    "random_flip": (True, False),  # of training a model; directions were never trained on flipped images
+    "num_workers": ANY,
+}
+SECTIONS_ACCEPTED = ("sampling", "training", "optim", "path")  # `path`: as `to_dict` writes it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diffusion:
+    """The noise schedule, see asyrp/process.py. The cosine schedule has no beta_start and no beta_end."""
+
+    beta_schedule: str = setting("linear", choices=("linear", "cosine"))
+    beta_start: float = setting(1e-4, above=0, below=1)
+    beta_end: float = setting(2e-2, above=0, below=1)
+    num_diffusion_timesteps: int = setting(1000, at_least=2, at_most=1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Editing:
+    """What main.py's flags of the same names are for this model, unless they are given; None: not said here."""
+
+    lpips_edit_th: float | None = setting(None, at_least=0)
+    lpips_addnoise_th: float | None = setting(None, at_least=0)
+    add_noise_from_xt: bool | None = None
+    user_defined_t_edit: int | None = setting(None, at_least=0)
+    user_defined_t_addnoise: int | None = setting(None, at_least=0)
+    t_0: int | None = setting(None, at_least=1)
+    n_inv_step: int | None = setting(None, at_least=0, never=(1,))
+    n_train_step: int | None = setting(None, at_least=0, never=(1,))
+    n_test_step: int | None = setting(None, at_least=0, never=(1,))
+    n_train_img: int | None = setting(None, at_least=1)
+    n_iter: int | None = setting(None, at_least=1)
+    bs_train: int | None = setting(None, at_least=1)
+    lr_training: float | None = setting(None, above=0)
+    scheduler_step_size: int | None = setting(None, at_least=1)
+    sch_gamma: float | None = setting(None, above=0)
+    clip_loss_w: float | None = setting(None, at_least=0)
+    l1_loss_w: float | None = setting(None, at_least=0)
+    id_loss_w: float | None = setting(None, at_least=0)
+    clip_source: str | None = setting(None, choices=("x0", "origin"))
+    dt_lambda: float | None = None
+
+    def given(self):
+        """-> {flag: value} of those that the file sets."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """`model`: what ClipLoss takes; a path is relative to the repository."""
+
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """For --evaluate. `weights`: of the judge, relative to the repository; `aims`: attribute of utils/text_dic.py -> (label,
+    class) of the judge; `kept`: labels that an edit should leave alone."""
+
+    weights: str
+    aims: dict[str, tuple[str, str]]
+    kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A model's settings, and the file they came from."""
+
+    data: Data
+    model: DDPMSettings | ADMSettings
+    diffusion: Diffusion
+    editing: Editing
+    clip: Clip | None
+    judge: Judge | None
+    segmenter: str | None
+    path: Path
+
+    def clip_name(self):
+        """What names the CLIP for this model (see ClipLoss): its own, else OpenAI's ViT-B/16."""
+        if self.clip is None:
+            return "ViT-B/16"
+        own = ROOT / self.clip.model
+        return str(own) if own.is_file() else self.clip.model
+
+    def segmenter_path(self):
+        """The file of the segmenter, or None."""
+        return None if self.segmenter is None else ROOT / self.segmenter
 
 
 def find_config(name):
@@ -24,37 +133,110 @@ def find_config(name):
 
 
 def load_config(name):
-    """Name under configs/ or path -> namespace with `data`, `model`, `diffusion` and `path` (the file it came from).
+    """Name under configs/ or path -> Config.
 
-    Raises UserError for a missing file, broken YAML, or a section that lacks a key.
+    Raises UserError, one line that names the file and the section, for a missing file, broken YAML, and a setting that is
+    missing, unknown, of the wrong type or out of range. The files that the 2023 release published load too.
     """
     path = find_config(name)
-    try:
-        sections = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(sections, dict):
-        raise UserError(f"{path} holds no sections; compare configs/celeba.yml")
-    for section, keys in REQUIRED.items():
-        given = sections.get(section)
-        missing = [key for key in keys if not isinstance(given, dict) or key not in given]
-        if missing:
-            raise UserError(f"{path}: section '{section}' lacks {', '.join(missing)}; compare configs/celeba.yml")
-    sections["diffusion"] = {**DIFFUSION, **(sections.get("diffusion") or {})}
-    config = SimpleNamespace(**{key: to_namespace(value) for key, value in sections.items()})
-    config.path = path
-    return config
+    sections = _read(path)
+    known = [f.name for f in fields(Config) if f.name != "path"]
+    for section in sections:
+        if section not in (*known, *SECTIONS_ACCEPTED):
+            raise SettingsError(f"{shown(path)}: unknown section {section!r}; did you mean {nearest(section, known)}?")
 
+    def where(section):
+        return f"{shown(path)}: section '{section}'"
 
-def to_namespace(value):
-    """Nested dicts as nested namespaces; anything else as it is."""
-    if isinstance(value, dict):
-        return SimpleNamespace(**{key: to_namespace(item) for key, item in value.items()})
-    return value
+    def optional(kind, section):
+        return None if sections.get(section) is None else checked(kind, sections[section], where(section))
+
+    data = checked(Data, sections.get("data"), where("data"), DATA_ACCEPTED)
+    diffusion = checked(Diffusion, sections.get("diffusion"), where("diffusion"))
+    editing = checked(Editing, sections.get("editing"), where("editing"))
+    _check_diffusion(diffusion, where("diffusion"))
+    _check_timesteps(editing, diffusion.num_diffusion_timesteps, where("editing"))
+    segmenter = sections.get("segmenter")
+    if not isinstance(segmenter, str | None):
+        raise SettingsError(f"{shown(path)}: segmenter {segmenter!r}: must be text")
+    return Config(
+        data=data,
+        model=unet_settings(sections.get("model"), vars(data), where("model")),
+        diffusion=diffusion,
+        editing=editing,
+        clip=optional(Clip, "clip"),
+        judge=optional(Judge, "judge"),
+        segmenter=segmenter,
+        path=path,
+    )
 
 
 def to_dict(value):
-    """The reverse of `to_namespace`; paths become strings, so that the result can be written as YAML or JSON."""
-    if isinstance(value, SimpleNamespace):
-        return {key: to_dict(item) for key, item in vars(value).items()}
+    """Settings, dicts and lists of them -> plain data that can be written as YAML or JSON; paths become strings."""
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {key: to_dict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_dict(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _check_diffusion(diffusion, where):
+    if diffusion.beta_start > diffusion.beta_end:
+        raise SettingsError(f"{where}: beta_start {diffusion.beta_start} is above beta_end {diffusion.beta_end}: exchange them")
+    betas = (diffusion.beta_start, diffusion.beta_end)
+    if diffusion.beta_schedule == "cosine" and betas != (Diffusion.beta_start, Diffusion.beta_end):
+        raise SettingsError(f"{where}: beta_schedule cosine has no beta_start and no beta_end: leave them out")
+
+
+def _check_timesteps(editing, T, where):
+    for name, largest in (("t_0", T - 1), ("user_defined_t_edit", T), ("user_defined_t_addnoise", T)):
+        if (getattr(editing, name) or 0) > largest:
+            raise SettingsError(f"{where}: {name} {getattr(editing, name)}: must be at most {largest}, of {T} timesteps")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only; a key that is given twice is an error, as in YAML 1.2, and so are more than a few aliases."""
+
+    aliases = 0
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.events.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MOST_ALIASES:
+                mark = self.peek_event().start_mark
+                text = f"more than {MOST_ALIASES} aliases (*name); write the values out"
+                raise yaml.composer.ComposerError(None, None, text, mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+        if twice := [key for key, n in keys.items() if n > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+# Besides YAMLError: what PyYAML lets through for a scalar that is not what its tag says (`!!bool x`, a 13th month), and for
+# brackets nested without end.
+FAULTS = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
+
+
+def _read(path):
+    """-> the sections of a YAML file, a dict."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise SettingsError(f"{shown(path)} is no file of settings: it has more than {LARGEST // 1024} KiB")
+        text = path.read_text(encoding="utf-8-sig")
+        sections = yaml.load(text, Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"{shown(path)} cannot be read: {one_line(error)}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{shown(path)} is not valid YAML: it is no text in UTF-8") from error
+    except SettingsError:
+        raise
+    except FAULTS as error:
+        raise SettingsError(f"{shown(path)} is not valid YAML: {one_line(error)}") from error
+    if not isinstance(sections, dict):
+        raise SettingsError(f"{shown(path)} holds no sections; compare configs/celeba.yml")
+    return sections

@@ -1,121 +1,148 @@
 """What directions do to latents: one picture, a strip of strengths, a square of two directions, and their mean."""
 
 import logging
+from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from asyrp import checkpoints, hspace, images, process
-from asyrp.data.pairs import digest
+from asyrp import hspace, process, store
+from asyrp.directions import Direction
+from asyrp.report import pictures
+from asyrp.settings import Value
 from utils.devices import to_device
-from asyrp.workbench import Workbench
 
 log = logging.getLogger(__name__)
 
-MEAN_DIRECTIONS = Path("checkpoint_latent")
+
+@dataclass(frozen=True)
+class Use:
+    """A direction in a run: where its interval ends, and the coefficient that is strength 1 there."""
+
+    direction: Direction
+    t_edit: Value
+    scale: float
 
 
-class Editing(Workbench):
-    """Directions -> edits -> pictures, with the run's settings."""
+@dataclass(frozen=True)
+class Reverse:
+    """How the reverse process runs. timesteps: ascending."""
 
-    def edits(self, directions):
-        """The edits of a test run -> list of (label, Edit or None): one, a strip of strengths, or a grid for two directions."""
-        args = self.args
-        if args.pass_editing:
-            return [("no edit", None)]
-        n = len(directions)
-        each = [float(word) for word in (args.multiple_hs_coeff or "").split()] or [1.0] * n
-        points = [[1.0] * n]
-        if args.delta_interpolation:
-            points = list(product(np.linspace(args.min_delta, args.max_delta, args.num_delta).tolist(), repeat=n))
-        edits = []
-        for point in points:
-            factors = [a * b for a, b in zip(each, point, strict=True)]
-            c = hspace.coefficients(args.hs_coeff_delta_h, n, args.n_train_step, args.n_test_step, factors)
-            label = ", ".join(f"{factor * args.hs_coeff_delta_h:+.2g}" for factor in factors)
-            edits.append((label, hspace.Edit(directions, c, args.hs_coeff_origin_h)))
-        return edits
+    timesteps: list
+    t_boost: int = 0
+    sample_type: str = "ddim"
+    dt_lambda: float = 1.0
+    seed: int = 0
 
-    def axes(self, labels, n):
-        """Labels of the edits of `n` directions -> (of the columns, of the rows or None): a square for two attributes."""
-        if n != 2 or not self.args.delta_interpolation:
-            return labels, None
-        first, second = zip(*(label.split(", ") for label in labels), strict=True)
-        a, b = self.args.multiple_attr.split()
-        side = self.args.num_delta
-        return [f"{b} {strength}" for strength in second[:side]], [f"{a} {strength}" for strength in first[::side]]
+    def content(self):
+        """Everything that decides its result, as plain data; the seed only where noise is drawn."""
+        noisy = self.sample_type == "ddpm" or self.t_boost > 0
+        return [self.timesteps, self.t_boost, self.sample_type, self.dt_lambda, self.seed if noisy else None]
 
-    def columns(self, batch, edits):
-        """The pictures of a batch -> lists of (label, images (B, 3, H, W)): original and reconstruction, and the edits."""
-        args = self.args
-        x_T = to_device(batch.x_T, self.device)
+
+def points_of(n, strip=None):
+    """Strengths of `n` directions, a tuple for each picture. strip: (lowest, highest, number), or None for a single picture."""
+    return [(1.0,) * n] if strip is None else list(product(np.linspace(*strip).tolist(), repeat=n))
+
+
+def edits_of(uses, points, strength=1.0, each=None, origin=1.0):
+    """The edits of a run -> list of (label, Edit).
+
+    uses: list of Use; points: from `points_of`. strength: `--hs_coeff_delta_h`; each: factors of the single directions; origin:
+    the factor of h itself.
+    """
+    each = each or [1.0] * len(uses)
+    factors = [[strength * a * b for a, b in zip(each, point, strict=True)] for point in points]
+    t_edits = [use.t_edit.value for use in uses]
+    directions = [use.direction for use in uses]
+    edits = []
+    for label, point in zip(pictures.point_labels(factors), factors, strict=True):
+        c = [use.scale * factor for use, factor in zip(uses, point, strict=True)]
+        edits.append((label, hspace.Edit(directions, c, origin, t_edits)))
+    return edits
+
+
+class Editor:
+    """The reverse process of a model, as one run wants it, and the pictures it leaves.
+
+    save: function (path, *arguments of `pictures.save_grid`), called for the pictures of single steps, which go to `folder`.
+    """
+
+    def __init__(self, model, reverse, folder=None, save=None):
+        self.model, self.reverse, self.folder, self.save = model, reverse, folder, save
+
+    def sample(self, x_T, indices, edit=None, t_boost=None, first=None, watched=None, down_to=0):
+        """The reverse process -> x_0. watched: name of the folder for pictures of every step.
+
+        t_boost: another than the run's. down_to: leave out the timesteps below it, for those who watch the edit and want no
+        picture.
+        """
+        r, seen = self.reverse, []
+        x_0 = self.model.run(
+            x_T,
+            [t for t in r.timesteps if t >= down_to],
+            edit,
+            t_edit=edit.t_edit if edit is not None else 0,
+            t_boost=r.t_boost if t_boost is None else t_boost,
+            noise=process.image_noise(r.seed, indices),
+            sample_type=r.sample_type,
+            dt_lambda=r.dt_lambda,
+            first=first,
+            callback=(lambda i, t, x_t, P_t: seen.append((t, x_t.cpu(), P_t.cpu()))) if watched else None,
+        )
+        for i, index in enumerate(indices if watched else []):
+            rows = [[x_t[i] for _, x_t, _ in seen], [P_t[i] for _, _, P_t in seen]]
+            path = self.folder / watched / f"{index:06d}.png"
+            self.save(path, rows, [f"t = {t}" for t, _, _ in seen], ["x_t", "P_t"])
+        return x_0
+
+    def pictures_of(self, batch, edits, original, plain, boost_plain=False, watch_plain=None, watch_edit=None):
+        """The pictures of a batch -> lists of (label, images (B, 3, H, W)): what stands before the edits, and the edits.
+
+        original, plain: whether the image itself and the plain process stand there. boost_plain: boost the plain process too.
+        """
+        x_T = to_device(batch.x_T, self.model.device)
         before, edited = [], []
-        if args.save_x0 and args.use_x0_tensor:
+        if original:
             before.append(("original", batch.x_0))
         # All pictures start from the same x_T: the frozen pass of their first step is shared.
         with torch.no_grad():
-            first = process.frozen_branch(self.unet, x_T, self.steps(args.n_test_step)[-1])
-        if args.save_x_origin or args.save_process_origin or args.evaluate:
-            boost = self.t_boost if args.origin_process_addnoise else 0
-            folder = "process_origin" if args.save_process_origin else None
-            before.append(("reconstruction", self.sample(x_T, batch.indices, None, boost, first, folder).cpu()))
-        folder = "process_delta_h" if args.save_process_delta_h else None
+            first = process.frozen_branch(self.model.unet, x_T, self.reverse.timesteps[-1])
+        if plain:
+            boost = None if boost_plain else 0
+            x_0 = self.sample(x_T, batch.indices, None, boost, first, watch_plain)
+            before.append(("reconstruction", x_0.cpu()))
         for label, edit in edits:
-            if folder and len(edits) > 1:
-                folder = f"process_delta_h/{label.replace(', ', '_')}"
-            edited.append((label, self.sample(x_T, batch.indices, edit, self.t_boost, first, folder).cpu()))
+            watched = watch_edit and (watch_edit if len(edits) == 1 else f"{watch_edit}/{label.replace(', ', '_')}")
+            edited.append((label, self.sample(x_T, batch.indices, edit, None, first, watched).cpu()))
         return before, edited
 
-    def sample(self, x_T, indices, edit=None, t_boost=0, first=None, folder=None, down_to=0):
-        """The reverse process with the run's settings -> x_0. `folder`: save x_t and P_t of every step there.
-
-        down_to: leave out the timesteps below it, for those who watch the edit and want no picture.
-        """
-        args = self.args
-        seen = []
-        x_0 = process.generate(
-            self.unet,
-            x_T,
-            self.schedule,
-            [t for t in self.steps(args.n_test_step) if t >= down_to],
-            edit=edit,
-            t_edit=self.t_edit if edit is not None else 0,
-            t_boost=t_boost,
-            noise=process.image_noise(args.seed, indices),
-            sample_type=args.sample_type,
-            dt_lambda=args.dt_lambda,
-            first=first,
-            paired=self.unet.pays_to_pair(len(x_T)),
-            callback=(lambda i, t, x_t, P_t: seen.append((t, x_t.cpu(), P_t.cpu()))) if folder else None,
+    def mean_direction(self, use, strength, origin, pairs, indices, batch_size, over_timesteps, kept):
+        """The mean delta_h of images, one per timestep, or one in all: the global direction (paper section 3.4) -> Direction."""
+        edit = hspace.Edit([use.direction], [strength * use.scale], origin, [use.t_edit.value])
+        key = store.mean_key(
+            self.model,
+            self.reverse.content(),
+            [{"direction": use.direction.digest()}],
+            edit.coefficients,
+            origin,
+            use.t_edit.value,
+            over_timesteps,
+            pairs.names_of_content(indices),
         )
-        for i, index in enumerate(indices if folder else []):
-            rows = [[x_t[i] for _, x_t, _ in seen], [P_t[i] for _, _, P_t in seen]]
-            path = self.experiment.folder / "image_samples" / folder / f"{index:06d}.png"
-            self.later(images.save_grid, path, rows, [f"t = {t}" for t, _, _ in seen], ["x_t", "P_t"])
-        return x_0
-
-    def global_direction(self, direction, i):
-        """The mean delta_h of --num_mean_of_delta_hs images, one per timestep (one in all with --ignore_timesteps)."""
-        args = self.args
-        n = args.num_mean_of_delta_hs
-        learned = [tensor.cpu() for tensor in direction.state_dict().values()]
-        process_settings = [args.n_test_step, args.n_inv_step, args.n_train_step, args.t_0, args.sample_type, args.dt_lambda]
-        strengths = [args.hs_coeff_delta_h, args.hs_coeff_origin_h, self.t_edit, args.ignore_timesteps]
-        weights = self.fingerprint
-        chosen = [args.custom_train_dataset_dir, args.start_image_id, args.target_image_id, args.load_random_noise, args.seed]
-        chosen += [args.target_class_num, args.align_face]
-        key = digest(*learned, weights, process_settings, strengths, chosen)
-        path = MEAN_DIRECTIONS / f"{self.experiment.name}_{i}_mean{n}_{key}.pth"
-        if not path.exists():
-            recorder = hspace.MeanRecorder(direction)
-            pairs, indices = self.pairs("train", n, images=False)
-            c = hspace.coefficients(args.hs_coeff_delta_h, 1, args.n_train_step, args.n_test_step)
-            for batch in tqdm(pairs.batches(indices, args.bs_test), desc="mean delta_h", unit="batch"):
-                x_T, edit = to_device(batch.x_T, self.device), hspace.Edit([recorder], c, args.hs_coeff_origin_h)
-                self.sample(x_T, batch.indices, edit, down_to=self.t_edit)
-            checkpoints.save(checkpoints.direction_state(recorder.mean(args.ignore_timesteps)), path)
-        log.info("mean direction of %d images: %s", n, path)
-        return checkpoints.load_direction(path, self.unet)[0].requires_grad_(False)
+        found = kept.read("mean", key)
+        if found is None:
+            recorder = hspace.MeanRecorder(use.direction)
+            edit = hspace.Edit([recorder], edit.coefficients, origin, [use.t_edit.value])
+            for batch in tqdm(pairs.batches(indices, batch_size), desc="mean delta_h", unit="batch"):
+                self.sample(to_device(batch.x_T, self.model.device), batch.indices, edit, down_to=use.t_edit.value)
+            found = {str(0 if t is None else t): delta for t, delta in recorder.mean(over_timesteps).items()}
+            kept.write("mean", key, found, {"direction": use.direction.name, "images": len(indices)})
+        log.info("mean direction of %d images: %s", len(indices), kept.path("mean", key))
+        deltas = {None if over_timesteps else int(t): delta for t, delta in found.items()}
+        record = use.direction.record | {"kind": "delta_h", "ignore_timesteps": over_timesteps}
+        record |= {"origin": f"mean of {len(indices)} images"}
+        function = hspace.GivenDirection(deltas)
+        return Direction(function, record, f"mean of {use.direction.name}").requires_grad_(False).to(self.model.device)

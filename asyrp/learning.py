@@ -1,134 +1,194 @@
-"""How the runner learns a direction: what is trained, an epoch of it, and where it goes on."""
+"""A training on disk: its checkpoints, where it goes on, what it leaves on the way."""
 
 import logging
-from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from asyrp import checkpoints, hspace, images, training
-from asyrp.acceleration.fast_unet import autocast
-from utils.errors import UserError
+from asyrp import directions, training
+from asyrp.directions import Direction
+from asyrp.report import pictures
 from asyrp.report.losslog import loss_log
-from asyrp.workbench import Workbench
-from configs.paths_config import IR_SE50
-from losses.id_loss import IdLoss
-from utils.download import weights_at
+from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
+# Of a record's `training`: what later epochs may do otherwise.
+FREE = ("lr_training", "scheduler_step_size", "sch_gamma", "epochs", "started_from")
 
-class Learning(Workbench):
-    """A direction in training: its loss, its checkpoints, its pictures."""
 
-    def new_direction(self, timesteps):
-        """What is trained: a delta block with random weights, or zeros for each timestep."""
-        args = self.args
-        if args.train_delta_block:
-            torch.manual_seed(args.seed)  # here too: the start must not depend on what was built before
-            return hspace.BlockDirection(self.unet.new_delta_block(), args.ignore_timesteps).to(self.device)
-        shape = (1, self.unet.h_ch, self.unet.h_size, self.unet.h_size)
-        return hspace.GivenDirection.zeros(shape, [None] if args.ignore_timesteps else timesteps).to(self.device)
+class Learning:
+    """A direction in training, with one checkpoint an epoch.
 
-    def new_loss(self, src, trg):
-        args = self.args
-        id_loss = IdLoss(weights_at(IR_SE50), self.device) if args.use_id_loss else None
-        weights = training.Weights(args.clip_loss_w, args.l1_loss_w, args.id_loss_w)
-        direction, cosine = self.clip.direction(src, trg), self.clip.cosine(src, trg)
-        encode = autocast(args.precision, self.device)(self.clip.encode_images)
-        return training.EditLoss(encode, direction, cosine, weights, args.clip_source, id_loss)
+    settings: Settings; experiment: names the checkpoints; record: of the direction to be trained, see `training.new_record`;
+    steps: from `training.edit_steps`; later: a Background that draws pictures.
+    """
 
-    def train_epoch(self, epoch, pairs, indices, direction, steps, loss, optimizer, plain, save):
-        """One epoch; logs every loss, saves pictures and, by `save(path)`, checkpoints on the way."""
-        args = self.args
-        if args.shuffle_train_dataloader:
-            indices = np.random.default_rng((args.seed, epoch)).permutation(indices).tolist()
-        done = 0
-        with loss_log(self.experiment.folder, epoch, len(indices)) as record, tqdm(total=len(indices), unit="img") as bar:
-            bar.set_description(f"training, epoch {epoch}")
-            for batch in pairs.batches(indices, args.bs_train):
-                good = deepcopy(direction.state_dict())
-                try:
-                    result = training.train_batch(
-                        self.unet, direction, batch, self.schedule, steps, loss, optimizer, plain, self.device
-                    )
-                except training.LossNotFinite as error:
-                    direction.load_state_dict(good)
-                    raise UserError(f"{error} {self.remedy(epoch, done, save)}") from error
-                before, done = done, done + len(batch.indices)
-                record(batch.names, [t for t, _ in steps], result.losses)
-                bar.update(len(batch.indices))
-                bar.set_postfix(loss=f"{result.losses[:, -1].mean():.4f}")
-                pictured = any(n % args.save_train_image_step == 0 for n in range(before, done))
-                if args.save_train_image and epoch % args.save_train_image_iter == 0 and pictured:
-                    self.save_training_picture(epoch, batch, result)
-                every = args.save_checkpoint_step
-                if args.save_checkpoint_during_iter and done // every > before // every:
-                    save(self.experiment.checkpoint(epoch, done))
+    def __init__(self, settings, model, experiment, record, steps, later):
+        self.settings, self.model, self.experiment, self.record = settings, model, experiment, record
+        self.steps, self.later = steps, later
+        timesteps = [t for t, _ in steps]
+        self.function = training.new_function(model, record["kind"], record["ignore_timesteps"], timesteps, settings.seed)
+        self.optimizer = torch.optim.SGD(self.function.parameters(), lr=settings.lr_training)
+        self.schedule_of_file = None  # of a checkpoint of the 2023 release: its own
 
-    def remedy(self, epoch, done, save):
-        """Save the direction that training broke off with -> what to say to the user."""
-        args = self.args
-        settings = ("lr_training", "clip_loss_w", "l1_loss_w", "id_loss_w")
-        said = f"({', '.join(f'--{name} {getattr(args, name):g}' for name in settings)}): lower --lr_training"
-        if done == 0 and epoch == args.start_iter_when_you_use_pretrained:
-            return said
-        rescued = self.experiment.checkpoint(epoch, done)
-        save(rescued)
-        return f"{said}; --manual_checkpoint_name {rescued} begins at the direction from before"
+    @property
+    def direction(self):
+        """What is learned so far, frozen for use."""
+        return Direction(self.function, self.record, f"{self.experiment.name}.pth").requires_grad_(False)
 
-    def save_direction(self, direction, optimizer, scheduler, path):
-        settings = {"prompts": list(self.prompts[0]), "t_edit": self.t_edit, "flags": vars(self.args)}
-        state = checkpoints.direction_state(direction)
-        state |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "settings": settings}
-        checkpoints.save(state, path)
-        log.info("direction saved: %s", path)
+    # ---- where it goes on ---------------------------------------------------------------------------------------------------
 
-    def resume(self, direction, optimizer, scheduler):
-        """Load the last epoch's checkpoint, if there is one, into what is being trained -> the epochs still to run."""
-        args = self.args
-        first = args.start_iter_when_you_use_pretrained
-        epochs = range(first, first + args.n_iter)
-        done = [epoch for epoch in epochs if self.experiment.checkpoint(epoch).exists() and not args.retrain]
+    def resume(self):
+        """Load the last epoch's checkpoint, if there is one, or the direction to begin at -> the epochs still to run.
+
+        Raises UserError for a checkpoint that was made with other settings: it names the first difference.
+        """
+        s = self.settings
+        first = s.start_iter_when_you_use_pretrained
+        epochs = range(first, first + s.n_iter)
+        done = [] if s.retrain else [epoch for epoch in epochs if self.experiment.checkpoint(epoch).exists()]
+        if name := s.manual_checkpoint_name or s.load_from_checkpoint:
+            path = directions.find(name, self.model.config.data.category, self.experiment.suffix, s.choose_checkpoint_num)
+            begin = directions.read(path)
+            self.record["training"]["started_from"] = directions.build(begin, self.model, s.ignore_timesteps).digest()
         if not done:
-            if not args.do_train:
+            if not s.do_train:
                 raise UserError(f"--do_train 0, and there is no {self.experiment.checkpoint(epochs[-1])}: leave the flag out")
-            if name := args.manual_checkpoint_name or args.load_from_checkpoint:
-                path = self.experiment.find_direction(name)
-                self.start_from(path, direction)
+            if name:
+                self._load(begin)
                 log.info("beginning at the direction of %s", path)
             return epochs
-        path = self.experiment.checkpoint(done[-1])
-        contents = self.start_from(path, direction, same_prompts=True)
-        log.info("going on after epoch %d: %s", done[-1], path)
-        # The published checkpoints, too, carry both.
-        if "optimizer" in contents and "scheduler" in contents:
-            optimizer.load_state_dict(contents["optimizer"])
-            scheduler.load_state_dict(contents["scheduler"])
-        return range(done[-1] + 1, epochs.stop if args.do_train else 0)
+        stored = directions.read(self.experiment.checkpoint(done[-1]))
+        todo = range(done[-1] + 1, epochs.stop if s.do_train else 0)
+        self._check_alike(stored, bool(todo))
+        self._load(stored)
+        log.info("resuming after epoch %d: %s", done[-1], stored.path)
+        if "training" not in stored.record and {"optimizer", "scheduler"} <= stored.more.keys():
+            self._follow_2023(stored)
+        return todo
 
-    def start_from(self, path, direction, same_prompts=False):
-        """Load a checkpoint into what is being trained -> everything in the file."""
-        args = self.args
-        loaded, contents = checkpoints.load_direction(path, self.unet, args.ignore_timesteps)
-        alike = loaded.state_dict().keys() == direction.state_dict().keys()
-        if settings := contents.get("settings"):
-            alike &= settings["flags"]["ignore_timesteps"] == args.ignore_timesteps
-            alike &= not same_prompts or settings["prompts"] == list(self.prompts[0])
-        if not alike:
-            raise UserError(
-                f"{path} was trained for other prompts or in another way; --retrain ignores it, another --exp leaves it alone"
-            )
-        direction.load_state_dict(loaded.state_dict())
-        return contents
+    def _load(self, stored):
+        if stored.kind != self.record["kind"]:
+            raise UserError(f"{stored.path} was trained with {directions.FLAG[stored.kind]}: give that flag instead")
+        loaded = directions.build(stored, self.model, self.record["ignore_timesteps"]).function
+        if loaded.state_dict().keys() != self.function.state_dict().keys():
+            raise UserError(f"{stored.path} has other timesteps than this training: give the steps it was trained with")
+        self.function.load_state_dict(loaded.state_dict())
 
-    def save_training_picture(self, epoch, batch, result):
+    def _check_alike(self, stored, more_to_do):
+        """A training goes on only from a checkpoint of the same settings. The 2023 release left none to compare, besides the
+        steps that stand in the file's name, and this experiment has the same name."""
+        if "training" not in stored.record:
+            return
+        free = FREE if more_to_do else ("epochs",)
+        for name, there, here in differing(stored.record, self.record):
+            if name not in free:
+                raise UserError(
+                    f"{stored.path} was trained with {name} {there}, and this run has {here}: "
+                    "--retrain 1 trains it anew, another --exp leaves it alone"
+                )
+            if name != "epochs":
+                log.warning("epochs before were trained with %s %s; from here on it is %s", name, there, here)
+
+    def _follow_2023(self, stored):
+        """A checkpoint of the 2023 release goes on with the learning rate it would have had there: its scheduler was saved before
+        the epoch's step. Flags that are given win."""
+        given = {"lr_training", "scheduler_step_size", "sch_gamma"} & self.settings.given.keys()
+        if given:
+            log.info("%s: the learning rate is that of the flags", stored.path)
+            return
+        try:
+            self.optimizer.load_state_dict(stored.more["optimizer"])
+            scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 1)
+            scheduler.load_state_dict(stored.more["scheduler"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{stored.path}: its optimizer cannot be read; --retrain 1 trains it anew") from error
+        self.optimizer.step()  # it has no gradients yet; the scheduler wants one before its own
+        scheduler.step()
+        self.schedule_of_file = scheduler
+        log.info("learning rate of the file: %g", scheduler.get_last_lr()[0])
+
+    # ---- an epoch -----------------------------------------------------------------------------------------------------------
+
+    def train(self, epochs, pairs, indices, loss, plain):
+        """Run these epochs; each leaves a checkpoint and losses, and pictures as the settings say."""
+        s = self.settings
+        for epoch in epochs:
+            if self.schedule_of_file is None:
+                number = epoch - s.start_iter_when_you_use_pretrained
+                lr = training.learning_rate(s.lr_training, s.scheduler_step_size, s.sch_gamma, number)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr
+            self._train_epoch(epoch, pairs, indices, loss, plain)
+            if self.schedule_of_file is not None:
+                self.schedule_of_file.step()
+            if epoch == epochs[-1] or not s.save_checkpoint_only_last_iter:
+                self.save(self.experiment.checkpoint(epoch))
+
+    def _train_epoch(self, epoch, pairs, indices, loss, plain):
+        s, done = self.settings, 0
+        if s.shuffle_train_dataloader:
+            indices = np.random.default_rng((s.seed, epoch)).permutation(indices).tolist()
+        batches = pairs.batches(indices, s.bs_train)
+        results = training.train_epoch(self.model, self.function, batches, self.steps, loss, self.optimizer, plain)
+        with loss_log(self.experiment.folder, epoch, len(indices)) as record, tqdm(total=len(indices), unit="img") as bar:
+            bar.set_description(f"training, epoch {epoch}")
+            try:
+                for batch, result in results:
+                    before, done = done, done + len(batch.indices)
+                    record(batch.names, [t for t, _ in self.steps], result.losses)
+                    bar.update(len(batch.indices))
+                    bar.set_postfix(loss=f"{result.losses[:, -1].mean():.4f}")
+                    self._leave(epoch, before, done, batch, result)
+            except training.LossNotFinite as error:
+                raise UserError(f"{error} {self._remedy(epoch, done)}") from error
+
+    def _leave(self, epoch, before, done, batch, result):
+        """What an epoch leaves on the way: pictures, and checkpoints within it."""
+        s = self.settings
+        pictured = any(n % s.save_train_image_step == 0 for n in range(before, done))
+        if s.save_train_image and epoch % s.save_train_image_iter == 0 and pictured:
+            self._save_picture(epoch, batch, result)
+        every = s.save_checkpoint_step
+        if s.save_checkpoint_during_iter and done // every > before // every:
+            self.save(self.experiment.checkpoint(epoch, done))
+
+    def save(self, path):
+        """A checkpoint: the direction with its record, and the optimizer as the published files have it."""
+        direction = Direction(self.function, self.record, path.name)
+        directions.save(direction, path, {"optimizer": self.optimizer.state_dict()})
+        log.info("direction saved: %s", path)
+
+    def _remedy(self, epoch, done):
+        """Save the direction that training broke off with -> what to say to the user."""
+        s = self.settings
+        names = ("lr_training", "clip_loss_w", "l1_loss_w", "id_loss_w")
+        said = f"({', '.join(f'--{name} {getattr(s, name):g}' for name in names)}): lower --lr_training"
+        if done == 0 and epoch == s.start_iter_when_you_use_pretrained:
+            return said
+        rescued = self.experiment.checkpoint(epoch, done)
+        self.save(rescued)
+        return f"{said}; --manual_checkpoint_name {rescued} begins at the direction from before"
+
+    def _save_picture(self, epoch, batch, result):
         """The real image, and P_t at the last step that was trained, without (where it was computed) and with the edit."""
         columns = {"original": batch.x_0, "P_t plain": result.P_plain, "P_t edited": result.P_edit}
         columns = {label: column for label, column in columns.items() if column is not None}
         rows = [[column[i] for column in columns.values()] for i in range(len(batch.indices))]
-        folder = Path(self.args.save_to_folder or self.experiment.folder / "training_images")
+        folder = Path(self.settings.save_to_folder or self.experiment.folder / "training_images")
         path = folder / f"{epoch}_{batch.indices[0]:06d}.png"
-        self.later(images.save_grid, path, rows, list(columns), [Path(name).stem for name in batch.names])
+        draw = partial(pictures.save_grid, path, rows, list(columns), [Path(name).stem for name in batch.names])
+        self.later(draw)
+
+
+def differing(there, here):
+    """What two records differ in -> (name, value there, value here), the settings of `training` by their own names."""
+    flat = [{**record, **record["training"], **record["model"]} for record in (there, here)]
+    skipped = ("training", "model", "origin", "t_boost", "architecture")
+    for name in dict.fromkeys([*flat[1], *flat[0]]):
+        if name not in skipped and flat[0].get(name) != flat[1].get(name):
+            yield name, flat[0].get(name), flat[1].get(name)

@@ -4,9 +4,7 @@ import logging
 
 import torch
 
-from asyrp import checkpoints
-from utils.errors import UserError
-from asyrp.data.pairs import digest
+from asyrp.store import NoRoom
 
 log = logging.getLogger(__name__)
 
@@ -14,14 +12,15 @@ log = logging.getLogger(__name__)
 class PlainTrajectories:
     """P_plain of every image and timestep, kept from the first epoch on.
 
-    budget: bytes of memory to use. folder: where images beyond it are kept, one file an image, named like a latent by the hash
-    of x_T; None: they are computed again. dtype: float32, or float16 in half the room. The folder's name must change with
-    everything P_plain depends on besides x_T: weights, noise schedule and timesteps.
+    ram: bytes of memory to use. kept: the Store where images beyond it are kept, or None; key: function of x_T -> its key there
+    (see `store.trajectory_key`); disk: bytes to use there. What fits in neither is computed again. dtype: float32, or float16 in
+    half the room.
     """
 
-    def __init__(self, budget=0, folder=None, dtype=torch.float32):
-        self.left, self.folder, self.dtype = budget, folder, dtype
-        self.kept = {}
+    def __init__(self, ram=0, kept=None, key=None, disk=0, dtype=torch.float32):
+        self.ram, self.store, self.key, self.disk, self.dtype = ram, kept, key, disk, dtype
+        self.rows = {}
+        self.full = False
 
     def get(self, batch, n):
         """P_plain of the first `n` steps (B, n, 3, H, W) on the CPU, or None unless it is kept for every image."""
@@ -37,28 +36,42 @@ class PlainTrajectories:
             found = self._find(index, x_T)
             if found is not None and len(found) >= len(row):
                 continue
-            if row.nbytes <= self.left:
-                self.kept[index] = row.clone()
-                self.left -= row.nbytes
-            elif self.folder is not None:
+            if row.nbytes <= self.ram:
+                self.rows[index] = row.clone()
+                self.ram -= row.nbytes
+            elif self.store is not None and not self.full:
                 self._write(row.clone(), x_T)
 
     def _find(self, index, x_T):
-        if index in self.kept:
-            return self.kept[index]
-        if self.folder is not None and self._path(x_T).exists():
-            return checkpoints.load(self._path(x_T))
-        return None
-
-    def _path(self, x_T):
-        return self.folder / f"{digest(x_T)}.pt"
+        if index in self.rows:
+            return self.rows[index]
+        if self.store is None:
+            return None
+        found = self.store.read("trajectory", self.key(x_T), {"P_plain": (None, *x_T.shape)})
+        return found and found["P_plain"]
 
     def _write(self, row, x_T):
-        if not self.folder.exists():
-            log.info("plain trajectories are kept in %s, %.1f MB an image", self.folder, row.nbytes / 1e6)
+        if row.nbytes > self.disk:
+            self._stop("--cache_origin_disk_gib is used up")
+            return
         try:
-            checkpoints.save(row, self._path(x_T))
-        except (OSError, RuntimeError) as error:  # torch.save has its own word for a full disk
-            raise UserError(
-                f"{self.folder}: the plain trajectories cannot be written ({error}); make room, or give --cache_origin ram"
-            ) from error
+            self.store.write("trajectory", self.key(x_T), {"P_plain": row})
+            self.disk -= row.nbytes
+        except NoRoom as error:
+            # Not needed: it only saves time.
+            self._stop(str(error))
+
+    def _stop(self, reason):
+        self.full = True
+        log.warning("no more plain trajectories are kept, later epochs compute the others again: %s", reason)
+
+
+def announce(images, steps, image_size, ram, disk, dtype):
+    """One line that says, before the work, how much the plain trajectories of a training take and where they go."""
+    each = steps * 3 * image_size**2 * torch.finfo(dtype).bits // 8
+    in_memory = min(images, ram // each)
+    on_disk = min(images - in_memory, disk // each)
+    again = images - in_memory - on_disk
+    parts = [(in_memory, "in memory"), (on_disk, "on disk"), (again, "computed again in each epoch")]
+    said = ", ".join(f"{n} images {where} ({n * each / 1e9:.2g} GB)" for n, where in parts if n)
+    log.info("plain trajectories, %.3g MB an image: %s", each / 1e6, said)

@@ -1,148 +1,197 @@
-"""class Asyrp: one method per mode of the command line."""
+"""class Asyrp: one method per mode of the command line, over the parts of the library."""
 
 import logging
-from functools import cached_property, partial
+from functools import cache, partial
 
 import torch
 from tqdm import tqdm
 
-from asyrp import checkpoints, gauges, images, intervals, report, training
-from asyrp.report.album import Album
-from asyrp.config import ROOT
+from asyrp import curves, directions, intervals, options, origin, settings, store, training
+from asyrp.acceleration.fast_unet import keep_freed_memory
+from asyrp.acceleration.overlap import Background
 from asyrp.data.datasets import load_batch
-from asyrp.editing import Editing
-from utils.errors import UserError
+from asyrp.data.layouts import check_image_settings, open_split
+from asyrp.data.pairs import InvertedPairs, SampledPairs
+from asyrp.editing import Editor, Reverse, Use, edits_of, points_of
+from asyrp.evaluation import gauges
 from asyrp.evaluation.evaluation import Evaluation
+from asyrp.evaluation.segmenter import find_segmenter
+from asyrp.experiment import Experiment
 from asyrp.learning import Learning
-from asyrp.evaluation.segmenter import open_segmenter
-from asyrp.workbench import MEASURED_CURVES
+from asyrp.model import check_interval, open_model
+from asyrp.parsing import image_numbers, strengths
+from asyrp.report import page, pictures
+from asyrp.report.album import Album, axes
+from configs.paths_config import IR_SE50
+from losses.clip_loss import ClipLoss
+from losses.id_loss import IdLoss
 from losses.lpips_alex import load_lpips
-from utils.text_dic import PROMPTS
+from utils.align import FaceAligner
+from utils.devices import find_device
+from utils.digests import digest
+from utils.download import weights_at
+from utils.errors import UserError
+from utils.text_dic import PROMPTS, prompts_for
 
 log = logging.getLogger(__name__)
 
+# The draws of the two splits must differ: one counts from 0, the other from a million.
+FIRST_DRAW = {"train": 0, "test": 1_000_000}
 
-class Asyrp(Learning, Editing):
-    """The modes of the command line."""
+
+class Asyrp:
+    """The modes of the command line, for one Settings. `run` does those that were asked for."""
+
+    def __init__(self, given):
+        self.settings = given
+        self.config = given.config
+        self.store = store.Store()
 
     def run(self):
         """Every mode that was asked for, in the order they build on each other."""
-        torch.manual_seed(self.args.seed)
-        with self.later:
-            if self.args.lpips:
+        s = self.settings
+        settings.check_settings(s, self.config.diffusion.num_diffusion_timesteps)
+        check_image_settings(
+            self.config, s.custom_train_dataset_dir, s.custom_test_dataset_dir, s.target_class_num, s.align_face
+        )
+        find_device(s.device)
+        trains = bool(s.run_train and not s.just_precompute)  # the published script_precompute.sh gives both
+        tests = bool(s.run_test or s.evaluate) and not (trains and s.do_test)
+        stored = self.find_directions() if tests and not s.pass_editing else []
+        self.check_images(trains, tests)
+        torch.manual_seed(s.seed)
+        keep_freed_memory(find_device(s.device))
+        self.model = open_model(self.config, s.model_path, s.device, s.precision, s.compile, s.checkpoint_decoder)
+        with Background() as self.later:
+            if s.lpips:
                 self.measure_lpips()
-            if self.args.just_precompute:
+            if s.just_precompute:
                 self.precompute()
-            if self.args.run_train:
+            if trains:
                 self.train()
-            # Training ends with this test, unless --do_test 0.
-            if (self.args.run_test or self.args.evaluate) and not (self.args.run_train and self.args.do_test):
-                self.test()
-            if self.args.run_train or self.args.run_test or self.args.evaluate:
-                self.write_report()
+            if tests:
+                self.test([directions.build(one, self.model, s.ignore_timesteps) for one in stored])
 
-    # ---- modes ----------------------------------------------------------------------------------------------------------
+    # ---- modes --------------------------------------------------------------------------------------------------------------
 
     def measure_lpips(self):
-        """--lpips: LPIPS curves over training images -> a table, and a plot with t_edit and t_boost."""
-        args = self.args
-        if self.config.data.category not in intervals.CURVES and args.custom_dataset_name in intervals.CURVES.values():
-            raise UserError(
-                f"--lpips would hide the curves of {args.custom_dataset_name}: name those of category "
-                f"{self.config.data.category} with --custom_dataset_name"
-            )
+        """--lpips: LPIPS curves over training images -> the store, a table, and a plot with t_edit and t_boost."""
+        s, name = self.settings, curves.name_of_curve(self.config, self.settings.custom_dataset_name)
         dataset = self.dataset("train")
-        indices = self.indices(len(dataset), args.n_train_img)
-        batches = [indices[i : i + args.bs_precompute] for i in range(0, len(indices), args.bs_precompute)]
-        loaded = (load_batch(dataset, some) for some in tqdm(batches, desc="measuring LPIPS", unit="batch"))
-        distance = load_lpips().to(self.device)
-        curve = intervals.measure(self.unet, loaded, self.schedule, self.steps(args.n_inv_step), distance, self.device)
-        table = MEASURED_CURVES / f"{self.curve_name}.csv"
+        indices = self.indices(len(dataset), s.n_train_img)
+        batches = [indices[i : i + s.bs_precompute] for i in range(0, len(indices), s.bs_precompute)]
+        pixels = []
+
+        def loaded():
+            for some in tqdm(batches, desc="measuring LPIPS", unit="batch"):
+                good, x_0, messages = load_batch(dataset, some)
+                pixels.extend(digest(image) for image in (x_0 if good else []))
+                yield good, x_0, messages
+
+        timesteps = self.model.timesteps(s.n_inv_step, s.t_0)
+        distance = load_lpips().to(self.model.device)
+        curve = intervals.measure(self.model.unet, loaded(), self.model.schedule, timesteps, distance, self.model.device)
+        curves.keep_curve(self.store, curve, self.model, pixels, name)
+        experiment, found = Experiment(s), {"t_edit": None, "t_boost": None}
+        try:
+            if prompts := self.prompts():
+                uses = [(s.edit_attr or "the edit", {}, pair) for pair in prompts]
+                found["t_edit"] = max(value.value for value in settings.decide_t_edit(s, uses, lambda: curve, self.cosine))
+        except UserError as error:
+            log.warning("t_edit is not marked: %s", error)
+        try:
+            found["t_boost"] = settings.decide_t_boost(s, [], lambda: curve).value
+        except UserError as error:
+            log.warning("t_boost is not marked: %s", error)
+        table, plot = (experiment.folder / f"lpips_{name}.{kind}" for kind in ("csv", "png"))
         curve.write(table)
-        self.curve = curve
-        found = {"t_edit": None, "t_boost": None}
-        for name in found:
-            try:
-                found[name] = getattr(self, name)
-            except UserError as error:
-                log.warning("%s is not marked: %s", name, error)
-        plot = self.experiment.folder / f"lpips_{self.curve_name}.png"
-        images.plot_curves(curve, plot, f"{self.curve_name}, {len(indices)} images", **found)
-        self.experiment.write_settings("lpips", curve=str(table), **found)
+        pictures.plot_curves(curve, plot, f"{name}, {len(pixels)} images", **found)
+        experiment.write_settings("lpips", curve=str(table), **found)
         log.info("LPIPS curves: %s, drawn in %s", table, plot)
 
     def precompute(self):
-        """--just_precompute: fill the cache of latents."""
-        args = self.args
-        for split, wanted in (("train", args.do_train != 0), ("test", args.do_test != 0)):
+        """--just_precompute: fill the store with latents."""
+        s = self.settings
+        for split, wanted in (("train", s.do_train), ("test", s.do_test)):
             if wanted:
-                pairs, indices = self.pairs(split, args.n_precomp_img)
+                pairs, indices = self.pairs(split, s.n_precomp_img)
+                pairs.fill(indices, s.bs_precompute, s.re_precompute)
                 log.info("%s: %d latents ready", split, len(indices))
-                if args.save_precomputed_images:
+                if s.save_precomputed_images:
                     self.save_reconstructions(pairs, indices, split)
 
     def train(self):
         """--run_train: learn a direction, one checkpoint an epoch; goes on after the last epoch whose checkpoint exists."""
-        args = self.args
-        if len(self.prompts) != 1:
-            raise UserError("--run_train learns one direction: give one attribute, or one source and one target prompt")
-        [(src, trg)] = self.prompts
+        s, [prompts] = self.settings, self.prompts()
         # Everything that can be missing is asked for here, before the hours of inversion and training.
-        t_edit, t_boost = self.t_edit, self.t_boost if args.do_test else None
-        if args.do_test and not args.load_random_noise:
-            self.dataset("test")
-        steps = training.edit_steps(self.steps(args.n_train_step), t_edit)
-        direction = self.new_direction([t for t, _ in steps])
-        loss = self.new_loss(src, trg)
-        optimizer = torch.optim.SGD(direction.parameters(), lr=args.lr_training)
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, args.scheduler_step_size, args.sch_gamma)
-        save = partial(self.save_direction, direction, optimizer, scheduler)
-        todo = self.resume(direction, optimizer, scheduler)
-        plain = self.plain_trajectories(len(todo))
-        pairs, indices = self.pairs("train", args.n_train_img)
-        self.experiment.write_settings("train", prompts=[(src, trg)], t_edit=t_edit, t_boost=t_boost)
-        log.info('"%s" -> "%s": t_edit %d, %d steps, %d images', src, trg, t_edit, len(steps), len(indices))
+        timesteps = self.model.timesteps(s.n_train_step, s.t_0)
+        name = s.edit_attr or "the edit"
+        [t_edit] = settings.decide_t_edit(s, [(name, {}, prompts)], self.curve, self.cosine)
+        t_boost = settings.decide_t_boost(s, [], self.curve) if s.do_test else None
+        steps = training.edit_steps(timesteps, t_edit.value)
+        id_loss = IdLoss(weights_at(IR_SE50), self.model.device) if s.use_id_loss else None
+        weights = training.Weights(s.clip_loss_w, s.l1_loss_w, s.id_loss_w)
+        loss = training.new_loss(self.clip(), prompts, weights, s.clip_source, id_loss, s.precision)
+        pairs, indices = self.pairs("train", s.n_train_img)
+        experiment = Experiment(s)
+        record = self.record_of_training(prompts, t_edit, t_boost, timesteps, pairs, indices)
+        learning = Learning(s, self.model, experiment, record, steps, self.later)
+        todo = learning.resume()
+        log.info("t_edit %s · %d of %d steps trained · %d images", t_edit, len(steps), len(timesteps), len(indices))
+        if todo:
+            pairs.fill(indices, s.bs_precompute, s.re_precompute)
+            found = {"prompts": [prompts], "t_edit": t_edit.value, "t_boost": t_boost and t_boost.value}
+            experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
+            learning.train(todo, pairs, indices, loss, self.plain_trajectories(len(todo), len(steps), len(indices)))
+        if s.do_test:
+            self.test([learning.direction])
 
-        for epoch in todo:
-            self.train_epoch(epoch, pairs, indices, direction, steps, loss, optimizer, plain, save)
-            scheduler.step()
-            if epoch == todo[-1] or not args.save_checkpoint_only_last_iter:
-                save(self.experiment.checkpoint(epoch))
-        if args.do_test:
-            self.test([direction])
-
-    def test(self, directions=None):
-        """--run_test and --evaluate: edit test images, and draw them or measure what the edit did.
+    def test(self, found):
+        """--run_test and --evaluate: edit test images with the Directions `found`, and draw them or measure what the edit did.
 
         Pictures: one an image, and one of all. Metrics: evaluation.json, evaluation.csv and a table.
         """
-        args = self.args
-        if directions is None:
-            directions = [] if args.pass_editing else [direction for direction, _ in self.loaded]
-        if args.num_mean_of_delta_hs:
-            directions = [self.global_direction(d, i) for i, d in enumerate(directions)]
-        edits = self.edits(directions)
-        each = [label for label, _ in edits]
-        if args.save_x0 != args.use_x0_tensor:
+        s = self.settings if not found else self.settings.with_record(found[0].record, found[0].name)
+        uses, t_boost = self.uses(found, s)
+        timesteps = self.model.timesteps(s.n_test_step, s.t_0)
+        check_interval(timesteps, [use.t_edit.value for use in uses], [use.direction.name for use in uses])
+        experiment = Experiment(s)
+        folder = experiment.folder
+        reverse = Reverse(timesteps, t_boost.value, s.sample_type, s.dt_lambda, s.seed)
+        editor = Editor(self.model, reverse, folder / "image_samples", partial(self.later, pictures.save_grid))
+        original = s.save_x0 and s.use_x0_tensor
+        pairs, indices = self.pairs("test", s.n_test_img, s, images=s.evaluate or original)
+        if s.num_mean_of_delta_hs:
+            uses = [self.global_use(editor, use, len(uses), s) for use in uses]
+        points = points_of(len(uses), (s.min_delta, s.max_delta, s.num_delta) if s.delta_interpolation else None)
+        each = strengths(s.multiple_hs_coeff)
+        edits = edits_of(uses, points, s.hs_coeff_delta_h, each, s.hs_coeff_origin_h) if uses else [("no edit", None)]
+        labels = [label for label, _ in edits]
+        decided = self.tell(uses, t_boost, s)
+        if s.save_x0 != s.use_x0_tensor:
             log.warning("--save_x0 and --use_x0_tensor work together only: the original is left out")
-        found = {"t_edit": None if args.pass_editing else self.t_edit, "t_boost": self.t_boost}
-        folder = self.experiment.folder
+        about = {"t_edit": decided["t_edit"], "t_boost": t_boost.value}
         album = gallery = evaluation = None
-        if args.evaluate:
-            evaluation = self.new_evaluation(found)
-            self.experiment.write_settings("evaluate", prompts=[self.measured_prompts], **found, strengths=each)
-        pairs, indices = self.pairs("test", args.n_test_img, images=args.evaluate or (args.save_x0 and args.use_x0_tensor))
-        if args.run_test or args.run_train:
-            columns = self.axes(each, len(directions))
-            album = Album(folder / "test_images" / str(args.n_test_step), self.later, *columns, each, args.save_animation)
-            gallery = report.Gallery(folder, (args.multiple_attr or "").split(), len(edits), len(indices))
-            self.experiment.write_settings("test", prompts=self.prompts, **found, strengths=each)
-        consumers = [consumer for consumer in (album, gallery, evaluation) if consumer]
+        if s.evaluate:
+            prompts = self.measured_prompts(found)
+            evaluation = self.open_evaluation(prompts, experiment, about)
+            experiment.write_settings("evaluate", prompts=[prompts], **about, strengths=labels, decided=decided)
+        if s.run_test or s.run_train:
+            names = (s.multiple_attr or "").split()
+            album_axes = axes(labels, names if s.delta_interpolation else [])
+            album = Album(folder / "test_images" / str(s.n_test_step), self.later, *album_axes, labels, s.save_animation)
+            gallery = page.Gallery(folder, names, len(edits), len(indices))
+            experiment.write_settings("test", prompts=self.prompts(), **about, strengths=labels, decided=decided)
+        pairs.fill(indices, s.bs_precompute, s.re_precompute)
+        show = {"original": original, "plain": s.save_x_origin or s.save_process_origin or s.evaluate}
+        show |= {"boost_plain": s.origin_process_addnoise, "watch_plain": s.save_process_origin and "process_origin"}
+        show |= {"watch_edit": s.save_process_delta_h and "process_delta_h"}
         with tqdm(total=len(indices), desc="editing", unit="img") as bar:
-            for batch in pairs.batches(indices, args.bs_test):
-                before, edited = self.columns(batch, edits)
-                for consumer in consumers:
-                    consumer.add(batch, before, edited)
+            for batch in pairs.batches(indices, s.bs_test):
+                before, edited = editor.pictures_of(batch, edits, **show)
+                for consumer in (album, gallery, evaluation):
+                    if consumer:
+                        consumer.add(batch, before, edited)
                 bar.update(len(batch.indices))
         if album:
             gallery.save()
@@ -150,59 +199,213 @@ class Asyrp(Learning, Editing):
         if evaluation:
             print(evaluation.save(folder))
             log.info("metrics: %s, and an image a row in %s", folder / "evaluation.json", folder / "evaluation.csv")
+        self.write_report(experiment)
 
-    def write_report(self):
+    # ---- what the modes work with -------------------------------------------------------------------------------------------
+
+    def dataset(self, split):
+        """The images of "train" or "test"."""
+        s = self.settings
+        folder = s.custom_train_dataset_dir if split == "train" else s.custom_test_dataset_dir
+        align = FaceAligner(self.store.root / "aligned", self.config.data.image_size) if s.align_face else None
+        return open_split(self.config, split, folder, s.target_class_num, align)
+
+    def check_images(self, trains, tests):
+        """Ask for everything about images that can be missing, before a network is opened."""
+        s = self.settings
+        if s.load_random_noise:
+            return
+        splits = {"train": trains or s.lpips or (tests and s.num_mean_of_delta_hs), "test": tests or (trains and s.do_test)}
+        for split, wanted in splits.items():
+            if wanted:
+                self.indices(len(self.dataset(split)), 1)
+
+    def indices(self, length, n):
+        """Numbers of the images to work on: `n` from --start_image_id on, or those of --target_image_id."""
+        s = self.settings
+        if s.target_image_id:
+            wanted = image_numbers(s.target_image_id)
+            if max(wanted) >= length:
+                raise UserError(f"--target_image_id {max(wanted)}: there are {length} images, numbered from 0")
+            return wanted
+        start = s.start_image_id
+        if start >= length:
+            raise UserError(f"--start_image_id {start}: there are {length} images, numbered from 0")
+        if start + n > length:
+            log.warning("%d images asked for, %d are there: all of them are used", n, length - start)
+        return list(range(start, min(start + n, length)))
+
+    def pairs(self, split, n, s=None, images=True):
+        """(image, latent) pairs of a split -> (pairs with `fill` and `batches`, indices). images: whether x_0 is wanted."""
+        s = s or self.settings
+        timesteps = self.model.timesteps(s.n_inv_step, s.t_0)
+        if s.load_random_noise:
+            indices = [FIRST_DRAW[split] + i for i in self.indices(1_000_000, n)]
+            return SampledPairs(s.seed, self.model, timesteps, self.store, images, s.saved_random_noise), indices
+        dataset = self.dataset(split)
+        return InvertedPairs(dataset, self.model, timesteps, self.store), self.indices(len(dataset), n)
+
+    def plain_trajectories(self, epochs, n_steps, n_images):
+        """What --cache_origin keeps of the plain trajectories in a training of so many epochs."""
+        s = self.settings
+        where = s.cache_origin if s.cache_origin != "auto" or epochs > 1 else "off"
+        dtype = torch.float16 if s.cache_origin_half else torch.float32
+        ram = int(s.cache_origin_gib * 2**30) if where in ("auto", "ram") else 0
+        disk = int(s.cache_origin_disk_gib * 2**30) if where in ("auto", "disk") else 0
+        timesteps = self.model.timesteps(s.n_train_step, s.t_0)
+        key = partial(store.trajectory_key, self.model, timesteps, dtype)
+        if where != "off":
+            origin.announce(n_images, n_steps, self.model.image_size, ram, disk, dtype)
+        return origin.PlainTrajectories(ram, self.store if disk else None, key, disk, dtype)
+
+    @cache  # noqa: B019 - a run has one runner
+    def clip(self):
+        """The CLIP of the flag, else of the configuration, else OpenAI's ViT-B/16; opened once."""
+        return ClipLoss(self.settings.clip_model_name or self.config.clip_name(), self.model.device)
+
+    def cosine(self, src, trg):
+        return self.clip().cosine(src, trg)
+
+    @cache  # noqa: B019
+    def curve(self):
+        """The LPIPS curves that intervals are read from; read once."""
+        return curves.find_curve(self.store, self.model, self.settings.custom_dataset_name)
+
+    def prompts(self):
+        """(source, target) pairs that the flags give; [] when they give none."""
+        s = self.settings
+        if s.src_txts:
+            return list(zip(s.src_txts, s.trg_txts, strict=True))
+        # "attribute" is how the 2023 scripts say: see --multiple_attr.
+        if s.edit_attr and s.edit_attr != "attribute":
+            return [prompts_for(s.edit_attr)]
+        return []
+
+    # ---- directions ---------------------------------------------------------------------------------------------------------
+
+    def find_directions(self):
+        """The files of the directions that the flags name, read; nothing else is loaded yet -> list of Stored."""
+        s = self.settings
+        experiment = Experiment(s)
+        names = (s.multiple_attr or "").split() or [s.manual_checkpoint_name or s.load_from_checkpoint or experiment.base]
+        category, chosen = self.config.data.category, s.choose_checkpoint_num
+        found = [directions.read(directions.find(name, category, experiment.suffix, chosen)) for name in names]
+        for stored in found:
+            log.info("direction: %s", stored.path)
+            self.check_kind(stored)
+        return found
+
+    def check_kind(self, stored):
+        """A flag about the kind of direction must not contradict what the file holds."""
+        s = self.settings
+        kinds = {"delta_block": s.train_delta_block, "delta_h": s.train_delta_h}
+        if any(kinds.values()) and not kinds[stored.kind]:
+            raise UserError(f"{stored.path} was trained with {directions.FLAG[stored.kind]}: give that flag instead")
+        trained = stored.record.get("ignore_timesteps")
+        # With --num_mean_of_delta_hs, --ignore_timesteps says how to average.
+        if s.ignore_timesteps and trained is False and stored.kind == "delta_block" and not s.num_mean_of_delta_hs:
+            raise UserError(f"{stored.path} was trained without --ignore_timesteps: leave that flag out")
+
+    def record_of_training(self, prompts, t_edit, t_boost, timesteps, pairs, indices):
+        s = self.settings
+        names = ("clip_loss_w", "l1_loss_w", "id_loss_w", "clip_source", "lr_training", "scheduler_step_size", "sch_gamma")
+        about = {name: getattr(s, name) for name in (*names, "bs_train", "seed", "load_random_noise")}
+        about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": self.clip().identity()}
+        about |= {"images": digest(pairs.names_of_content(indices)), "n_images": len(indices), "started_from": None}
+        kind = "delta_block" if s.train_delta_block else "delta_h"
+        steps = self.model.timesteps(s.n_inv_step, s.t_0)
+        boost = None if t_boost is None else t_boost.value
+        ignore = s.ignore_timesteps
+        return training.new_record(self.model, kind, ignore, prompts, t_edit.value, timesteps, len(steps), about, boost)
+
+    def uses(self, found, s):
+        """Directions -> (list of Use, t_boost as a Value): each with its own interval and scale."""
+        named = (s.multiple_attr or "").split() or [None] * len(found)
+        flags = self.prompts()
+        asked = []
+        for name, direction in zip(named, found, strict=True):
+            own = direction.record.get("prompts") or PROMPTS.get(name)
+            # Of one direction, the flags' prompts count; of several, their own.
+            prompts = flags[0] if len(found) == 1 and flags else own
+            if len(found) == 1 and flags and own and tuple(own) != tuple(flags[0]):
+                log.warning('%s was trained for "%s" to "%s"; the prompts given are "%s" to "%s"', direction.name, *own, *flags[0])
+            asked.append((direction.name, direction.record, prompts and tuple(prompts)))
+        t_edits = settings.decide_t_edit(s, asked, self.curve, self.cosine)
+        t_boost = settings.decide_t_boost(s, [(d.name, d.record) for d in found], self.curve)
+        uses = []
+        for direction, t_edit in zip(found, t_edits, strict=True):
+            trained = direction.record.get("n_train_step") or s.steps("n_train_step")
+            if s.source("n_train_step") == "flag":
+                trained = s.steps("n_train_step")
+            scale = trained / s.steps("n_test_step") / len(found) ** 0.5
+            uses.append(Use(direction, t_edit, scale))
+            for line in settings.differences(s, direction.name, direction.record, t_edit):
+                log.warning(line)
+        return uses, t_boost
+
+    def global_use(self, editor, use, n, s):
+        """The mean of --num_mean_of_delta_hs training images in place of a direction."""
+        pairs, indices = self.pairs("train", s.num_mean_of_delta_hs, s, images=False)
+        pairs.fill(indices, s.bs_precompute, s.re_precompute)
+        alone = Use(use.direction, use.t_edit, use.scale * n**0.5)
+        settings_of_mean = (s.hs_coeff_delta_h, s.hs_coeff_origin_h, pairs, indices, s.bs_test, s.ignore_timesteps, self.store)
+        return Use(editor.mean_direction(alone, *settings_of_mean), use.t_edit, use.scale)
+
+    def tell(self, uses, t_boost, s):
+        """Say in a few lines what was decided, and return it for the settings' file."""
+        strength = s.hs_coeff_delta_h
+        for use in uses:
+            c = strength * use.scale
+            steps = s.get("n_test_step")
+            log.info("t_edit %s · %s steps (%s) · strength %+g = coefficient %.3g", use.t_edit, *_both(steps), strength, c)
+        log.info("t_boost %s", t_boost)
+        t_edits = [use.t_edit.value for use in uses]
+        each = [
+            {"name": use.direction.name, "t_edit": str(use.t_edit), "scale": use.scale, "record": use.direction.record}
+            for use in uses
+        ]
+        t_edit = None if not t_edits else t_edits[0] if len(set(t_edits)) == 1 else t_edits
+        return {"t_edit": t_edit, "t_boost": str(t_boost), "directions": each}
+
+    # ---- results ------------------------------------------------------------------------------------------------------------
+
+    def write_report(self, experiment):
         """report.html, of what lies in the experiment's folder and the LPIPS curves that its intervals belong to."""
         try:
-            curve = self.curve
+            curve = self.curve()
         except UserError:  # No loss: without curves the flags have set the intervals.
             curve = None
-        log.info("report: %s", report.write(self.experiment.folder, curve, self.curve_name))
+        name = curves.name_of_curve(self.config, self.settings.custom_dataset_name)
+        log.info("report: %s", page.write(experiment.folder, curve, name, options.DEFAULTS))
 
     def save_reconstructions(self, pairs, indices, split):
         """Inverted images beside what the plain process makes of their latents."""
-        folder = self.experiment.folder / "image_samples" / f"precomputed_{split}"
-        for batch in tqdm(pairs.batches(indices, self.args.bs_precompute), desc="generating back", unit="batch"):
-            x_0 = self.plain_sample(batch.x_T)
+        s = self.settings
+        folder = Experiment(s).folder / "image_samples" / f"precomputed_{split}"
+        timesteps = self.model.timesteps(s.n_inv_step, s.t_0)
+        for batch in tqdm(pairs.batches(indices, s.bs_precompute), desc="generating back", unit="batch"):
+            x_0 = self.model.run(batch.x_T, timesteps)
             for i, index in enumerate(batch.indices):
                 columns = ["original", "reconstruction"]
-                self.later(images.save_grid, folder / f"{index:06d}.png", [[batch.x_0[i], x_0[i]]], columns)
+                self.later(pictures.save_grid, folder / f"{index:06d}.png", [[batch.x_0[i], x_0[i]]], columns)
 
-    @cached_property
-    def measured_prompts(self):
+    def measured_prompts(self, found):
         """The (source, target) prompts whose edit --evaluate measures: the flags', else what the direction was trained for."""
-        found = self.prompts or [settings["prompts"] for _, settings in self.loaded if "prompts" in settings]
-        if len(found) != 1:
+        prompts = self.prompts() or [tuple(d.record["prompts"]) for d in found if d.record.get("prompts")]
+        if len(prompts) != 1:
             raise UserError("--evaluate needs the prompts of the edit: give --edit_attr, or one --src_txts and one --trg_txts")
-        return tuple(found[0])
+        return tuple(prompts[0])
 
-    def new_evaluation(self, intervals_found):
+    def open_evaluation(self, prompts, experiment, about):
         """An Evaluation with every gauge that this configuration can have."""
-        args, prompts = self.args, self.measured_prompts
-        open_gauges = {
-            gauges.Clip.name: lambda: gauges.Clip(self.clip, *prompts),
-            gauges.Lpips.name: lambda: gauges.Lpips(self.device),
-            gauges.Fidelity.name: gauges.Fidelity,
-            gauges.Segments.name: self.open_segments,
-            gauges.Identity.name: lambda: gauges.Identity(self.device),
-            gauges.Inception.name: lambda: gauges.Inception(self.device),
-        }
-        if hasattr(self.config, "judge"):
-            open_gauges[gauges.Judged.name] = self.open_judged
-        settings = {"config": str(args.config), "experiment": self.experiment.name, "prompts": prompts, **intervals_found}
-        settings |= {"clip": self.clip_name, "segmenter": str(self.segmenter), "n_test_step": args.n_test_step}
-        return Evaluation(open_gauges, settings, self.device)
+        s, device = self.settings, self.model.device
+        segmenter = find_segmenter(s.segmenter) if s.segmenter else self.config.segmenter_path()
+        clip_name = str(s.clip_model_name or self.config.clip_name())
+        openers = gauges.openers(self.config, self.clip, prompts, segmenter, device)
+        told = {"config": str(self.config.path), "experiment": experiment.name, "prompts": prompts, **about}
+        told |= {"clip": clip_name, "segmenter": str(segmenter), "n_test_step": s.n_test_step}
+        return Evaluation(openers, told, device)
 
-    def open_segments(self):
-        if self.segmenter is None:
-            raise UserError("give --segmenter, a TorchScript file or a name of torchvision's")
-        return gauges.Segments(open_segmenter(self.segmenter, self.device))
 
-    def open_judged(self):
-        """The judge, on what an attribute of these prompts aims at."""
-        about = self.config.judge
-        aims = {PROMPTS[attribute]: aim for attribute, aim in vars(about.aims).items()}
-        if self.measured_prompts not in aims:
-            raise UserError(f"it judges {', '.join(vars(about.aims))}, and none has these prompts")
-        judge = checkpoints.load_judge(ROOT / about.weights, self.device)
-        return gauges.Judged(judge, aims[self.measured_prompts], about.kept)
+def _both(value):
+    return value.value, value.source

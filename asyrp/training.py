@@ -1,16 +1,21 @@
 """Learning delta_h: one optimiser step per timestep of the editing interval (paper section 3.4 and appendix, algorithm 1)."""
 
+from copy import deepcopy
 from itertools import chain, pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from asyrp import process
-from utils.errors import UserError
-from asyrp.hspace import Edit
+from asyrp import hspace, process
+from asyrp.acceleration.fast_unet import autocast
+from asyrp.data.pairs import Batch
+from asyrp.directions import Direction
+from asyrp.model import check_interval
+from asyrp.origin import PlainTrajectories
+from losses.clip_loss import ClipLoss, clip_term, directional_loss
 from utils.devices import to_device
-from losses.clip_loss import clip_term, directional_loss
+from utils.errors import UserError
 
 COLUMNS = ("l1", "clip_directional", "clip", "id", "total")
 
@@ -113,7 +118,7 @@ def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain,
     direction: a Direction of asyrp.hspace with parameters; `steps` from `edit_steps`; `plain` a PlainTrajectories. The state is
     detached after each step. Raises LossNotFinite; the direction is spoilt then.
     """
-    edit = Edit([direction], [1.0])
+    edit = hspace.Edit([direction], [1.0])
     x_edit = x_plain = to_device(batch.x_T, device)
     prepared = loss.prepare(batch.indices, to_device(batch.x_0, device))
     keys = [[(index, t) for index in batch.indices] for t, _ in steps]
@@ -147,3 +152,110 @@ def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain,
     if walk_plain:
         plain.put(batch, torch.stack(plain_steps, dim=1))
     return Result(losses, P_plain, P_edit.detach())
+
+
+# ---- a whole training -------------------------------------------------------------------------------------------------------
+
+
+def new_function(model, kind="delta_block", ignore_timesteps=False, timesteps=(), seed=0):
+    """What is trained: a delta block with random weights, or zeros for each of `timesteps` (one for all of them when
+    `ignore_timesteps`)."""
+    if kind == "delta_block":
+        torch.manual_seed(seed)  # the start must not depend on what was built before
+        return hspace.BlockDirection(model.unet.new_delta_block(), ignore_timesteps).to(model.device)
+    shape = (1, model.unet.h_ch, model.unet.h_size, model.unet.h_size)
+    return hspace.GivenDirection.zeros(shape, [None] if ignore_timesteps else list(timesteps)).to(model.device)
+
+
+def new_loss(clip, prompts, weights, source="x0", id_loss=None, precision="fp32"):
+    """An EditLoss for (source, target) prompts. clip: a ClipLoss."""
+    encode = autocast(precision, clip.mean.device)(clip.encode_images)
+    return EditLoss(encode, clip.direction(*prompts), clip.cosine(*prompts), weights, source, id_loss)
+
+
+def learning_rate(lr, step_size, gamma, epoch):
+    """Of the epoch with this number, counted from 0: it falls to `gamma` of what it was after every `step_size` epochs."""
+    return lr * gamma ** (epoch // step_size)
+
+
+def train_epoch(model, function, batches, steps, loss, optimizer, plain):
+    """One epoch -> yields (Batch, Result) after each batch.
+
+    When LossNotFinite is raised, the direction is what it was before that batch.
+    """
+    for batch in batches:
+        before = deepcopy(function.state_dict())
+        try:
+            result = train_batch(model.unet, function, batch, model.schedule, steps, loss, optimizer, plain, model.device)
+        except LossNotFinite:
+            function.load_state_dict(before)
+            raise
+        yield batch, result
+
+
+def train_direction(
+    model,
+    images,
+    src,
+    trg,
+    *,
+    clip=None,
+    t_edit,
+    kind="delta_block",
+    ignore_timesteps=False,
+    n_steps=40,
+    t_0=None,
+    epochs=1,
+    batch_size=1,
+    lr=0.5,
+    scheduler_step_size=3,
+    sch_gamma=0.1,
+    clip_w=0.8,
+    l1_w=3.0,
+    clip_source="x0",
+    id_loss=None,
+    id_w=0.0,
+    seed=0,
+    callback=None,
+):
+    """Learn a direction from images and two prompts -> Direction.
+
+    images: (N, 3, H, W) in [-1, 1], which are inverted first. clip: a ClipLoss, or what names one; by default the config's. The
+    defaults of loss and learning rate are those the paper used for CelebA-HQ. callback(epoch, Batch, Result) sees each batch.
+
+    Raises UserError: an interval without timesteps, a prompt that CLIP cannot tell from the other, a loss that is not finite.
+    """
+    timesteps = model.timesteps(n_steps, t_0)
+    check_interval(timesteps, [t_edit], ["this direction"])
+    if not isinstance(clip, ClipLoss):
+        clip = ClipLoss(clip or model.config.clip_name(), model.device)
+    batch_indices = [list(range(i, min(i + batch_size, len(images)))) for i in range(0, len(images), batch_size)]
+    batches = []
+    for some in batch_indices:
+        x_T = model.invert(images[some], n_steps, t_0).cpu()
+        batches.append(Batch(some, [f"image {i}" for i in some], images[some].cpu(), x_T))
+    steps = edit_steps(timesteps, t_edit)
+    function = new_function(model, kind, ignore_timesteps, [t for t, _ in steps], seed)
+    loss = new_loss(clip, (src, trg), Weights(clip_w, l1_w, id_w), clip_source, id_loss, model.precision)
+    optimizer = torch.optim.SGD(function.parameters(), lr=lr)
+    plain = PlainTrajectories(ram=2**31 if epochs > 1 else 0)
+    for epoch in range(epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(lr, scheduler_step_size, sch_gamma, epoch)
+        for batch, result in train_epoch(model, function, batches, steps, loss, optimizer, plain):
+            if callback is not None:
+                callback(epoch, batch, result)
+    training = {"clip_loss_w": clip_w, "l1_loss_w": l1_w, "id_loss_w": id_w, "clip_source": clip_source, "seed": seed}
+    training |= {"lr_training": lr, "scheduler_step_size": scheduler_step_size, "sch_gamma": sch_gamma, "bs_train": batch_size}
+    training |= {"epochs": epochs, "images": len(images)}
+    record = new_record(model, kind, ignore_timesteps, (src, trg), t_edit, timesteps, n_steps, training)
+    return Direction(function, record, f"{src} to {trg}").requires_grad_(False)
+
+
+def new_record(model, kind, ignore_timesteps, prompts, t_edit, timesteps, n_inv_step, training, t_boost=None):
+    """The record of a direction that is trained over `timesteps` (see directions.py)."""
+    record = {"origin": "trained", "kind": kind, "ignore_timesteps": bool(ignore_timesteps), "prompts": list(prompts)}
+    record |= {"t_edit": t_edit, "t_boost": t_boost, "t_0": timesteps[-1]}
+    record |= {"n_inv_step": n_inv_step, "n_train_step": len(timesteps)}
+    record |= {"model": {"identity": model.identity, "architecture": model.architecture, "precision": model.precision}}
+    return record | {"training": dict(training)}

@@ -68,6 +68,10 @@ class ClipLoss(nn.Module):
         self._cosines, self._directions = {}, {}
         self.to(device)
 
+    def identity(self):
+        from utils.digests import digest
+        return digest(dict(self.model.state_dict()))
+
     def encode_images(self, images):
         """(B, 3, H, W) in [-1, 1], any size -> normalised features (B, D); differentiable."""
         images = (images.to(self.mean) + 1) / 2

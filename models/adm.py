@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-GROUPS = 32
-
 
 class GroupNorm32(nn.GroupNorm):
     """GroupNorm computed in float32, as these networks were trained."""
@@ -21,8 +19,8 @@ class GroupNorm32(nn.GroupNorm):
         return super().forward(x.float()).to(x.dtype)
 
 
-def norm(channels):
-    return GroupNorm32(GROUPS, channels, eps=1e-5)
+def norm(channels, groups):
+    return GroupNorm32(groups, channels, eps=1e-5)
 
 
 def timestep_embedding(t, dim):
@@ -44,12 +42,14 @@ def double(x):
 class ResBlock(nn.Module):
     """Residual block; `resample` (halve or double) changes the resolution between its normalisation and convolution."""
 
-    def __init__(self, in_ch, out_ch, emb_ch, dropout, scale_shift, resample=None):
+    def __init__(self, in_ch, out_ch, emb_ch, dropout, scale_shift, groups, resample=None):
         super().__init__()
         self.scale_shift, self.resample = scale_shift, resample
-        self.in_layers = nn.Sequential(norm(in_ch), nn.SiLU(), nn.Conv2d(in_ch, out_ch, 3, padding=1))
+        self.in_layers = nn.Sequential(norm(in_ch, groups), nn.SiLU(), nn.Conv2d(in_ch, out_ch, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_ch, 2 * out_ch if scale_shift else out_ch))
-        self.out_layers = nn.Sequential(norm(out_ch), nn.SiLU(), nn.Dropout(dropout), nn.Conv2d(out_ch, out_ch, 3, padding=1))
+        self.out_layers = nn.Sequential(
+            norm(out_ch, groups), nn.SiLU(), nn.Dropout(dropout), nn.Conv2d(out_ch, out_ch, 3, padding=1)
+        )
         self.skip_connection = nn.Identity() if in_ch == out_ch else nn.Conv2d(in_ch, out_ch, 1)
 
     def forward(self, x, emb):
@@ -67,42 +67,47 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Multi-head self-attention; the fused qkv is split into heads first, then into q, k, v (the "legacy" order)."""
+    """Multi-head self-attention; the fused qkv is split into heads first, then into q, k, v (the "legacy" order), or with
+    `new_order` into q, k, v first."""
 
-    def __init__(self, ch, head_ch):
+    def __init__(self, ch, heads, new_order, groups):
         super().__init__()
-        self.heads = ch // head_ch
-        self.norm = norm(ch)
+        self.heads, self.new_order = heads, new_order
+        self.norm = norm(ch, groups)
         self.qkv = nn.Conv1d(ch, 3 * ch, 1)
         self.proj_out = nn.Conv1d(ch, ch, 1)
 
     def forward(self, x):
         flat = x.flatten(2)
-        qkv = self.qkv(self.norm(flat)).unflatten(1, (self.heads, 3, -1)).transpose(3, 4)  # (B, heads, 3, HW, head_ch)
-        y = F.scaled_dot_product_attention(*qkv.unbind(2))
+        qkv = self.qkv(self.norm(flat))
+        parts, which = ((3, self.heads), 1) if self.new_order else ((self.heads, 3), 2)
+        q, k, v = qkv.unflatten(1, (*parts, -1)).transpose(3, 4).unbind(which)  # each (B, heads, HW, channels of a head)
+        y = F.scaled_dot_product_attention(q, k, v)
         return x + self.proj_out(y.transpose(2, 3).flatten(1, 2)).view(x.shape)
 
 
 class Downsample(nn.Module):
-    """Strided convolution, for networks without residual down-sampling."""
+    """Strided convolution, or the mean, for networks without residual down-sampling."""
 
-    def __init__(self, ch):
+    def __init__(self, ch, with_conv):
         super().__init__()
-        self.op = nn.Conv2d(ch, ch, 3, stride=2, padding=1)
+        self.op = nn.Conv2d(ch, ch, 3, stride=2, padding=1) if with_conv else nn.AvgPool2d(2)
 
     def forward(self, x):
         return self.op(x)
 
 
 class Upsample(nn.Module):
-    """Doubling and a convolution, for networks without residual up-sampling."""
+    """Doubling, and a convolution if there is one, for networks without residual up-sampling."""
 
-    def __init__(self, ch):
+    def __init__(self, ch, with_conv):
         super().__init__()
-        self.conv = nn.Conv2d(ch, ch, 3, padding=1)
+        if with_conv:
+            self.conv = nn.Conv2d(ch, ch, 3, padding=1)
 
     def forward(self, x):
-        return self.conv(double(x))
+        x = double(x)
+        return self.conv(x) if hasattr(self, "conv") else x
 
 
 class Block(nn.Sequential):
@@ -120,11 +125,11 @@ class DeltaBlock(nn.Module):
     `block(h, emb)` -> delta_h, both (B, C, h, w); emb is (B, E), or None for a direction without timesteps.
     """
 
-    def __init__(self, ch, emb_ch):
+    def __init__(self, ch, emb_ch, groups):
         super().__init__()
-        self.in_layers = nn.Sequential(norm(ch), nn.SiLU(), nn.Conv2d(ch, ch, 1))
+        self.in_layers = nn.Sequential(norm(ch, groups), nn.SiLU(), nn.Conv2d(ch, ch, 1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_ch, ch))
-        self.out_layers = nn.Sequential(norm(ch), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(ch, ch, 1))
+        self.out_layers = nn.Sequential(norm(ch, groups), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(ch, ch, 1))
 
     def forward(self, h, emb=None):
         y = self.in_layers(h)
@@ -148,55 +153,66 @@ class ADM(nn.Module):
         attn_resolutions,
         image_size,
         num_head_channels=64,
+        num_heads=-1,
+        num_heads_upsample=-1,
+        use_new_attention_order=False,
         dropout=0.0,
         in_channels=3,
         out_ch=3,
+        resamp_with_conv=True,
         resblock_updown=True,
         use_scale_shift_norm=True,
         learn_sigma=True,
+        norm_groups=32,
     ):
         super().__init__()
-        self.ch, self.image_size = ch, image_size
+        self.ch, self.image_size, self.norm_groups = ch, image_size, norm_groups
         self.emb_ch = emb_ch = 4 * ch
         self.time_embed = nn.Sequential(nn.Linear(ch, emb_ch), nn.SiLU(), nn.Linear(emb_ch, emb_ch))
 
         def res_block(in_ch, out, resample=None):
-            return ResBlock(in_ch, out, emb_ch, dropout, use_scale_shift_norm, resample)
+            return ResBlock(in_ch, out, emb_ch, dropout, use_scale_shift_norm, norm_groups, resample)
 
-        def attention(level, width):
-            at = image_size // 2**level in attn_resolutions
-            return [AttentionBlock(width, num_head_channels)] if at else []
+        upper_heads = num_heads if num_heads_upsample == -1 else num_heads_upsample
 
-        widths = [ch * m for m in ch_mult]
+        def attention_block(width, heads):
+            heads = heads if num_head_channels == -1 else width // num_head_channels
+            return AttentionBlock(width, heads, use_new_attention_order, norm_groups)
+
+        def attention(level, width, heads):
+            return [attention_block(width, heads)] if image_size // 2**level in attn_resolutions else []
+
+        def resized(resample, plain, width):
+            return res_block(width, width, resample) if resblock_updown else plain(width, resamp_with_conv)
+
+        widths = [int(ch * m) for m in ch_mult]
         last = len(widths) - 1
         current = widths[0]
         blocks, skip_ch = [Block(nn.Conv2d(in_channels, current, 3, padding=1))], [current]
         for level, width in enumerate(widths):
             for _ in range(num_res_blocks):
-                blocks.append(Block(res_block(current, width), *attention(level, width)))
+                blocks.append(Block(res_block(current, width), *attention(level, width, num_heads)))
                 skip_ch.append(width)
                 current = width
             if level < last:
-                blocks.append(Block(res_block(current, current, halve) if resblock_updown else Downsample(current)))
+                blocks.append(Block(resized(halve, Downsample, current)))
                 skip_ch.append(current)
         self.input_blocks = nn.ModuleList(blocks)
 
         self.h_ch, self.h_size = current, image_size // 2**last
-        self.middle_block = Block(
-            res_block(current, current), AttentionBlock(current, num_head_channels), res_block(current, current)
-        )
+        self.middle_block = Block(res_block(current, current), attention_block(current, num_heads), res_block(current, current))
 
         blocks = []
         for level, width in reversed(list(enumerate(widths))):
             for i in range(num_res_blocks + 1):
-                layers = [res_block(current + skip_ch.pop(), width), *attention(level, width)]
+                layers = [res_block(current + skip_ch.pop(), width), *attention(level, width, upper_heads)]
                 current = width
                 if level > 0 and i == num_res_blocks:
-                    layers.append(res_block(current, current, double) if resblock_updown else Upsample(current))
+                    layers.append(resized(double, Upsample, current))
                 blocks.append(Block(*layers))
         self.output_blocks = nn.ModuleList(blocks)
         out = 2 * in_channels if learn_sigma else out_ch
-        self.out = nn.Sequential(norm(current), nn.SiLU(), nn.Conv2d(current, out, 3, padding=1))
+        self.out = nn.Sequential(norm(current, norm_groups), nn.SiLU(), nn.Conv2d(current, out, 3, padding=1))
 
     def encode(self, x, t):
         """x (B, 3, H, W), t (B,) -> h (B, C, h, w), skips (a tuple, shallow to deep), emb (B, E)."""
@@ -223,4 +239,4 @@ class ADM(nn.Module):
 
     def new_delta_block(self):
         """A delta block for this network's h, with PyTorch's default random weights (paper: no zero initialisation)."""
-        return DeltaBlock(self.h_ch, self.emb_ch)
+        return DeltaBlock(self.h_ch, self.emb_ch, self.norm_groups)

@@ -60,3 +60,9 @@ def _renamed(key, levels):
         parts |= {"downsamplers": "downsample", "upsamplers": "upsample"}
         return f"{side}.{level}.{parts.get(part, part)}.{rest}"
     return key
+
+
+def read_unet_weights(path):
+    from utils import tensors
+    state_dict = tensors.state_dict_of(tensors.load(path), path)
+    return from_diffusers(state_dict) if is_diffusers(state_dict) else state_dict

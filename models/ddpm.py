@@ -10,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-GROUPS = 32
 
-
-def norm(channels):
-    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+def norm(channels, groups):
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def timestep_embedding(t, dim):
@@ -26,12 +24,12 @@ def timestep_embedding(t, dim):
 
 
 class ResnetBlock(nn.Module):
-    def __init__(self, in_ch, out_ch, emb_ch, dropout):
+    def __init__(self, in_ch, out_ch, emb_ch, dropout, groups):
         super().__init__()
-        self.norm1 = norm(in_ch)
+        self.norm1 = norm(in_ch, groups)
         self.conv1 = nn.Conv2d(in_ch, out_ch, 3, padding=1)
         self.temb_proj = nn.Linear(emb_ch, out_ch)
-        self.norm2 = norm(out_ch)
+        self.norm2 = norm(out_ch, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_ch, out_ch, 3, padding=1)
         if in_ch != out_ch:
@@ -49,9 +47,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """One head of self-attention over all positions; q, k, v are 1x1 convolutions."""
 
-    def __init__(self, ch):
+    def __init__(self, ch, groups):
         super().__init__()
-        self.norm = norm(ch)
+        self.norm = norm(ch, groups)
         self.q = nn.Conv2d(ch, ch, 1)
         self.k = nn.Conv2d(ch, ch, 1)
         self.v = nn.Conv2d(ch, ch, 1)
@@ -92,10 +90,10 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution: residual blocks, each followed by attention where the plan asks for it."""
 
-    def __init__(self, channels, emb_ch, dropout, attention):
+    def __init__(self, channels, emb_ch, dropout, attention, groups):
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(i, o, emb_ch, dropout) for i, o in channels)
-        self.attn = nn.ModuleList(AttnBlock(o) for _, o in channels) if attention else nn.ModuleList()
+        self.block = nn.ModuleList(ResnetBlock(i, o, emb_ch, dropout, groups) for i, o in channels)
+        self.attn = nn.ModuleList(AttnBlock(o, groups) for _, o in channels) if attention else nn.ModuleList()
 
     def step(self, j, x, emb):
         x = self.block[j](x, emb)
@@ -108,11 +106,11 @@ class DeltaBlock(nn.Module):
     `block(h, emb)` -> delta_h, both (B, C, h, w); emb is (B, E), or None for a direction without timesteps.
     """
 
-    def __init__(self, ch, emb_ch):
+    def __init__(self, ch, emb_ch, groups):
         super().__init__()
         self.conv1 = nn.Conv2d(ch, ch, 1)
         self.temb_proj = nn.Linear(emb_ch, ch)
-        self.norm2 = norm(ch)
+        self.norm2 = norm(ch, groups)
         self.conv2 = nn.Conv2d(ch, ch, 1)
 
     def forward(self, h, emb=None):
@@ -139,15 +137,16 @@ class DDPM(nn.Module):
         in_channels=3,
         out_ch=3,
         resamp_with_conv=True,
+        norm_groups=32,
     ):
         super().__init__()
-        self.ch, self.image_size = ch, image_size
+        self.ch, self.image_size, self.norm_groups = ch, image_size, norm_groups
         self.emb_ch = emb_ch = 4 * ch
         self.temb = nn.Module()
         self.temb.dense = nn.ModuleList([nn.Linear(ch, emb_ch), nn.Linear(emb_ch, emb_ch)])
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
 
-        widths = [ch * m for m in ch_mult]
+        widths = [int(ch * m) for m in ch_mult]
         resolutions = [image_size // 2**i for i in range(len(widths))]
         last = len(widths) - 1
 
@@ -155,7 +154,7 @@ class DDPM(nn.Module):
         skip_ch, current = [ch], ch
         for i, width in enumerate(widths):
             channels = [(current if j == 0 else width, width) for j in range(num_res_blocks)]
-            level = Level(channels, emb_ch, dropout, resolutions[i] in attn_resolutions)
+            level = Level(channels, emb_ch, dropout, resolutions[i] in attn_resolutions, norm_groups)
             skip_ch += [width] * num_res_blocks
             current = width
             if i < last:
@@ -165,9 +164,9 @@ class DDPM(nn.Module):
 
         self.h_ch, self.h_size = current, image_size // 2**last
         self.mid = nn.Module()
-        self.mid.block_1 = ResnetBlock(current, current, emb_ch, dropout)
-        self.mid.attn_1 = AttnBlock(current)
-        self.mid.block_2 = ResnetBlock(current, current, emb_ch, dropout)
+        self.mid.block_1 = ResnetBlock(current, current, emb_ch, dropout, norm_groups)
+        self.mid.attn_1 = AttnBlock(current, norm_groups)
+        self.mid.block_2 = ResnetBlock(current, current, emb_ch, dropout, norm_groups)
 
         up = []
         for i in reversed(range(len(widths))):
@@ -175,13 +174,13 @@ class DDPM(nn.Module):
             for _ in range(num_res_blocks + 1):
                 channels.append((current + skip_ch.pop(), widths[i]))
                 current = widths[i]
-            level = Level(channels, emb_ch, dropout, resolutions[i] in attn_resolutions)
+            level = Level(channels, emb_ch, dropout, resolutions[i] in attn_resolutions, norm_groups)
             if i > 0:
                 level.upsample = Upsample(current, resamp_with_conv)
             up.insert(0, level)
         self.up = nn.ModuleList(up)  # indexed by resolution as in the checkpoints: up[0] is the last to run
 
-        self.norm_out = norm(current)
+        self.norm_out = norm(current, norm_groups)
         self.conv_out = nn.Conv2d(current, out_ch, 3, padding=1)
 
     def encode(self, x, t):
@@ -220,4 +219,4 @@ class DDPM(nn.Module):
 
     def new_delta_block(self):
         """A delta block for this network's h, with PyTorch's default random weights (paper: no zero initialisation)."""
-        return DeltaBlock(self.h_ch, self.emb_ch)
+        return DeltaBlock(self.h_ch, self.emb_ch, self.norm_groups)

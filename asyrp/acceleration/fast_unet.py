@@ -13,7 +13,7 @@ from torch._inductor import config as inductor
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
-from asyrp import winograd
+from asyrp.acceleration import winograd
 from utils.errors import UserError
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

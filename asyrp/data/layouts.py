@@ -27,33 +27,33 @@ UNDIVIDED = ("FFHQ", "MetFACE")
 TEST_IMAGES = 500
 
 
-def check_flags(config, args):
+def check_image_settings(config, train_folder, test_folder, class_number, align_face):
     """Raise UserError for flags about images that do not fit the dataset."""
-    given = [args.custom_train_dataset_dir, args.custom_test_dataset_dir]
+    given = [train_folder, test_folder]
     custom = config.data.category == CUSTOM
-    if args.target_class_num and (config.data.dataset != "IMAGENET" or custom or all(given)):
+    if class_number and (config.data.dataset != "IMAGENET" or custom or all(given)):
         raise UserError("--target_class_num picks a class of ImageNet, and no image would come from there: leave it out")
-    if args.align_face and not (custom or any(given)):
+    if align_face and not (custom or any(given)):
         raise UserError("--align_face is for portraits of your own: name their folder with --custom_test_dataset_dir")
 
 
-def open_split(config, split, args, align=None):
+def open_split(config, split, folder=None, class_number=None, align=None):
     """The images of "train" or "test" -> dataset.
 
     A --custom_<split>_dataset_dir wins over the configuration's folder. align: see `Images`; for images of one's own only.
     Raises UserError when there are none, naming every place that was looked at.
     """
     size, kind = config.data.image_size, config.data.dataset
-    if given := getattr(args, f"custom_{split}_dataset_dir"):
-        return open_folder(given, size, align)
+    if folder:
+        return open_folder(folder, size, align)
     if config.data.category == CUSTOM:
         kind = CUSTOM
     else:
         align = None
     folder = dataset_folder(config)
     places = [place.format(category=config.data.category) for place in LAYOUTS.get(kind, {}).get(split, [])] + [split]
-    if args.target_class_num:
-        places = [f"{place}/{wordnet_id(args.target_class_num)}" for place in places]
+    if class_number:
+        places = [f"{place}/{wordnet_id(class_number)}" for place in places]
     else:
         places.append(f"LMDB_{split}")
     for place in places:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from asyrp import metrics
+from asyrp.evaluation import metrics
 from utils.files import replacing
 from utils.errors import UserError
 

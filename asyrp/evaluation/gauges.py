@@ -10,12 +10,17 @@ says nothing about. A gauge whose weights are missing cannot be made: UserError 
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from asyrp import checkpoints, metrics
+from asyrp.evaluation import metrics
+from asyrp.evaluation.segmenter import open_segmenter
 from utils.errors import UserError
 from configs.paths_config import FID_INCEPTION, IR_SE50, weight_file
 from losses.id_loss import IdLoss
 from losses.lpips_alex import load_lpips
+from models.judge import load_judge
+from utils import tensors
 from utils.download import weights_at
+from utils.files import ROOT
+from utils.text_dic import PROMPTS
 
 LEAST = 500  # images below which two sets are not compared
 
@@ -172,7 +177,7 @@ class Inception:
         path = weight_file(FID_INCEPTION)
         if not path.is_file():
             raise UserError(f"{path} is missing: python scripts/download.py fid_inception fetches it")
-        checkpoints.load(path)  # nothing but tensors: the library would run whatever else the file holds
+        tensors.load(path)  # nothing but tensors: the library would run whatever else the file holds
         try:
             metric = FrechetInceptionDistance(feature_extractor_weights_path=str(path))
         except RuntimeError as error:
@@ -192,3 +197,38 @@ class Inception:
 
     def distances(self):
         return self.features.distances("Inception (FID)", kernel=False)
+
+
+# ---- what a configuration can have --------------------------------------------------------------------------------------------
+
+
+def openers(config, clip, prompts, segmenter, device):
+    """{name of what is measured: function without arguments -> a gauge}, which raises UserError where one cannot be had.
+
+    clip: function without arguments -> ClipLoss. prompts: (source, target). segmenter: see segmenter.py, or None.
+    """
+    found = {
+        Clip.name: lambda: Clip(clip(), *prompts),
+        Lpips.name: lambda: Lpips(device),
+        Fidelity.name: Fidelity,
+        Segments.name: lambda: _open_segments(segmenter, device),
+        Identity.name: lambda: Identity(device),
+        Inception.name: lambda: Inception(device),
+    }
+    if config.judge is not None:
+        found[Judged.name] = lambda: _open_judged(config.judge, prompts, device)
+    return found
+
+
+def _open_segments(segmenter, device):
+    if segmenter is None:
+        raise UserError("give --segmenter, a TorchScript file or a name of torchvision's")
+    return Segments(open_segmenter(segmenter, device))
+
+
+def _open_judged(about, prompts, device):
+    """The judge, on what an attribute of these prompts aims at."""
+    aims = {PROMPTS[attribute]: aim for attribute, aim in about.aims.items() if attribute in PROMPTS}
+    if tuple(prompts) not in aims:
+        raise UserError(f"it judges {', '.join(about.aims)}, and none has these prompts")
+    return Judged(load_judge(ROOT / about.weights, device), aims[tuple(prompts)], about.kept)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from asyrp import images
+from asyrp.report import pictures as drawing
 
 OVERVIEW_ROWS = 64  # images in the picture of all
 
@@ -24,11 +24,11 @@ class Album:
         self.labels = [label for label, _ in before] + self.columns
         for i, index in enumerate(batch.indices):
             pictures = [column[i] for _, column in edited]
-            grid = images.in_rows([column[i] for _, column in before], pictures, len(self.columns))
-            self.later(images.save_grid, self.folder / f"{index:06d}.png", grid, self.labels, self.row_names)
+            grid = drawing.in_rows([column[i] for _, column in before], pictures, len(self.columns))
+            self.later(drawing.save_grid, self.folder / f"{index:06d}.png", grid, self.labels, self.row_names)
             if self.animation:
                 path = self.folder / f"{index:06d}.{self.animation}"
-                self.later(images.save_animation, [pictures], self.strengths, path)
+                self.later(drawing.save_animation, [pictures], self.strengths, path)
             if len(self.rows) < OVERVIEW_ROWS:
                 self.strips.append(pictures)
                 self.rows += grid
@@ -37,8 +37,17 @@ class Album:
     def save(self):
         """The picture of all -> its path."""
         if self.animation:
-            self.later(images.save_animation, self.strips, self.strengths, self.folder / f"all.{self.animation}")
+            self.later(drawing.save_animation, self.strips, self.strengths, self.folder / f"all.{self.animation}")
         overview = self.folder / "all.png"
-        self.later(images.save_grid, overview, self.rows, self.labels, self.names)
+        self.later(drawing.save_grid, overview, self.rows, self.labels, self.names)
         self.later.wait()
         return overview
+
+
+def axes(labels, names):
+    """Labels of the edits -> (of the columns, of the rows or None). names: of two directions, whose edits are a square."""
+    if len(names) != 2:
+        return labels, None
+    first, second = zip(*(label.split(", ") for label in labels), strict=True)
+    side = round(len(labels) ** 0.5)
+    return [f"{names[1]} {strength}" for strength in second[:side]], [f"{names[0]} {strength}" for strength in first[::side]]

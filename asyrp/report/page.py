@@ -9,12 +9,12 @@ import jinja2
 import numpy as np
 import yaml
 
-from asyrp import evaluation, images
 from asyrp.report.charts import HEIGHT, WIDTH, Line, Span, line_chart
-from utils.files import replacing
+from asyrp.evaluation import evaluation
+from asyrp.report import pictures as drawing
 from asyrp.report.losslog import read_losses
-from asyrp.options import build_parser
 from asyrp.training import COLUMNS
+from utils.files import replacing
 
 NAME = "report.html"
 PICTURES = "report_pictures.json"
@@ -32,7 +32,7 @@ TEMPLATES = jinja2.Environment(
 
 def data_uri(image):
     """Tensor (3, H, W) in [-1, 1] -> the picture as text: PNG when small, WebP otherwise."""
-    picture, stream = images.to_pil(image), io.BytesIO()
+    picture, stream = drawing.to_pil(image), io.BytesIO()
     picture.thumbnail((LARGEST, LARGEST))
     kind, options = ("png", {"optimize": True}) if max(picture.size) <= SHARP else ("webp", {"quality": 90})
     picture.save(stream, kind, **options)
@@ -67,8 +67,9 @@ class Gallery:
             beside.write_text(json.dumps({**self.about, "labels": self.labels, "images": self.shown}))
 
 
-def write(folder, curve=None, curve_name=""):
+def write(folder, curve=None, curve_name="", defaults=None):
     """Write the report of an experiment's folder -> its path. curve: the LPIPS curves its intervals belong to, or None.
+    defaults: {flag: default}, so that the page can mark what is another value.
 
     Read are settings_<mode>.yml, losses.csv, the pictures that a Gallery saved, and evaluation.json; what is not there is left
     out.
@@ -88,7 +89,7 @@ def write(folder, curve=None, curve_name=""):
         curve=curve and intervals_chart(curve, latest["t_edit"], latest["t_boost"]),
         curve_name=curve_name,
         losses=loss_charts(read_losses(folder)),
-        flags=flag_rows(settings),
+        flags=flag_rows(settings, defaults or {}),
         yaml=yaml.safe_dump(latest["config"], sort_keys=False),
         width=WIDTH,
         height=HEIGHT,
@@ -153,7 +154,9 @@ def strength_sliders(labels, names):
 def intervals_chart(curve, t_edit, t_boost):
     """The LPIPS curves with the editing interval and that of quality boosting."""
     end = int(curve.t[-1])
-    spans = [Span(f"t_edit = {t_edit}", t_edit, end)] if t_edit is not None and t_edit < end else []
+    # Several directions have an interval each.
+    t_edits = [t for t in (t_edit if isinstance(t_edit, list) else [t_edit]) if t is not None and t < end]
+    spans = [Span(f"t_edit = {t}", t, end) for t in dict.fromkeys(t_edits)]
     spans += [Span(f"t_boost = {t_boost}", 0, t_boost)] if t_boost else []
     said = "; ".join(f"{span.label}, t = {span.start} to {span.end}" for span in spans)
     lines = [
@@ -201,13 +204,12 @@ def means(values, groups):
     return np.bincount(groups, values) / np.bincount(groups)
 
 
-def flag_rows(settings):
+def flag_rows(settings, defaults):
     """The flags of the modes -> list of (name, {mode: value}, default, whether a mode has another value than the default)."""
-    parser = build_parser()
     names = dict.fromkeys(name for found in settings.values() for name in found["flags"])
     rows = []
     for name in names:
-        default = parser.get_default(name)
+        default = defaults.get(name)
         values = {mode: found["flags"].get(name, default) for mode, found in settings.items()}
         rows.append((name, values, default, any(value != default for value in values.values())))
     return rows

@@ -102,3 +102,7 @@ def plot_curves(curve, path, title, t_edit=None, t_boost=None):
     axes.legend()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def point_labels(points):
+    return [", ".join(f"{x:+.4g}" for x in p) for p in points]

@@ -1,0 +1,71 @@
+"""Where LPIPS curves lie: those measured on a model are in the store, the published ones in utils/lpips_curves/."""
+
+import logging
+
+from asyrp import intervals, store
+from utils.errors import UserError
+from utils.files import ROOT, shown
+
+log = logging.getLogger(__name__)
+
+PUBLISHED = ROOT / "utils" / "lpips_curves"
+# Whose published curves a category uses, and a dataset key with category CUSTOM.
+OF_CATEGORY = {
+    "CelebA_HQ": "celeba",
+    "CelebA_HQ_P2": "celeba",
+    "FFHQ": "celeba",
+    "dog": "afhq",
+    "bedroom": "bedroom",
+    "church_outdoor": "church",
+    "metfaces": "metface",
+    "AVATAR": "avatar",
+}
+OF_DATASET = {"CelebA_HQ": "celeba", "CelebA_HQ_P2": "celeba", "FFHQ": "celeba", "AFHQ": "afhq", "MetFACE": "metface"}
+
+
+def name_of_curve(config, name=None):
+    """The name under which a run measures and reads curves: the given one, else the category's, else the category itself."""
+    return name or _published(config.data) or config.data.category
+
+
+def _published(data):
+    return OF_DATASET.get(data.dataset) if data.category == "CUSTOM" else OF_CATEGORY.get(data.category)
+
+
+def keep_curve(kept, curve, model, images, name):
+    """Put a measured Curve into the store. images: digests of the measured images, in order."""
+    key = store.curve_key(model, curve.t.tolist(), images)
+    about = {"model": model.identity, "precision": model.precision, "name": name, "images": len(images)}
+    kept.write("curve", key, curve.to_tensors(), about)
+    return kept.path("curve", key)
+
+
+def find_curve(kept, model, name=None):
+    """The LPIPS curves of a model -> Curve.
+
+    name: --custom_dataset_name. Without it: those measured on this very model, the newest first, else the published ones of its
+    category. With it: those of that name, measured on this model before another's, else the published ones of that name.
+    Raises UserError when there are none: no model takes another's by itself.
+    """
+    wanted = [lambda about: about.get("model") == model.identity and name in (None, about.get("name"))]
+    if name is not None:
+        wanted.append(lambda about: about.get("name") == name)
+    for is_wanted in wanted:
+        if key := kept.newest("curve", is_wanted):
+            about = kept.about("curve", key)
+            log.info("LPIPS curves: %s, measured on %d images", kept.path("curve", key), about["images"])
+            if about["model"] != model.identity:
+                log.warning("the curves %s were measured on another model, %s", name, about["model"])
+            return intervals.Curve.from_tensors(kept.read("curve", key))
+    published = name or _published(model.config.data)
+    path = PUBLISHED / f"{published}.csv"
+    if published and path.is_file():
+        log.info("LPIPS curves: %s, published", shown(path))
+        return intervals.Curve.read(path)
+    known = ", ".join(sorted(path.stem for path in PUBLISHED.glob("*.csv")))
+    what = f"named {name}" if name else f"for category {model.config.data.category}"
+    raise UserError(
+        f"no LPIPS curves {what}: measure them with --lpips, or take others with --custom_dataset_name ({known}), or set "
+        "--user_defined_t_edit and --user_defined_t_addnoise"
+    )
+

@@ -1,0 +1,280 @@
+"""Directions in h-space with their records: what was learned, and how. Files of ours, of the 2023 release, and safetensors.
+
+A record is a mapping of plain data:
+
+    kind               "delta_block" or "delta_h"
+    ignore_timesteps   whether it serves all timesteps alike
+    prompts            [source, target]
+    t_edit, t_boost    the intervals it was made for; t_boost only where it was known
+    t_0, n_inv_step, n_train_step
+    model              identity and architecture of the model it was learned on (see model.py)
+    training           everything else that the result depends on: loss, learning rate, images, CLIP, seed ...
+    origin             "trained", "mean of <n> images", "2023 release"
+
+Strength 1 is what a direction was trained as.
+"""
+
+import json
+import logging
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from asyrp import hspace
+from utils import tensors
+from utils.digests import digest
+from utils.errors import UserError
+from utils.files import ROOT, shown
+from utils.text_dic import PROMPTS
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = Path("checkpoint")
+SHIPPED = ROOT / "pretrained"
+SUFFIXES = (".pth", ".safetensors")
+FLAG = {"delta_block": "--train_delta_block", "delta_h": "--train_delta_h"}
+# Of the files of the 2023 release, and ours: <experiment>_LC_<category>_t<t_0>_ninv<n>_ngen<n>[_<epoch>[_<images>]]
+NAME = re.compile(r"(?P<experiment>.+)_LC_(?P<category>.+)_t(?P<t_0>\d+)_ninv(?P<n_inv>\d+)_ngen(?P<n_train>\d+)(?:_\d+)*")
+
+
+class Direction(nn.Module):
+    """A direction: `direction(h, emb, t)` -> delta_h (see hspace.py), with its `record` and a `name` to show."""
+
+    def __init__(self, function, record, name):
+        super().__init__()
+        self.function, self.record, self.name = function, dict(record), name
+
+    def forward(self, h, emb, t):
+        return self.function(h, emb, t)
+
+    @property
+    def kind(self):
+        return kind_of(self.function)
+
+    def state(self):
+        """In the form of the published checkpoints: {"0": state dict of the delta block}, or with a learned delta_h
+        {"<timestep>": tensor}, {"0": tensor} where one serves all timesteps."""
+        if self.kind == "delta_block":
+            return {"0": self.function.block.state_dict()}
+        return {str(0 if t is None else t): delta for t, delta in self.function.items()}
+
+    def digest(self):
+        """Sixteen digits that change with what was learned."""
+        return digest(self.kind, self.record.get("ignore_timesteps", False), self.state())
+
+    def scale(self, n_steps):
+        """The coefficient that is strength 1 over `n_steps` steps: fewer of them add up to less than in training."""
+        return hspace.coefficients(1.0, 1, self.record.get("n_train_step") or n_steps, n_steps)[0]
+
+
+def kind_of(function):
+    return "delta_block" if isinstance(function, hspace.BlockDirection) else "delta_h"
+
+
+# ---- files ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stored:
+    """A direction's file, read, and not yet built for a model. `more`: what else lies in it (optimizer, scheduler)."""
+
+    path: Path
+    parts: dict
+    record: dict
+    more: dict = field(default_factory=dict)
+
+    @property
+    def name(self):
+        return self.path.name
+
+    @property
+    def kind(self):
+        return "delta_block" if all(isinstance(part, dict) for part in self.parts.values()) else "delta_h"
+
+    @property
+    def experiment(self):
+        """The name of the experiment that wrote it, as far as the file's name says."""
+        match = NAME.fullmatch(self.path.stem)
+        return match["experiment"] if match else self.path.stem
+
+
+def read(path):
+    """A direction's file -> Stored. Raises UserError when it is damaged or no direction."""
+    path = Path(path)
+    contents = tensors.load(path)
+    record = None
+    if isinstance(contents, dict) and tensors.is_safetensors(path):
+        record = tensors.metadata_of(path).get("record")
+        contents = _nested(contents)
+    numbered, more = {}, {}
+    for name, value in contents.items() if isinstance(contents, dict) else ():
+        if str(name).isdigit():
+            numbered[int(name)] = value
+        else:
+            more[name] = value
+    kinds = {type(value) for value in numbered.values()}
+    if len(kinds) != 1 or not kinds <= {dict, torch.Tensor}:
+        # OrderedDict is what torch saves.
+        if not (numbered and all(isinstance(value, dict) for value in numbered.values())):
+            raise UserError(f"{path} holds no direction in h-space; give a checkpoint that --run_train wrote")
+    if record is None:
+        record = more.pop("record", None)
+    try:
+        record = json.loads(record) if isinstance(record, str) else record
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: its record cannot be read; fetch it again, or train it again") from error
+    if record is not None and not isinstance(record, dict):
+        raise UserError(f"{path} is damaged: its record is no mapping; fetch it again, or train it again")
+    return Stored(path, numbered, record if record is not None else record_of_name(path.stem), more)
+
+
+def record_of_name(stem):
+    """What the name of a file of the 2023 release says; {} for another name."""
+    match = NAME.fullmatch(stem)
+    if match is None:
+        return {"origin": "unknown"}
+    record = {name: int(match[group]) for name, group in NAME_GROUPS.items()}
+    record |= {"origin": "2023 release", "category": match["category"]}
+    if match["experiment"] in PROMPTS:
+        record["prompts"] = list(PROMPTS[match["experiment"]])
+    return record
+
+
+NAME_GROUPS = {"t_0": "t_0", "n_inv_step": "n_inv", "n_train_step": "n_train"}
+
+
+def save(direction, path, more=None):
+    """Write a direction with its record: .safetensors, or the published form of a checkpoint. more: optimizer, scheduler."""
+    if Path(path).suffix == ".safetensors":
+        record = json.dumps(direction.record)
+        tensors.save_safetensors(_flat(direction.state()), path, {"format": "asyrp direction", "record": record})
+    else:
+        tensors.save({**direction.state(), **(more or {}), "record": direction.record}, path)
+
+
+def _flat(state):
+    flat = {}
+    for number, part in state.items():
+        flat |= {f"{number}.{name}": value for name, value in part.items()} if isinstance(part, dict) else {number: part}
+    return flat
+
+
+def _nested(flat):
+    nested = {}
+    for name, value in flat.items():
+        number, dot, rest = name.partition(".")
+        if dot and number.isdigit():
+            nested.setdefault(number, {})[rest] = value
+        else:
+            nested[name] = value
+    return nested
+
+
+# ---- for a model ------------------------------------------------------------------------------------------------------------
+
+
+def load_direction(name_or_path, model):
+    """A path, a name under checkpoint/, or a direction that ships with the model -> frozen Direction on the model's device.
+
+    Raises UserError when there is none, when it is damaged, or when it belongs to another architecture.
+    """
+    return build(read(find(name_or_path, model.config.data.category)), model)
+
+
+def build(stored, model, ignore_timesteps=False):
+    """Stored -> frozen Direction for a model. ignore_timesteps: what to take where the record does not say."""
+    record = {"ignore_timesteps": ignore_timesteps} | stored.record | {"kind": stored.kind}
+    check_model(stored, model)
+    if stored.kind == "delta_block":
+        function = hspace.BlockDirection(_block(stored, model), record["ignore_timesteps"])
+    else:
+        function = hspace.GivenDirection(_deltas(stored, model))
+        record["ignore_timesteps"] = function.keys == [None]
+    return Direction(function, record, stored.name).requires_grad_(False).to(model.device)
+
+
+def _block(stored, model):
+    if len(stored.parts) > 1:
+        n = len(stored.parts)
+        raise UserError(f"{stored.path} holds {n} delta blocks; write each to a file of its own, for --multiple_attr")
+    [weights] = stored.parts.values()
+    block = model.unet.new_delta_block()
+    tensors.load_strictly(block, weights, stored.path, "the delta block of this model")
+    return block
+
+
+def _deltas(stored, model):
+    shape = (1, model.unet.h_ch, model.unet.h_size, model.unet.h_size)
+    if any(part.shape != shape for part in stored.parts.values()):
+        raise UserError(f"{stored.path} is a direction of another model: its delta_h is not {' x '.join(map(str, shape[1:]))}")
+    return {None: stored.parts[0]} if list(stored.parts) == [0] else stored.parts
+
+
+def check_model(stored, model):
+    """A direction of another architecture is an error; one of the same architecture with other weights is said."""
+    made = stored.record.get("model")
+    if not made:
+        return
+    if made.get("architecture") != model.architecture:
+        raise UserError(
+            f"{stored.path} was trained on another architecture ({made.get('architecture')}, this model is "
+            f"{model.architecture}): use it with the config it was trained with, or train one for this model"
+        )
+    if made.get("identity") != model.identity:
+        log.warning(
+            "%s was trained on other weights of the same architecture (%s, these are %s): its effect may differ",
+            shown(stored.path),
+            made.get("identity"),
+            model.identity,
+        )
+
+
+# ---- where they lie ---------------------------------------------------------------------------------------------------------
+
+
+def find(name, category, suffix="", images=None):
+    """The file of a direction -> path.
+
+    name: a path, a name under checkpoint/, an experiment (with its suffix `_LC_...` or without), or a direction that ships with
+    the model of this category. suffix: of the experiment at hand, looked at first. images: choose the checkpoint that was
+    written within an epoch after so many images. Raises UserError that says where it was looked for.
+    """
+    name = str(name)
+    files = [Path(name), CHECKPOINTS / name, *(CHECKPOINTS / f"{name}{end}" for end in SUFFIXES)]
+    found = [path for path in files if path.is_file()]
+    if found and images is not None:
+        raise UserError(f"--choose_checkpoint_num chooses among an experiment's checkpoints: leave it out for {found[0]}")
+    for stem in dict.fromkeys((name + suffix, name)):
+        found += _epochs(re.escape(stem), images)
+    if not found:
+        found = _only_experiment(name, category, images)
+    if images is None:
+        shipped = SHIPPED / category.lower() / "directions"
+        found += [path for end in SUFFIXES if (path := shipped / f"{name}{end}").is_file()]
+    if not found:
+        within = "" if images is None else f" after {images} images (--choose_checkpoint_num)"
+        raise UserError(
+            f"no direction {name}{within}: looked for {CHECKPOINTS}/{name}{suffix}_<epoch>.pth and for a file of that name; "
+            "train it with --run_train, or give --manual_checkpoint_name"
+        )
+    return found[0]
+
+
+def _only_experiment(name, category, images):
+    """Checkpoints of the one experiment of this name whatever its steps; [] without one. Raises UserError for several."""
+    pattern = rf"({re.escape(name)}_LC_{re.escape(category)}_t\d+_ninv\d+_ngen\d+)_\d+\.pth"
+    stems = sorted({match[1] for path in CHECKPOINTS.glob("*.pth") if (match := re.fullmatch(pattern, path.name))})
+    if len(stems) > 1:
+        raise UserError(f"there are several experiments named {name} ({', '.join(stems)}): give one with its whole name")
+    return _epochs(re.escape(stems[0]), images) if stems else []
+
+
+def _epochs(stem, images):
+    """Checkpoints <stem>_<epoch>[_<images>].pth, the latest epoch first. stem: a regular expression."""
+    pattern = re.compile(stem + r"_(\d+)" + ("" if images is None else f"_{images}") + r"\.pth")
+    matches = [(pattern.fullmatch(path.name), path) for path in CHECKPOINTS.glob("*.pth")]
+    epochs = {int(match[1]): path for match, path in matches if match}
+    return [epochs[epoch] for epoch in sorted(epochs, reverse=True)]

@@ -1,0 +1,189 @@
+"""A frozen diffusion model: its U-Net and schedule on a device, and the identity that everything made with it refers to."""
+
+import logging
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from asyrp import hspace, process
+from asyrp.acceleration.fast_unet import FastUNet, set_tf32
+from asyrp.config import CONFIGS, Config, load_config
+from configs.paths_config import weight_place
+from models import build_unet
+from models.convert import read_unet_weights
+from utils import tensors
+from utils.devices import find_device, to_device
+from utils.digests import digest
+from utils.download import weights_at
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def open_model(config, weights=None, device=None, precision="fp32", compiled=False, recompute=False):
+    """A model, ready to invert, generate and edit.
+
+    config: a name under configs/ ("celeba.yml"), the path of a YAML, or a Config. weights: a file; by default the one that
+    configs/paths_config.py names, which is fetched when it is missing and published. device: "cpu", "cuda", "cuda:1"; by default
+    cuda where there is one. precision: "fp32", "tf32", "bf16" or "fp16", of the networks; this sets PyTorch's switches for TF32.
+    compiled, recompute: see FastUNet.
+
+    Raises UserError: a YAML that is wrong, weights that are missing, damaged or of another architecture, no such device.
+    """
+    config = config if isinstance(config, Config) else load_config(config)
+    device = find_device(device)
+    set_tf32(precision, device)
+    path = Path(weights) if weights is not None else weights_at(weight_place(config))
+    unet = load_unet(config, path)
+    architecture, identity = name_of(unet, config)
+    fast = FastUNet(unet.to(device), precision, compiled, recompute)
+    return Model(config, fast, process.Schedule.of(config.diffusion), device, precision, architecture, identity)
+
+
+def load_unet(config, path):
+    """A Config and a weight file -> frozen U-Net on the CPU, in eval mode. Raises UserError when they do not fit."""
+    with torch.device("meta"):
+        # Without memory for weights that are replaced at once.
+        unet = build_unet(config)
+    state_dict = read_unet_weights(path)
+    try:
+        tensors.load_strictly(unet, state_dict, path, f"the U-Net of {config.path.name}")
+    except tensors.Misfit as error:
+        message = str(error).removesuffix("; use the file that belongs to it")
+        raise UserError(f"{message}; {_remedy(error.state_dict)}") from error
+    return unet
+
+
+def name_of(unet, config):
+    """-> (architecture, identity), two texts. The architecture changes with every setting of the network; the identity also with
+    its weights and the noise schedule."""
+    kind = f"{unet.settings['type']}-{config.data.image_size}"
+    architecture = digest(unet.settings)
+    schedule = process.Schedule.of(config.diffusion)
+    return f"{kind}-{architecture}", f"{kind}-{digest(architecture, schedule.betas, dict(unet.state_dict()))}"
+
+
+class Model:
+    """`unet` (a FastUNet: encode, decode), `schedule`, `image_size`, `identity` and `architecture` (texts), `device`, `precision`.
+
+    Images are (B, 3, image_size, image_size) in [-1, 1]. Step counts are of timesteps evenly spread from 0 to t_0; 0 stands for
+    every timestep. t_0 None is the last timestep, T - 1.
+    """
+
+    def __init__(self, config, unet, schedule, device, precision, architecture, identity):
+        self.config, self.unet, self.schedule = config, unet, schedule
+        self.device, self.precision = device, precision
+        self.architecture, self.identity = architecture, identity
+        self.image_size = config.data.image_size
+
+    @property
+    def T(self):
+        return len(self.schedule.betas)
+
+    def timesteps(self, n_steps=40, t_0=None):
+        """Ascending timesteps (list of int). Raises UserError for a t_0 or a number of steps that the schedule has not."""
+        t_0 = self.T - 1 if t_0 is None else t_0
+        if not 1 <= t_0 < self.T:
+            raise UserError(f"--t_0 {t_0}: this model has {self.T} timesteps, 0 to {self.T - 1}; give 1 to {self.T - 1}")
+        if n_steps == 1 or not 0 <= n_steps <= t_0 + 1:
+            raise UserError(f"{n_steps} steps: must be 2 to {t_0 + 1}, or 0 for every timestep up to t_0 {t_0}")
+        return process.timesteps(n_steps, t_0)
+
+    def invert(self, images, n_steps=40, t_0=None, callback=None):
+        """x_0 -> x_T by DDIM inversion (B, 3, H, W), on the model's device. callback: see `process.invert`."""
+        self._check(images)
+        return process.invert(self.unet, to_device(images, self.device), self.schedule, self.timesteps(n_steps, t_0), callback)
+
+    def generate(self, x_T, n_steps=40, t_0=None):
+        """x_T -> x_0 by plain DDIM."""
+        return self.run(x_T, self.timesteps(n_steps, t_0))
+
+    def edit(self, x_T, directions, strengths=None, n_steps=40, t_edit=None, t_boost=0, seed=0, t_0=None):
+        """x_T -> edited x_0 by the asymmetric process (paper eq. 6 and 7).
+
+        directions: a Direction, or several. strengths: a number for each, by default 1; 1 is what a direction was trained as, at
+        any `n_steps`. t_edit: for all; by default each acts in the interval that its record states. t_boost: below it noise is
+        added back, drawn from `seed` for each image by its place in the batch.
+
+        Raises UserError where nothing would be edited, and where a t_edit is not known.
+        """
+        self._check(x_T)
+        directions = list(directions) if isinstance(directions, list | tuple) else [directions]
+        strengths = [1.0] * len(directions) if strengths is None else [float(s) for s in strengths]
+        if len(strengths) != len(directions):
+            raise UserError(f"{len(directions)} directions need as many strengths, not {len(strengths)}")
+        timesteps = self.timesteps(n_steps, t_0)
+        t_edits = [interval_of(direction, t_edit) for direction in directions]
+        check_interval(timesteps, t_edits, [getattr(direction, "name", "the direction") for direction in directions])
+        scale = 1 / len(directions) ** 0.5
+        c = [s * scale * d.scale(len(timesteps)) for s, d in zip(strengths, directions, strict=True)]
+        edit = hspace.Edit(directions, c, t_edits=t_edits)
+        noise = process.image_noise(seed, range(len(x_T)))
+        return self.run(x_T, timesteps, edit, t_edit=edit.t_edit, t_boost=t_boost, noise=noise)
+
+    def run(self, x_T, timesteps, edit=None, **settings):
+        """`process.generate` with this model's U-Net and schedule -> x_0. settings: t_edit, t_boost, noise and so on."""
+        x_T = to_device(x_T, self.device)
+        paired = self.unet.pays_to_pair(len(x_T))
+        return process.generate(self.unet, x_T, self.schedule, timesteps, edit=edit, paired=paired, **settings)
+
+    def _check(self, images):
+        shape, size = tuple(images.shape), self.image_size
+        if len(shape) != 4 or shape[1:] != (3, size, size):
+            raise UserError(f"this model takes tensors of (B, 3, {size}, {size}), not {shape}")
+
+
+def interval_of(direction, t_edit=None):
+    """The t_edit of a direction: the given one, else its record's. Raises UserError when neither is known."""
+    known = t_edit if t_edit is not None else direction.record.get("t_edit")
+    if known is None:
+        raise UserError(f"{direction.name} does not say its t_edit: give one")
+    return known
+
+
+def check_interval(timesteps, t_edits, names):
+    """Raise UserError for a direction whose interval holds no timestep: it would edit nothing."""
+    for t_edit, name in zip(t_edits, names, strict=True):
+        if t_edit > timesteps[-1]:
+            raise UserError(
+                f"t_edit {t_edit} of {name} lies above every timestep (the highest is {timesteps[-1]}): nothing would be edited; "
+                "lower t_edit or raise t_0"
+            )
+
+
+# ---- weights that do not fit ------------------------------------------------------------------------------------------------
+
+
+def fitting_configs(state_dict):
+    """Shipped configs whose U-Net, or whose delta block, has tensors of these names and shapes -> list of file names."""
+    return [name for name, networks in _shipped_shapes().items() if _shapes(state_dict) in networks]
+
+
+@cache
+def _shipped_shapes():
+    shapes = {}
+    for path in sorted(CONFIGS.glob("*.yml")):
+        # A user's own file there may be faulty; that is another error than the one to be told.
+        with suppress(UserError, ValueError), torch.device("meta"):
+            unet = build_unet(load_config(str(path)))
+            shapes[path.name] = [_shapes(module.state_dict()) for module in (unet, unet.new_delta_block())]
+    return shapes
+
+
+def _shapes(state_dict):
+    return {key: value.shape for key, value in state_dict.items()}
+
+
+def _remedy(state_dict):
+    if names := fitting_configs(state_dict):
+        return f"it would fit {', '.join(names)}"
+    if "conv_in.weight" in state_dict and "down.0.block.0.conv1.weight" in state_dict:
+        return f"these are DDPM++ weights with ch {state_dict['conv_in.weight'].shape[0]}: compare the config's model section"
+    if "input_blocks.0.0.weight" in state_dict:
+        ch = state_dict["input_blocks.0.0.weight"].shape[0]
+        return f"these are iDDPM/ADM weights with ch {ch}: compare the config's model section"
+    if "0" in state_dict or "layer_0" in state_dict:
+        return "this looks like a direction, not a U-Net: check --model_path"
+    return "use the file that belongs to the config"

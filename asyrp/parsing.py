@@ -1,0 +1,225 @@
+"""The command line, read: what was given, checked by itself and together. Needs nothing but the standard library."""
+
+import argparse
+import difflib
+import math
+import re
+
+from asyrp.options import DEFAULTS, FLAGS, MODES, WITHOUT_EFFECT
+from utils.errors import UserError
+
+DESCRIPTION = """Edit images with a frozen diffusion model by moving its bottleneck features, h-space (Asyrp, ICLR 2023).
+
+Five modes, in the order of a usual piece of work: --lpips measures where an edit should act, --just_precompute inverts
+images, --run_train learns a direction, --run_test edits images with it, --evaluate measures what the edit did.
+
+A setting has one value: that of its flag; else what the direction was trained with; else that of the section `editing` of the
+YAML; else the default that stands here."""
+
+EXAMPLES = """examples, on the model that the repository carries:
+  python main.py --lpips --config avatar.yml --n_train_img 100
+  python main.py --just_precompute --config avatar.yml --n_precomp_img 100
+  python main.py --run_train --config avatar.yml --exp runs/sad --edit_attr avatar_sad --train_delta_block
+  python main.py --run_test --config avatar.yml --exp runs/sad --delta_interpolation --min_delta -1 --max_delta 1.5"""
+
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises UserError instead of ending the program."""
+
+    def error(self, message):
+        raise UserError(f"{message}; see python main.py --help")
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """100 columns; a default is told where there is one to tell."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=34, width=100)
+
+
+def _help(flag):
+    return flag.text if flag.default in (None, False) else f"{flag.text} (default: {flag.default})"
+
+
+def build_parser():
+    """The parser of main.py; `main.py --help` prints it."""
+    parser = Parser(
+        prog="main.py",
+        usage="main.py --config YAML (--lpips | --just_precompute | --run_train | --run_test | --evaluate) [flags]",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=Help,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,  # only what was given is in the result
+    )
+    groups = {}
+    for flag in FLAGS.values():
+        group = groups.setdefault(flag.group, parser.add_argument_group(flag.group))
+        common = {"help": _help(flag).replace("%", "%%")}
+        if flag.kind == "switch":
+            group.add_argument(f"--{flag.name}", action="store_true", **common)
+        elif flag.kind == "zero_one":
+            group.add_argument(f"--{flag.name}", type=int, nargs="?", const=1, choices=(0, 1), **common)
+        else:
+            shape = {"choices": flag.choices} if flag.choices else {"metavar": flag.metavar or METAVARS[flag.kind]}
+            group.add_argument(f"--{flag.name}", type=flag.kind, nargs="+" if flag.many else None, **shape, **common)
+    return parser
+
+
+def parse_args(argv=None):
+    """Command line (list of str, by default the program's) -> (what was given, {name: value}; notices for the user).
+
+    Raises UserError for an unknown flag (naming the nearest one; not with --ignore_unknown_flags), a value outside its range,
+    and flags that contradict each other.
+    """
+    found, rest = build_parser().parse_known_args(argv)
+    given = vars(found)
+    without_effect, unknown = [], []
+    follows_ignored = False
+    for word in rest:
+        flag = word.split("=")[0]
+        if not flag.startswith("--"):
+            # The values of an ignored flag come with it; any other stray word is a slip.
+            if not follows_ignored:
+                raise UserError(f'"{word}" belongs to no flag; put quotes around a value with spaces')
+        elif flag[2:] in WITHOUT_EFFECT:
+            without_effect.append(flag)
+            follows_ignored = True
+        elif given.get("ignore_unknown_flags"):
+            unknown.append(flag)
+            follows_ignored = True
+        else:
+            near = difflib.get_close_matches(flag[2:], FLAGS, n=1, cutoff=0.0)
+            raise UserError(f"unknown flag {flag}; did you mean --{near[0]}? (--ignore_unknown_flags leaves such a flag out)")
+    check_values(given)
+    check_together(given)
+    notices = {"without effect, as in the 2023 release": without_effect, "unknown, left out": unknown}
+    return given, [f"{what}: {', '.join(flags)}" for what, flags in notices.items() if flags]
+
+
+def check_values(given):
+    """Raise UserError for a value that no run could use, whatever else is given."""
+    for name, value in given.items():
+        flag = FLAGS[name]
+        if flag.low is not None and not (math.isfinite(value) and flag.low <= value <= (flag.high or math.inf)):
+            raise UserError(f"--{name} {value}: must be {flag.range()}")
+        for text in value if flag.many else [value]:
+            if flag.kind is str and (not text.strip() or "\0" in text):
+                raise UserError(f"--{name}: its text is empty; give one, or leave the flag out")
+    for name in ("n_inv_step", "n_train_step", "n_test_step"):
+        if given.get(name) == 1:
+            raise UserError(f"--{name} 1: must be 2 or more, or 0 for every timestep up to t_0")
+    if name := given.get("custom_dataset_name"):
+        check_name("custom_dataset_name", name)
+    if "target_image_id" in given:
+        image_numbers(given["target_image_id"])
+    if "target_class_num" in given and not re.fullmatch(r"\d{1,3}|n\d{8}", given["target_class_num"]):
+        raise UserError(f"--target_class_num {given['target_class_num']}: must be 0 to 999, or a WordNet id as n02099601")
+    strengths(given.get("multiple_hs_coeff"))
+
+
+def check_name(flag, name):
+    """Raise UserError for a name that would lead out of the folder it belongs to."""
+    if not re.fullmatch(r"[\w.+-]+", name) or name.strip(".") == "":
+        raise UserError(f"--{flag} {name}: must be a plain name of letters, digits, _ + - and dots, without a folder")
+
+
+def image_numbers(text):
+    """ "3 7" -> [3, 7]. Raises UserError."""
+    words = text.split()
+    if not words or not all(re.fullmatch(r"\d{1,9}", word) for word in words):
+        raise UserError(f'--target_image_id "{text}": must be image numbers, as in "3 7"')
+    return [int(word) for word in words]
+
+
+def strengths(text):
+    """ "1 0.5" -> [1.0, 0.5]; None -> []. Raises UserError."""
+    found, flag = [], FLAGS["hs_coeff_delta_h"]
+    for word in (text or "").split():
+        try:
+            found.append(float(word))
+        except ValueError:
+            raise UserError(f'--multiple_hs_coeff "{text}": {word} is no number') from None
+        if not (math.isfinite(found[-1]) and flag.low <= found[-1] <= flag.high):
+            raise UserError(f'--multiple_hs_coeff "{text}": each must be {flag.range()}')
+    return found
+
+
+# ---- flags that depend on each other ----------------------------------------------------------------------------------------
+
+
+def check_together(given):
+    """Raise UserError for missing or contradictory flags."""
+
+    def has(name):
+        return bool(given.get(name, DEFAULTS[name]))
+
+    if "config" not in given:
+        raise UserError("no model: give --config, a name under configs/ such as avatar.yml or a path")
+    if not any(has(mode) for mode in MODES):
+        raise UserError("no mode: give --lpips, --just_precompute, --run_train, --run_test or --evaluate")
+    sources, targets = given.get("src_txts"), given.get("trg_txts")
+    if (sources is None) != (targets is None) or len(sources or []) != len(targets or []):
+        raise UserError("--src_txts and --trg_txts go together, one target for each source")
+    if "edit_attr" in given and sources:
+        raise UserError("--edit_attr and --src_txts/--trg_txts both give prompts: leave one of them out")
+    if has("saved_random_noise") and not has("load_random_noise"):
+        raise UserError("--saved_random_noise needs --load_random_noise")
+    if has("just_precompute") and has("load_random_noise") and not has("saved_random_noise"):
+        raise UserError("--just_precompute --load_random_noise keeps nothing: give --saved_random_noise, which keeps the draw")
+    if has("just_precompute") and not (has("do_train") or has("do_test")):
+        raise UserError("--just_precompute with --do_train 0 and --do_test 0 has nothing to invert: leave one of them out")
+    names = (given.get("multiple_attr") or "").split()
+    if has("save_animation") and not (has("delta_interpolation") and len(names) < 2):
+        raise UserError("--save_animation runs over the strengths of one direction: give --delta_interpolation, one attribute")
+    if has("delta_interpolation") and value_of(given, "min_delta") == value_of(given, "max_delta"):
+        raise UserError(
+            f"--delta_interpolation from {value_of(given, 'min_delta'):g} to the same is no strip: change --max_delta"
+        )
+    if has("train_delta_block") and has("train_delta_h"):
+        raise UserError("--train_delta_block and --train_delta_h are two kinds of direction: give one of them")
+    if has("run_train") and not has("just_precompute"):
+        check_training(given, has)
+    if has("run_test") or has("evaluate"):
+        check_test(given, has, names)
+    if has("segmenter") and not has("evaluate"):
+        raise UserError("--segmenter needs --evaluate")
+
+
+def value_of(given, name):
+    return given.get(name, DEFAULTS[name])
+
+
+def check_training(given, has):
+    if not (has("train_delta_block") or has("train_delta_h")):
+        raise UserError("--run_train needs one of --train_delta_block and --train_delta_h")
+    if has("train_delta_block") and given.get("get_h_num", 1) != 1:
+        raise UserError(f"--train_delta_block trains one delta block: give --get_h_num 1, not {given['get_h_num']}")
+    if not (has("edit_attr") or has("src_txts")):
+        raise UserError("--run_train needs prompts: --edit_attr, or --src_txts and --trg_txts")
+    if has("multiple_attr") or has("multiple_hs_coeff"):
+        raise UserError("--run_train learns one direction: --multiple_attr and --multiple_hs_coeff are for --run_test")
+    if value_of(given, "precision") == "fp16":
+        raise UserError("--precision fp16 cannot train, its gradients underflow: give bf16")
+
+
+def check_test(given, has, names):
+    if names:
+        if given.get("get_h_num", len(names)) not in (0, len(names)):
+            raise UserError(f"--multiple_attr names {len(names)} directions: --get_h_num {given['get_h_num']} contradicts it")
+        if len(strengths(given.get("multiple_hs_coeff"))) not in (0, len(names)):
+            raise UserError(f"--multiple_hs_coeff needs {len(names)} numbers, one for each of --multiple_attr")
+        if has("delta_interpolation") and len(names) > 2:
+            raise UserError("--delta_interpolation draws a strip for one attribute and a grid for two: name at most two")
+    elif has("multiple_hs_coeff"):
+        raise UserError("--multiple_hs_coeff needs --multiple_attr")
+    if given.get("get_h_num") == 0 and not names and not has("pass_editing") and not has("train_delta_h"):
+        raise UserError("--get_h_num 0 edits nothing: give --get_h_num 1")
+    if has("evaluate") and has("pass_editing"):
+        raise UserError("--evaluate measures an edit, and --pass_editing leaves it out: give one of them")
+    if has("evaluate") and names:
+        raise UserError("--evaluate measures one direction: leave out --multiple_attr, and evaluate them one by one")
+    if sum(has(name) for name in ("multiple_attr", "manual_checkpoint_name", "load_from_checkpoint")) > 1:
+        raise UserError("--multiple_attr, --manual_checkpoint_name and --load_from_checkpoint all name a direction: give one")

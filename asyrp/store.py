@@ -1,0 +1,164 @@
+"""What is computed once and found again: latents, plain trajectories, plain samples, mean directions, LPIPS curves.
+
+Every thing lies under a key that changes with everything its content depends on. The keys are made here, and nowhere else:
+
+    latent        model, precision, timesteps of the inversion, pixels
+    sample        model, precision, timesteps, x_T
+    trajectory    model, precision, timesteps, dtype, x_T
+    mean          model, precision, the whole process, direction and strengths by content, the images
+    curve         model, precision, timesteps, pixels
+    noise         what a kept draw is called: its shape and the image's number, whatever the seed
+
+"model" is `Model.identity`: weights by content, architecture and schedule. "pixels" and "x_T" are tensors, by their content.
+
+A file is written whole, with a checksum. One that is damaged, truncated, of another shape or not finite is removed with a line,
+and what was in it is computed again.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from utils import tensors
+from utils.digests import digest
+from utils.errors import UserError
+from utils.files import one_line
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of the keys and files; another number finds nothing of before
+ROOT = Path("precomputed")
+FOLDERS = {"mean": Path("checkpoint_latent")}  # the others lie in folders of their own under the root
+
+
+def key(kind, **parts):
+    """The name of a thing: a digest of its kind and of everything that its content depends on (see `utils.digests.digest`)."""
+    return digest(kind, FORMAT, parts)
+
+
+def latent_key(model, timesteps, image):
+    return key("latent", model=model.identity, precision=model.precision, timesteps=timesteps, image=image)
+
+
+def sample_key(model, timesteps, x_T):
+    return key("sample", model=model.identity, precision=model.precision, timesteps=timesteps, x_T=x_T)
+
+
+def trajectory_key(model, timesteps, dtype, x_T):
+    """Of P_plain at the highest timesteps, from x_T downward; how many of them the file has is not part of the key."""
+    return key("trajectory", model=model.identity, precision=model.precision, timesteps=timesteps, dtype=str(dtype), x_T=x_T)
+
+
+def mean_key(model, process, directions, coefficients, origin, t_edit, over_timesteps, images):
+    """process: everything that decides the reverse process, as plain data. directions: their states, {name: tensor} each.
+    images: the keys of the latents, in order."""
+    return key(
+        "mean",
+        model=model.identity,
+        precision=model.precision,
+        process=process,
+        directions=directions,
+        coefficients=coefficients,
+        origin=origin,
+        t_edit=t_edit,
+        over_timesteps=over_timesteps,
+        images=images,
+    )
+
+
+def curve_key(model, timesteps, images):
+    """images: digests of the pixels, in order."""
+    return key("curve", model=model.identity, precision=model.precision, timesteps=timesteps, images=images)
+
+
+def noise_key(shape, number):
+    return key("noise", shape=list(shape), number=number)
+
+
+class NoRoom(UserError):
+    """A file of the store cannot be written; the message names the place and what to do."""
+
+
+class Store:
+    """Tensors under keys, a file each: <root>/<kind>/<first two digits>/<key>.safetensors."""
+
+    def __init__(self, root=ROOT):
+        self.root = Path(root)
+
+    def folder(self, kind):
+        return FOLDERS.get(kind, self.root / kind)
+
+    def path(self, kind, key):
+        return self.folder(kind) / key[:2] / f"{key}.safetensors"
+
+    def has(self, kind, key):
+        """Whether there is a file; `read` alone says whether it is whole."""
+        return self.path(kind, key).is_file()
+
+    def read(self, kind, key, shapes=None):
+        """-> {name: tensor}, or None when there is none, or none that is whole (it is removed then, with a line).
+
+        shapes: {name: shape} that the tensors must have, with None for a dimension of any size.
+        """
+        path = self.path(kind, key)
+        if not path.is_file():
+            return None
+        try:
+            found, about = tensors.load(path), tensors.metadata_of(path)
+        except (UserError, OSError) as error:
+            return self._remove(path, one_line(error))
+        if fault := _fault(found, about, shapes):
+            return self._remove(path, fault)
+        return found
+
+    def about(self, kind, key):
+        """What was noted beside the tensors, {name: plain data}."""
+        return json.loads(tensors.metadata_of(self.path(kind, key)).get("about", "{}"))
+
+    def write(self, kind, key, found, about=None):
+        """Keep {name: tensor} under a key. about: {name: plain data} to be noted beside them. Raises NoRoom."""
+        path = self.path(kind, key)
+        found = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+        metadata = {"kind": kind, "checksum": digest(found), "about": json.dumps(about or {})}
+        try:
+            tensors.save_safetensors(found, path, metadata)
+        except Exception as error:
+            # safetensors has an error of its own for what the system refuses.
+            if not isinstance(error, OSError | tensors.SafetensorError):
+                raise
+            raise NoRoom(f"{path} cannot be written ({one_line(error)}): make room there, then start again") from error
+
+    def newest(self, kind, wanted):
+        """The key of the newest file of a kind for whose notes `wanted(about)` is true, or None."""
+        paths = sorted(self.folder(kind).glob("??/*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for path in paths:
+            try:
+                about = self.about(kind, path.stem)
+            except (UserError, ValueError, OSError) as error:
+                self._remove(path, one_line(error))
+                continue
+            if wanted(about) and self.read(kind, path.stem) is not None:
+                return path.stem
+        return None
+
+    def _remove(self, path, fault):
+        log.warning("%s is damaged (%s): removed, what was in it is computed again", path, fault)
+        path.unlink(missing_ok=True)
+
+
+def _fault(found, about, shapes):
+    """What is wrong with a file's tensors, or None."""
+    if about.get("checksum") != digest(found):
+        return "its checksum is wrong"
+    for name, shape in (shapes or {}).items():
+        if name not in found:
+            return f"it has no {name}"
+        have = tuple(found[name].shape)
+        if len(have) != len(shape) or any(b is not None and a != b for a, b in zip(have, shape, strict=True)):
+            return f"its {name} is {' x '.join(map(str, have))}"
+    for name, tensor in found.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return f"its {name} is not finite"
+    return None
