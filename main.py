@@ -1,33 +1,41 @@
 """Asyrp on the command line: flags -> settings -> runner. `python main.py --help` lists the flags."""
 
-import logging
 import sys
 
-from asyrp.parsing import parse_args
-from utils.errors import UserError
+STOPPED = (
+    "stopped; latents, finished epochs and measured curves are kept, and the same command goes on from there; "
+    "pictures and metrics of a test are made anew"
+)
 
 
 def main(argv=None):
     """Run the modes the flags ask for -> exit status: 0, or 2 after an error that the user can put right."""
-    try:
-        given, notices = parse_args(argv)
-        logging.basicConfig(level=given.get("verbose", "info").upper(), format="%(message)s", force=True)
-        for notice in notices:
-            logging.warning(notice)
-        # Imported here: torch takes seconds, and neither --help nor a wrong flag needs it.
-        from asyrp.config import load_config
-        from asyrp.runner import Asyrp
-        from asyrp.settings import Settings
+    from utils.terminal import guarded
 
-        Asyrp(Settings(given, load_config(given["config"]))).run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+    return guarded(run, argv, STOPPED)
+
+
+def run(argv):
+    import logging
+
+    from asyrp.parsing import parse_args
+
+    given, notices = parse_args(argv)
+    logging.basicConfig(level=given.get("verbose", "info").upper(), format="%(message)s", force=True)
+    for notice in notices:
+        logging.warning(notice)
+    # Imported here: torch takes seconds, and neither --help nor a wrong flag needs it.
+    from asyrp.config import load_config
+    from asyrp.runner import Asyrp
+    from asyrp.settings import Settings
+
+    Asyrp(Settings(given, load_config(given["config"]))).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+    except KeyboardInterrupt:  # in the first moments, while modules are imported
+        print(STOPPED, file=sys.stderr)
+        status = 130
+    sys.exit(status)

@@ -34,14 +34,14 @@ def _published(data):
 
 def keep_curve(kept, curve, model, images, name):
     """Put a measured Curve into the store. images: digests of the measured images, in order."""
-    key = store.curve_key(model, curve.t.tolist(), images)
+    key = store.curve_key(model, curve.t.tolist(), images, name)
     about = {"model": model.identity, "precision": model.precision, "name": name, "images": len(images)}
     kept.write("curve", key, curve.to_tensors(), about)
     return kept.path("curve", key)
 
 
 def find_curve(kept, model, name=None):
-    """The LPIPS curves of a model -> Curve.
+    """The LPIPS curves of a model -> (Curve, where they are from as a text).
 
     name: --custom_dataset_name. Without it: those measured on this very model, the newest first, else the published ones of its
     category. With it: those of that name, measured on this model before another's, else the published ones of that name.
@@ -53,19 +53,17 @@ def find_curve(kept, model, name=None):
     for is_wanted in wanted:
         if key := kept.newest("curve", is_wanted):
             about = kept.about("curve", key)
-            log.info("LPIPS curves: %s, measured on %d images", kept.path("curve", key), about["images"])
             if about["model"] != model.identity:
                 log.warning("the curves %s were measured on another model, %s", name, about["model"])
-            return intervals.Curve.from_tensors(kept.read("curve", key))
+            curve = intervals.Curve.from_tensors(kept.read("curve", key))
+            return curve, f"{kept.path('curve', key)}, measured on {about['images']} images"
     published = name or _published(model.config.data)
     path = PUBLISHED / f"{published}.csv"
     if published and path.is_file():
-        log.info("LPIPS curves: %s, published", shown(path))
-        return intervals.Curve.read(path)
+        return intervals.Curve.read(path), f"{shown(path)}, published"
     known = ", ".join(sorted(path.stem for path in PUBLISHED.glob("*.csv")))
     what = f"named {name}" if name else f"for category {model.config.data.category}"
     raise UserError(
         f"no LPIPS curves {what}: measure them with --lpips, or take others with --custom_dataset_name ({known}), or set "
         "--user_defined_t_edit and --user_defined_t_addnoise"
     )
-

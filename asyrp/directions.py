@@ -65,9 +65,9 @@ class Direction(nn.Module):
         """Sixteen digits that change with what was learned."""
         return digest(self.kind, self.record.get("ignore_timesteps", False), self.state())
 
-    def scale(self, n_steps):
-        """The coefficient that is strength 1 over `n_steps` steps: fewer of them add up to less than in training."""
-        return hspace.coefficients(1.0, 1, self.record.get("n_train_step") or n_steps, n_steps)[0]
+    def scale(self, n_steps, n_directions=1):
+        """The coefficient that is strength 1 over `n_steps` steps, of one of `n_directions` directions."""
+        return hspace.coefficients(1.0, n_directions, self.record.get("n_train_step") or n_steps, n_steps)[0]
 
 
 def kind_of(function):
@@ -115,11 +115,8 @@ def read(path):
             numbered[int(name)] = value
         else:
             more[name] = value
-    kinds = {type(value) for value in numbered.values()}
-    if len(kinds) != 1 or not kinds <= {dict, torch.Tensor}:
-        # OrderedDict is what torch saves.
-        if not (numbered and all(isinstance(value, dict) for value in numbered.values())):
-            raise UserError(f"{path} holds no direction in h-space; give a checkpoint that --run_train wrote")
+    if not (numbered and any(all(isinstance(value, kind) for value in numbered.values()) for kind in (dict, torch.Tensor))):
+        raise UserError(f"{path} holds no direction in h-space; give a checkpoint that --run_train wrote")
     if record is None:
         record = more.pop("record", None)
     try:

@@ -13,8 +13,11 @@ from asyrp.directions import Direction
 from asyrp.report import pictures
 from asyrp.settings import Value
 from utils.devices import to_device
+from utils.errors import UserError
 
 log = logging.getLogger(__name__)
+
+MOST_STATES = 40  # of a process that are drawn side by side
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,24 @@ def edits_of(uses, points, strength=1.0, each=None, origin=1.0):
     return edits
 
 
+def check_finite(images, names, what):
+    """Raise UserError that names the image whose tensor (B, ...) has a value that is not finite."""
+    wrong = (~images.isfinite()).flatten(1).any(1)
+    if wrong.any():
+        name = names[int(wrong.nonzero()[0])]
+        raise UserError(
+            f"{what} of {name} is not finite: lower the strength (--hs_coeff_delta_h, --max_delta), or give --precision fp32 "
+            "where it is fp16; if no edit is to blame, the weights are damaged"
+        )
+
+
+def spread(states):
+    """At most MOST_STATES of a list, evenly spread, the first and the last among them."""
+    if len(states) <= MOST_STATES:
+        return states
+    return [states[round(i)] for i in np.linspace(0, len(states) - 1, MOST_STATES)]
+
+
 class Editor:
     """The reverse process of a model, as one run wants it, and the pictures it leaves.
 
@@ -80,6 +101,12 @@ class Editor:
         picture.
         """
         r, seen = self.reverse, []
+        shown = set(spread(r.timesteps))
+
+        def watch(i, t, x_t, P_t):
+            if t in shown:
+                seen.append((t, x_t.cpu(), P_t.cpu()))
+
         x_0 = self.model.run(
             x_T,
             [t for t in r.timesteps if t >= down_to],
@@ -90,7 +117,7 @@ class Editor:
             sample_type=r.sample_type,
             dt_lambda=r.dt_lambda,
             first=first,
-            callback=(lambda i, t, x_t, P_t: seen.append((t, x_t.cpu(), P_t.cpu()))) if watched else None,
+            callback=watch if watched else None,
         )
         for i, index in enumerate(indices if watched else []):
             rows = [[x_t[i] for _, x_t, _ in seen], [P_t[i] for _, _, P_t in seen]]
@@ -107,9 +134,11 @@ class Editor:
         before, edited = [], []
         if original:
             before.append(("original", batch.x_0))
-        # All pictures start from the same x_T: the frozen pass of their first step is shared.
-        with torch.no_grad():
-            first = process.frozen_branch(self.model.unet, x_T, self.reverse.timesteps[-1])
+        first = None
+        if len(edits) + bool(plain) > 1:
+            # All pictures start from the same x_T: the frozen pass of their first step is shared.
+            with torch.no_grad():
+                first = process.frozen_branch(self.model.unet, x_T, self.reverse.timesteps[-1])
         if plain:
             boost = None if boost_plain else 0
             x_0 = self.sample(x_T, batch.indices, None, boost, first, watch_plain)
@@ -117,10 +146,12 @@ class Editor:
         for label, edit in edits:
             watched = watch_edit and (watch_edit if len(edits) == 1 else f"{watch_edit}/{label.replace(', ', '_')}")
             edited.append((label, self.sample(x_T, batch.indices, edit, None, first, watched).cpu()))
+        for label, x_0 in [*before, *edited]:
+            check_finite(x_0, batch.names, f"the picture {label}")
         return before, edited
 
     def mean_direction(self, use, strength, origin, pairs, indices, batch_size, over_timesteps, kept):
-        """The mean delta_h of images, one per timestep, or one in all: the global direction (paper section 3.4) -> Direction."""
+        """The mean delta_h of images, one per timestep or one in all, the global direction (paper section 3.4) -> Direction."""
         edit = hspace.Edit([use.direction], [strength * use.scale], origin, [use.t_edit.value])
         key = store.mean_key(
             self.model,

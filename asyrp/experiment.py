@@ -36,8 +36,13 @@ class Experiment:
         within = "" if images is None else f"_{images}"
         return CHECKPOINTS / f"{self.name}_{epoch}{within}.pth"
 
+    @property
+    def lock(self):
+        """The file by which one process at a time trains this experiment."""
+        return CHECKPOINTS / f".{self.name}.lock"
+
     def write_settings(self, mode, **found):
-        """settings_<mode>.yml beside the results: date, flags and where each is from, the model, versions, what was found out."""
+        """settings_<mode>.yml beside the results: date, flags and where each is from, model, versions, what was found out."""
         settings = {
             "date": datetime.now().isoformat(timespec="seconds"),
             "flags": self.settings.values(),

@@ -1,6 +1,7 @@
 """A training on disk: its checkpoints, where it goes on, what it leaves on the way."""
 
 import logging
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from asyrp.directions import Direction
 from asyrp.report import pictures
 from asyrp.report.losslog import loss_log
 from utils.errors import UserError
+from utils.terminal import line_of
 
 log = logging.getLogger(__name__)
 
+DIGESTS = ("images", "clip", "identity", "started_from")  # of a record; their values tell nobody anything
 # Of a record's `training`: what later epochs may do otherwise.
 FREE = ("lr_training", "scheduler_step_size", "sch_gamma", "epochs", "started_from")
 
@@ -87,16 +90,15 @@ class Learning:
         free = FREE if more_to_do else ("epochs",)
         for name, there, here in differing(stored.record, self.record):
             if name not in free:
-                raise UserError(
-                    f"{stored.path} was trained with {name} {there}, and this run has {here}: "
-                    "--retrain 1 trains it anew, another --exp leaves it alone"
-                )
+                said = f"other {name}" if name in DIGESTS else f"{name} {there}, and this run has {here}"
+                remedies = "--retrain 1 trains it anew, another --exp leaves it alone"
+                raise UserError(f"{stored.path} was trained with {said}: {remedies}")
             if name != "epochs":
                 log.warning("epochs before were trained with %s %s; from here on it is %s", name, there, here)
 
     def _follow_2023(self, stored):
-        """A checkpoint of the 2023 release goes on with the learning rate it would have had there: its scheduler was saved before
-        the epoch's step. Flags that are given win."""
+        """A checkpoint of the 2023 release goes on with the learning rate it would have had there: its scheduler was saved
+        before the epoch's step. Flags that are given win."""
         given = {"lr_training", "scheduler_step_size", "sch_gamma"} & self.settings.given.keys()
         if given:
             log.info("%s: the learning rate is that of the flags", stored.path)
@@ -121,8 +123,7 @@ class Learning:
             if self.schedule_of_file is None:
                 number = epoch - s.start_iter_when_you_use_pretrained
                 lr = training.learning_rate(s.lr_training, s.scheduler_step_size, s.sch_gamma, number)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = lr
+                training.set_learning_rate(self.optimizer, lr)
             self._train_epoch(epoch, pairs, indices, loss, plain)
             if self.schedule_of_file is not None:
                 self.schedule_of_file.step()
@@ -158,10 +159,24 @@ class Learning:
             self.save(self.experiment.checkpoint(epoch, done))
 
     def save(self, path):
-        """A checkpoint: the direction with its record, and the optimizer as the published files have it."""
-        direction = Direction(self.function, self.record, path.name)
-        directions.save(direction, path, {"optimizer": self.optimizer.state_dict()})
-        log.info("direction saved: %s", path)
+        """A checkpoint: the direction with its record, and the optimizer as the published files have it.
+
+        Where it cannot be written it is kept in the experiment's folder, or in the system's for temporary files. Raises
+        UserError then: it says where, and how the same command goes on.
+        """
+        direction, more = Direction(self.function, self.record, path.name), {"optimizer": self.optimizer.state_dict()}
+        reason = None
+        for place in (path, self.experiment.folder / path.name, Path(tempfile.gettempdir()) / path.name):
+            try:
+                directions.save(direction, place, more)
+            except OSError as error:
+                reason = reason or line_of(error)
+                continue
+            if place == path:
+                log.info("direction saved: %s", path)
+                return
+            raise UserError(f"{reason}. The direction is kept as {place}: move it to {path}, and the same command goes on")
+        raise UserError(f"{reason}. No other folder took it either: what was trained since the last checkpoint is lost")
 
     def _remedy(self, epoch, done):
         """Save the direction that training broke off with -> what to say to the user."""

@@ -26,9 +26,9 @@ def open_model(config, weights=None, device=None, precision="fp32", compiled=Fal
     """A model, ready to invert, generate and edit.
 
     config: a name under configs/ ("celeba.yml"), the path of a YAML, or a Config. weights: a file; by default the one that
-    configs/paths_config.py names, which is fetched when it is missing and published. device: "cpu", "cuda", "cuda:1"; by default
-    cuda where there is one. precision: "fp32", "tf32", "bf16" or "fp16", of the networks; this sets PyTorch's switches for TF32.
-    compiled, recompute: see FastUNet.
+    configs/paths_config.py names, which is fetched when it is missing and published. device: "cpu", "cuda", "cuda:1"; by
+    default cuda where there is one. precision: "fp32", "tf32", "bf16" or "fp16", of the networks; this sets PyTorch's switches
+    for TF32. compiled, recompute: see FastUNet.
 
     Raises UserError: a YAML that is wrong, weights that are missing, damaged or of another architecture, no such device.
     """
@@ -57,8 +57,8 @@ def load_unet(config, path):
 
 
 def name_of(unet, config):
-    """-> (architecture, identity), two texts. The architecture changes with every setting of the network; the identity also with
-    its weights and the noise schedule."""
+    """-> (architecture, identity), two texts. The architecture changes with every setting of the network, the identity also
+    with its weights and the noise schedule."""
     kind = f"{unet.settings['type']}-{config.data.image_size}"
     architecture = digest(unet.settings)
     schedule = process.Schedule.of(config.diffusion)
@@ -66,7 +66,7 @@ def name_of(unet, config):
 
 
 class Model:
-    """`unet` (a FastUNet: encode, decode), `schedule`, `image_size`, `identity` and `architecture` (texts), `device`, `precision`.
+    """A frozen model: `unet` (a FastUNet: encode, decode), `schedule`, `image_size`, `identity`, `architecture`, `device`.
 
     Images are (B, 3, image_size, image_size) in [-1, 1]. Step counts are of timesteps evenly spread from 0 to t_0; 0 stands for
     every timestep. t_0 None is the last timestep, T - 1.
@@ -103,9 +103,9 @@ class Model:
     def edit(self, x_T, directions, strengths=None, n_steps=40, t_edit=None, t_boost=0, seed=0, t_0=None):
         """x_T -> edited x_0 by the asymmetric process (paper eq. 6 and 7).
 
-        directions: a Direction, or several. strengths: a number for each, by default 1; 1 is what a direction was trained as, at
-        any `n_steps`. t_edit: for all; by default each acts in the interval that its record states. t_boost: below it noise is
-        added back, drawn from `seed` for each image by its place in the batch.
+        directions: a Direction, or several. strengths: a number for each, by default 1, which is what a direction was trained
+        as, at any `n_steps`. t_edit: for all; by default each acts in the interval that its record states. t_boost: below it
+        noise is added back, drawn from `seed` for each image by its place in the batch.
 
         Raises UserError where nothing would be edited, and where a t_edit is not known.
         """
@@ -117,8 +117,7 @@ class Model:
         timesteps = self.timesteps(n_steps, t_0)
         t_edits = [interval_of(direction, t_edit) for direction in directions]
         check_interval(timesteps, t_edits, [getattr(direction, "name", "the direction") for direction in directions])
-        scale = 1 / len(directions) ** 0.5
-        c = [s * scale * d.scale(len(timesteps)) for s, d in zip(strengths, directions, strict=True)]
+        c = [s * d.scale(len(timesteps), len(directions)) for s, d in zip(strengths, directions, strict=True)]
         edit = hspace.Edit(directions, c, t_edits=t_edits)
         noise = process.image_noise(seed, range(len(x_T)))
         return self.run(x_T, timesteps, edit, t_edit=edit.t_edit, t_boost=t_boost, noise=noise)
@@ -148,8 +147,8 @@ def check_interval(timesteps, t_edits, names):
     for t_edit, name in zip(t_edits, names, strict=True):
         if t_edit > timesteps[-1]:
             raise UserError(
-                f"t_edit {t_edit} of {name} lies above every timestep (the highest is {timesteps[-1]}): nothing would be edited; "
-                "lower t_edit or raise t_0"
+                f"t_edit {t_edit} of {name} lies above every timestep (the highest is {timesteps[-1]}): nothing would be "
+                "edited; lower t_edit or raise t_0"
             )
 
 

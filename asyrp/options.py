@@ -50,11 +50,14 @@ class Flag:
     many: bool = False
     metavar: str | None = None
 
-    def range(self):
-        """The range in words, as it ends the message of an error."""
-        if self.high is None or self.high >= MANY:
-            return f"{self.low} or more"
-        return f"{self.low} to {self.high}"
+    def holds(self, value):
+        """Whether a number lies in the range; one that is not finite lies in none."""
+        return self.low <= value <= self.high
+
+    def range(self, value):
+        """The range in words, as it ends the message of an error about `value`."""
+        # Nobody who gave too little wants to hear of the other end.
+        return f"{self.low} or more" if self.high >= MANY and not value > self.high else f"{self.low} to {self.high}"
 
 
 FLAGS = {}
@@ -172,7 +175,14 @@ text = (
 )
 g.value("cache_origin", str, "auto", text, choices=("auto", "ram", "disk", "off"))
 g.value("cache_origin_gib", float, 2.0, "memory for it; one 256 px image takes 16 MB in 20 steps", 0, 10**6)
-g.value("cache_origin_disk_gib", float, 20.0, "room on the disk for it; what does not fit is computed again", 0, 10**6)
+g.value(
+    "cache_origin_disk_gib",
+    float,
+    20.0,
+    "room on the disk for it, former runs included; what does not fit is computed again",
+    0,
+    10**6,
+)
 g.switch("cache_origin_half", "keep it in half precision")
 
 g = Group("inference")

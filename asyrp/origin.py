@@ -12,13 +12,14 @@ log = logging.getLogger(__name__)
 class PlainTrajectories:
     """P_plain of every image and timestep, kept from the first epoch on.
 
-    ram: bytes of memory to use. kept: the Store where images beyond it are kept, or None; key: function of x_T -> its key there
-    (see `store.trajectory_key`); disk: bytes to use there. What fits in neither is computed again. dtype: float32, or float16 in
-    half the room.
+    ram: bytes of memory to use. kept: the Store where images beyond it are kept, or None; key: function of x_T -> its key
+    there (see `store.trajectory_key`); disk: bytes that trajectories may take there, those of former runs included. What fits
+    in neither is computed again. dtype: float32, or float16 in half the room.
     """
 
     def __init__(self, ram=0, kept=None, key=None, disk=0, dtype=torch.float32):
-        self.ram, self.store, self.key, self.disk, self.dtype = ram, kept, key, disk, dtype
+        self.ram, self.store, self.key, self.dtype = ram, kept, key, dtype
+        self.disk = disk - (kept.size("trajectory") if kept is not None else 0)
         self.rows = {}
         self.full = False
 
@@ -52,7 +53,7 @@ class PlainTrajectories:
 
     def _write(self, row, x_T):
         if row.nbytes > self.disk:
-            self._stop("--cache_origin_disk_gib is used up")
+            self._stop(f"--cache_origin_disk_gib is used up; {self.store.folder('trajectory')} may be emptied")
             return
         try:
             self.store.write("trajectory", self.key(x_T), {"P_plain": row})

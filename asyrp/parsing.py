@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import math
 import re
 
 from asyrp.options import DEFAULTS, FLAGS, MODES, WITHOUT_EFFECT
@@ -103,8 +102,8 @@ def check_values(given):
     """Raise UserError for a value that no run could use, whatever else is given."""
     for name, value in given.items():
         flag = FLAGS[name]
-        if flag.low is not None and not (math.isfinite(value) and flag.low <= value <= (flag.high or math.inf)):
-            raise UserError(f"--{name} {value}: must be {flag.range()}")
+        if flag.low is not None and not flag.holds(value):
+            raise UserError(f"--{name} {value}: must be {flag.range(value)}")
         for text in value if flag.many else [value]:
             if flag.kind is str and (not text.strip() or "\0" in text):
                 raise UserError(f"--{name}: its text is empty; give one, or leave the flag out")
@@ -142,8 +141,8 @@ def strengths(text):
             found.append(float(word))
         except ValueError:
             raise UserError(f'--multiple_hs_coeff "{text}": {word} is no number') from None
-        if not (math.isfinite(found[-1]) and flag.low <= found[-1] <= flag.high):
-            raise UserError(f'--multiple_hs_coeff "{text}": each must be {flag.range()}')
+        if not flag.holds(found[-1]):
+            raise UserError(f'--multiple_hs_coeff "{text}": each must be {flag.range(found[-1])}')
     return found
 
 

@@ -22,6 +22,7 @@ from asyrp.model import check_interval, open_model
 from asyrp.parsing import image_numbers, strengths
 from asyrp.report import page, pictures
 from asyrp.report.album import Album, axes
+from asyrp.uses import common_t_edit, find_directions, tell, uses_of
 from configs.paths_config import IR_SE50
 from losses.clip_loss import ClipLoss
 from losses.id_loss import IdLoss
@@ -31,7 +32,8 @@ from utils.devices import find_device
 from utils.digests import digest
 from utils.download import weights_at
 from utils.errors import UserError
-from utils.text_dic import PROMPTS, prompts_for
+from utils.files import held, shown
+from utils.text_dic import prompts_for
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ class Asyrp:
         find_device(s.device)
         trains = bool(s.run_train and not s.just_precompute)  # the published script_precompute.sh gives both
         tests = bool(s.run_test or s.evaluate) and not (trains and s.do_test)
-        stored = self.find_directions() if tests and not s.pass_editing else []
+        stored = find_directions(s, Experiment(s)) if tests and not s.pass_editing else []
         self.check_images(trains, tests)
         torch.manual_seed(s.seed)
         keep_freed_memory(find_device(s.device))
@@ -136,13 +138,14 @@ class Asyrp:
         experiment = Experiment(s)
         record = self.record_of_training(prompts, t_edit, t_boost, timesteps, pairs, indices)
         learning = Learning(s, self.model, experiment, record, steps, self.later)
-        todo = learning.resume()
-        log.info("t_edit %s · %d of %d steps trained · %d images", t_edit, len(steps), len(timesteps), len(indices))
-        if todo:
-            pairs.fill(indices, s.bs_precompute, s.re_precompute)
-            found = {"prompts": [prompts], "t_edit": t_edit.value, "t_boost": t_boost and t_boost.value}
-            experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
-            learning.train(todo, pairs, indices, loss, self.plain_trajectories(len(todo), len(steps), len(indices)))
+        with held(experiment.lock, f"the experiment {experiment.name}"):
+            todo = learning.resume()
+            log.info("t_edit %s · %d of %d steps trained · %d images", t_edit, len(steps), len(timesteps), len(indices))
+            if todo:
+                pairs.fill(indices, s.bs_precompute, s.re_precompute)
+                found = {"prompts": [prompts], "t_edit": t_edit.value, "t_boost": t_boost and t_boost.value}
+                experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
+                learning.train(todo, pairs, indices, loss, self.plain_trajectories(len(todo), len(steps), len(indices)))
         if s.do_test:
             self.test([learning.direction])
 
@@ -151,54 +154,34 @@ class Asyrp:
 
         Pictures: one an image, and one of all. Metrics: evaluation.json, evaluation.csv and a table.
         """
+        # A direction is used as it was made: what its record says stands above the YAML.
         s = self.settings if not found else self.settings.with_record(found[0].record, found[0].name)
-        uses, t_boost = self.uses(found, s)
+        uses, t_boost = uses_of(s, found, self.prompts(), self.curve, self.cosine)
         timesteps = self.model.timesteps(s.n_test_step, s.t_0)
         check_interval(timesteps, [use.t_edit.value for use in uses], [use.direction.name for use in uses])
         experiment = Experiment(s)
-        folder = experiment.folder
         reverse = Reverse(timesteps, t_boost.value, s.sample_type, s.dt_lambda, s.seed)
-        editor = Editor(self.model, reverse, folder / "image_samples", partial(self.later, pictures.save_grid))
-        original = s.save_x0 and s.use_x0_tensor
-        pairs, indices = self.pairs("test", s.n_test_img, s, images=s.evaluate or original)
+        editor = Editor(self.model, reverse, experiment.folder / "image_samples", partial(self.later, pictures.save_grid))
         if s.num_mean_of_delta_hs:
             uses = [self.global_use(editor, use, len(uses), s) for use in uses]
         points = points_of(len(uses), (s.min_delta, s.max_delta, s.num_delta) if s.delta_interpolation else None)
         each = strengths(s.multiple_hs_coeff)
         edits = edits_of(uses, points, s.hs_coeff_delta_h, each, s.hs_coeff_origin_h) if uses else [("no edit", None)]
-        labels = [label for label, _ in edits]
-        decided = self.tell(uses, t_boost, s)
-        if s.save_x0 != s.use_x0_tensor:
-            log.warning("--save_x0 and --use_x0_tensor work together only: the original is left out")
-        about = {"t_edit": decided["t_edit"], "t_boost": t_boost.value}
-        album = gallery = evaluation = None
-        if s.evaluate:
-            prompts = self.measured_prompts(found)
-            evaluation = self.open_evaluation(prompts, experiment, about)
-            experiment.write_settings("evaluate", prompts=[prompts], **about, strengths=labels, decided=decided)
-        if s.run_test or s.run_train:
-            names = (s.multiple_attr or "").split()
-            album_axes = axes(labels, names if s.delta_interpolation else [])
-            album = Album(folder / "test_images" / str(s.n_test_step), self.later, *album_axes, labels, s.save_animation)
-            gallery = page.Gallery(folder, names, len(edits), len(indices))
-            experiment.write_settings("test", prompts=self.prompts(), **about, strengths=labels, decided=decided)
+        decided = {"t_edit": common_t_edit(uses), "t_boost": t_boost.value, "strengths": [label for label, _ in edits]}
+        decided["decided"] = tell(uses, t_boost, s)
+        show = self.shown_pictures(s)
+        pairs, indices = self.pairs("test", s.n_test_img, s, images=s.evaluate or show["original"])
+        results = self.open_results(experiment, found, edits, decided, len(indices))
         pairs.fill(indices, s.bs_precompute, s.re_precompute)
-        show = {"original": original, "plain": s.save_x_origin or s.save_process_origin or s.evaluate}
-        show |= {"boost_plain": s.origin_process_addnoise, "watch_plain": s.save_process_origin and "process_origin"}
-        show |= {"watch_edit": s.save_process_delta_h and "process_delta_h"}
         with tqdm(total=len(indices), desc="editing", unit="img") as bar:
             for batch in pairs.batches(indices, s.bs_test):
                 before, edited = editor.pictures_of(batch, edits, **show)
-                for consumer in (album, gallery, evaluation):
-                    if consumer:
-                        consumer.add(batch, before, edited)
+                for result in results:
+                    result.add(batch, before, edited)
                 bar.update(len(batch.indices))
-        if album:
-            gallery.save()
-            log.info("edited pictures: %s", album.save())
-        if evaluation:
-            print(evaluation.save(folder))
-            log.info("metrics: %s, and an image a row in %s", folder / "evaluation.json", folder / "evaluation.csv")
+        for result in results:
+            if told := result.save():
+                print(told)
         self.write_report(experiment)
 
     # ---- what the modes work with -------------------------------------------------------------------------------------------
@@ -268,8 +251,10 @@ class Asyrp:
 
     @cache  # noqa: B019
     def curve(self):
-        """The LPIPS curves that intervals are read from; read once."""
-        return curves.find_curve(self.store, self.model, self.settings.custom_dataset_name)
+        """The LPIPS curves that intervals are read from; read once, and said."""
+        curve, where = curves.find_curve(self.store, self.model, self.settings.custom_dataset_name)
+        log.info("LPIPS curves: %s", where)
+        return curve
 
     def prompts(self):
         """(source, target) pairs that the flags give; [] when they give none."""
@@ -283,65 +268,17 @@ class Asyrp:
 
     # ---- directions ---------------------------------------------------------------------------------------------------------
 
-    def find_directions(self):
-        """The files of the directions that the flags name, read; nothing else is loaded yet -> list of Stored."""
-        s = self.settings
-        experiment = Experiment(s)
-        names = (s.multiple_attr or "").split() or [s.manual_checkpoint_name or s.load_from_checkpoint or experiment.base]
-        category, chosen = self.config.data.category, s.choose_checkpoint_num
-        found = [directions.read(directions.find(name, category, experiment.suffix, chosen)) for name in names]
-        for stored in found:
-            log.info("direction: %s", stored.path)
-            self.check_kind(stored)
-        return found
-
-    def check_kind(self, stored):
-        """A flag about the kind of direction must not contradict what the file holds."""
-        s = self.settings
-        kinds = {"delta_block": s.train_delta_block, "delta_h": s.train_delta_h}
-        if any(kinds.values()) and not kinds[stored.kind]:
-            raise UserError(f"{stored.path} was trained with {directions.FLAG[stored.kind]}: give that flag instead")
-        trained = stored.record.get("ignore_timesteps")
-        # With --num_mean_of_delta_hs, --ignore_timesteps says how to average.
-        if s.ignore_timesteps and trained is False and stored.kind == "delta_block" and not s.num_mean_of_delta_hs:
-            raise UserError(f"{stored.path} was trained without --ignore_timesteps: leave that flag out")
-
     def record_of_training(self, prompts, t_edit, t_boost, timesteps, pairs, indices):
         s = self.settings
         names = ("clip_loss_w", "l1_loss_w", "id_loss_w", "clip_source", "lr_training", "scheduler_step_size", "sch_gamma")
         about = {name: getattr(s, name) for name in (*names, "bs_train", "seed", "load_random_noise")}
         about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": self.clip().identity()}
-        about |= {"images": digest(pairs.names_of_content(indices)), "n_images": len(indices), "started_from": None}
+        about |= {"n_images": len(indices), "images": digest(pairs.names_of_content(indices)), "started_from": None}
         kind = "delta_block" if s.train_delta_block else "delta_h"
         steps = self.model.timesteps(s.n_inv_step, s.t_0)
         boost = None if t_boost is None else t_boost.value
         ignore = s.ignore_timesteps
         return training.new_record(self.model, kind, ignore, prompts, t_edit.value, timesteps, len(steps), about, boost)
-
-    def uses(self, found, s):
-        """Directions -> (list of Use, t_boost as a Value): each with its own interval and scale."""
-        named = (s.multiple_attr or "").split() or [None] * len(found)
-        flags = self.prompts()
-        asked = []
-        for name, direction in zip(named, found, strict=True):
-            own = direction.record.get("prompts") or PROMPTS.get(name)
-            # Of one direction, the flags' prompts count; of several, their own.
-            prompts = flags[0] if len(found) == 1 and flags else own
-            if len(found) == 1 and flags and own and tuple(own) != tuple(flags[0]):
-                log.warning('%s was trained for "%s" to "%s"; the prompts given are "%s" to "%s"', direction.name, *own, *flags[0])
-            asked.append((direction.name, direction.record, prompts and tuple(prompts)))
-        t_edits = settings.decide_t_edit(s, asked, self.curve, self.cosine)
-        t_boost = settings.decide_t_boost(s, [(d.name, d.record) for d in found], self.curve)
-        uses = []
-        for direction, t_edit in zip(found, t_edits, strict=True):
-            trained = direction.record.get("n_train_step") or s.steps("n_train_step")
-            if s.source("n_train_step") == "flag":
-                trained = s.steps("n_train_step")
-            scale = trained / s.steps("n_test_step") / len(found) ** 0.5
-            uses.append(Use(direction, t_edit, scale))
-            for line in settings.differences(s, direction.name, direction.record, t_edit):
-                log.warning(line)
-        return uses, t_boost
 
     def global_use(self, editor, use, n, s):
         """The mean of --num_mean_of_delta_hs training images in place of a direction."""
@@ -351,28 +288,40 @@ class Asyrp:
         settings_of_mean = (s.hs_coeff_delta_h, s.hs_coeff_origin_h, pairs, indices, s.bs_test, s.ignore_timesteps, self.store)
         return Use(editor.mean_direction(alone, *settings_of_mean), use.t_edit, use.scale)
 
-    def tell(self, uses, t_boost, s):
-        """Say in a few lines what was decided, and return it for the settings' file."""
-        strength = s.hs_coeff_delta_h
-        for use in uses:
-            c = strength * use.scale
-            steps = s.get("n_test_step")
-            log.info("t_edit %s · %s steps (%s) · strength %+g = coefficient %.3g", use.t_edit, *_both(steps), strength, c)
-        log.info("t_boost %s", t_boost)
-        t_edits = [use.t_edit.value for use in uses]
-        each = [
-            {"name": use.direction.name, "t_edit": str(use.t_edit), "scale": use.scale, "record": use.direction.record}
-            for use in uses
-        ]
-        t_edit = None if not t_edits else t_edits[0] if len(set(t_edits)) == 1 else t_edits
-        return {"t_edit": t_edit, "t_boost": str(t_boost), "directions": each}
-
     # ---- results ------------------------------------------------------------------------------------------------------------
+
+    def shown_pictures(self, s):
+        """Which pictures a test makes of each image besides its edits: arguments of `Editor.pictures_of`."""
+        if s.save_x0 != s.use_x0_tensor:
+            log.warning("--save_x0 and --use_x0_tensor work together only: the original is left out")
+        return {
+            "original": s.save_x0 and s.use_x0_tensor,
+            "plain": s.save_x_origin or s.save_process_origin or s.evaluate,
+            "boost_plain": s.origin_process_addnoise,
+            "watch_plain": "process_origin" if s.save_process_origin else None,
+            "watch_edit": "process_delta_h" if s.save_process_delta_h else None,
+        }
+
+    def open_results(self, experiment, found, edits, decided, n_images):
+        """What a test leaves: each result takes the pictures by `add` and writes them by `save` -> what to print."""
+        s, folder, results = experiment.settings, experiment.folder, []
+        labels, names = decided["strengths"], (s.multiple_attr or "").split()
+        if s.run_test or s.run_train:
+            album_axes = axes(labels, names if s.delta_interpolation else [])
+            place = folder / "test_images" / str(s.n_test_step)
+            results.append(Album(place, self.later, *album_axes, labels, s.save_animation))
+            results.append(page.Gallery(folder, names, len(edits), n_images))
+            experiment.write_settings("test", prompts=self.prompts(), **decided)
+        if s.evaluate:
+            prompts = self.measured_prompts(found)
+            results.append(self.open_evaluation(prompts, experiment, decided))
+            experiment.write_settings("evaluate", prompts=[prompts], **decided)
+        return results
 
     def write_report(self, experiment):
         """report.html, of what lies in the experiment's folder and the LPIPS curves that its intervals belong to."""
         try:
-            curve = self.curve()
+            curve, _ = curves.find_curve(self.store, self.model, self.settings.custom_dataset_name)
         except UserError:  # No loss: without curves the flags have set the intervals.
             curve = None
         name = curves.name_of_curve(self.config, self.settings.custom_dataset_name)
@@ -396,16 +345,13 @@ class Asyrp:
             raise UserError("--evaluate needs the prompts of the edit: give --edit_attr, or one --src_txts and one --trg_txts")
         return tuple(prompts[0])
 
-    def open_evaluation(self, prompts, experiment, about):
+    def open_evaluation(self, prompts, experiment, decided):
         """An Evaluation with every gauge that this configuration can have."""
         s, device = self.settings, self.model.device
         segmenter = find_segmenter(s.segmenter) if s.segmenter else self.config.segmenter_path()
-        clip_name = str(s.clip_model_name or self.config.clip_name())
+        clip_name = shown(s.clip_model_name or self.config.clip_name())
         openers = gauges.openers(self.config, self.clip, prompts, segmenter, device)
-        told = {"config": str(self.config.path), "experiment": experiment.name, "prompts": prompts, **about}
-        told |= {"clip": clip_name, "segmenter": str(segmenter), "n_test_step": s.n_test_step}
-        return Evaluation(openers, told, device)
-
-
-def _both(value):
-    return value.value, value.source
+        told = {"config": shown(self.config.path), "experiment": experiment.name, "prompts": prompts}
+        told |= {"t_edit": decided["t_edit"], "t_boost": decided["t_boost"], "n_test_step": s.n_test_step}
+        told |= {"clip": clip_name, "segmenter": segmenter and shown(segmenter)}
+        return Evaluation(openers, told, device, experiment.folder)

@@ -36,7 +36,12 @@ class Settings:
     def __init__(self, given, config, record=None, name=None):
         self.given, self.config = dict(given), config
         recorded = {key: record[key] for key in FROM_RECORD if record.get(key) is not None} if record else {}
-        self._layers = [("flag", self.given), (name, recorded), (config.path.name, config.editing.given()), ("default", DEFAULTS)]
+        self._layers = [
+            ("flag", self.given),
+            (name, recorded),
+            (config.path.name, config.editing.given()),
+            ("default", DEFAULTS),
+        ]
 
     def with_record(self, record, name):
         """The same settings for a run that uses this direction."""
@@ -124,7 +129,9 @@ def decide_t_edit(settings, uses, curve, cosine):
         threshold = settings.get("lpips_edit_th")
         t_edit = intervals.choose_t_edit(curve(), largest, threshold.value)
         for i in by_curve:
-            found[i] = Value(t_edit, f"LPIPS curve at {threshold.value:g} x cosine {largest:.3f}; threshold: {threshold.source}")
+            found[i] = Value(
+                t_edit, f"LPIPS curve at {threshold.value:g} x cosine {largest:.3f}; threshold: {threshold.source}"
+            )
     return found
 
 
@@ -150,10 +157,11 @@ def decide_t_boost(settings, records, curve):
 
 def differences(settings, name, record, t_edit):
     """Lines that say where flags differ from what a direction was trained with. t_edit: the Value the run uses."""
-    lines = []
+    lines, every = [], settings.t_0 + 1
     for key in FROM_RECORD:
-        if settings.source(key) == "flag" and record.get(key) not in (None, getattr(settings, key)):
-            lines.append(f"{name} was trained with {key} {record[key]}; --{key} {getattr(settings, key)} is used")
+        value, trained = getattr(settings, key), record.get(key)
+        if settings.source(key) == "flag" and trained is not None and (value or every) != (trained or every):
+            lines.append(f"{name} was trained with {key} {trained}; --{key} {value} is used")
     if record.get("t_edit") not in (None, t_edit.value):
         lines.append(f"{name} was trained with t_edit {record['t_edit']}; t_edit {t_edit} is used")
     return lines

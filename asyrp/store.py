@@ -6,7 +6,7 @@ Every thing lies under a key that changes with everything its content depends on
     sample        model, precision, timesteps, x_T
     trajectory    model, precision, timesteps, dtype, x_T
     mean          model, precision, the whole process, direction and strengths by content, the images
-    curve         model, precision, timesteps, pixels
+    curve         model, precision, timesteps, pixels, and the name it was measured under
     noise         what a kept draw is called: its shape and the image's number, whatever the seed
 
 "model" is `Model.identity`: weights by content, architecture and schedule. "pixels" and "x_T" are tensors, by their content.
@@ -17,6 +17,7 @@ and what was in it is computed again.
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import torch
@@ -68,9 +69,9 @@ def mean_key(model, process, directions, coefficients, origin, t_edit, over_time
     )
 
 
-def curve_key(model, timesteps, images):
-    """images: digests of the pixels, in order."""
-    return key("curve", model=model.identity, precision=model.precision, timesteps=timesteps, images=images)
+def curve_key(model, timesteps, images, name):
+    """images: digests of the pixels, in order. name: what the curve is asked for by; two names are two curves."""
+    return key("curve", model=model.identity, precision=model.precision, timesteps=timesteps, images=images, name=name)
 
 
 def noise_key(shape, number):
@@ -79,6 +80,10 @@ def noise_key(shape, number):
 
 class NoRoom(UserError):
     """A file of the store cannot be written; the message names the place and what to do."""
+
+
+class NotFinite(UserError):
+    """What is to be kept is infinite or not a number; the message says what to do."""
 
 
 class Store:
@@ -103,13 +108,15 @@ class Store:
         shapes: {name: shape} that the tensors must have, with None for a dimension of any size.
         """
         path = self.path(kind, key)
-        if not path.is_file():
+        if not path.exists():
             return None
         try:
-            found, about = tensors.load(path), tensors.metadata_of(path)
+            found, metadata = tensors.load(path), tensors.metadata_of(path)
         except (UserError, OSError) as error:
             return self._remove(path, one_line(error))
-        if fault := _fault(found, about, shapes):
+        if metadata != _metadata(kind, key, found, metadata.get("about")):
+            return self._remove(path, "its checksum is wrong")
+        if fault := _fault(found, shapes):
             return self._remove(path, fault)
         return found
 
@@ -118,12 +125,13 @@ class Store:
         return json.loads(tensors.metadata_of(self.path(kind, key)).get("about", "{}"))
 
     def write(self, kind, key, found, about=None):
-        """Keep {name: tensor} under a key. about: {name: plain data} to be noted beside them. Raises NoRoom."""
+        """Keep {name: tensor} under a key. about: {name: plain data} to be noted beside them. Raises NoRoom and NotFinite."""
         path = self.path(kind, key)
         found = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
-        metadata = {"kind": kind, "checksum": digest(found), "about": json.dumps(about or {})}
+        if fault := _fault(found):
+            raise NotFinite(f"nothing of use to keep as {kind}: {fault}; check the weights, or give --precision fp32")
         try:
-            tensors.save_safetensors(found, path, metadata)
+            tensors.save_safetensors(found, path, _metadata(kind, key, found, json.dumps(about or {})))
         except Exception as error:
             # safetensors has an error of its own for what the system refuses.
             if not isinstance(error, OSError | tensors.SafetensorError):
@@ -131,27 +139,33 @@ class Store:
             raise NoRoom(f"{path} cannot be written ({one_line(error)}): make room there, then start again") from error
 
     def newest(self, kind, wanted):
-        """The key of the newest file of a kind for whose notes `wanted(about)` is true, or None."""
-        paths = sorted(self.folder(kind).glob("??/*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        for path in paths:
-            try:
-                about = self.about(kind, path.stem)
-            except (UserError, ValueError, OSError) as error:
-                self._remove(path, one_line(error))
-                continue
-            if wanted(about) and self.read(kind, path.stem) is not None:
+        """The key of the newest whole file of a kind for whose notes `wanted(about)` is true, or None."""
+        paths = [path for path in self.folder(kind).glob("??/*.safetensors") if path.exists()]
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            if self.read(kind, path.stem) is not None and wanted(self.about(kind, path.stem)):
                 return path.stem
         return None
 
+    def size(self, kind):
+        """Bytes that the files of a kind take."""
+        return sum(path.stat().st_size for path in self.folder(kind).glob("??/*.safetensors"))
+
     def _remove(self, path, fault):
         log.warning("%s is damaged (%s): removed, what was in it is computed again", path, fault)
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
-def _fault(found, about, shapes):
-    """What is wrong with a file's tensors, or None."""
-    if about.get("checksum") != digest(found):
-        return "its checksum is wrong"
+def _metadata(kind, key, found, about):
+    """What stands beside the tensors. The checksum covers all that is read back, and the key: a file under another one's name
+    is found out as well."""
+    return {"kind": kind, "checksum": digest(kind, key, found, about), "about": about}
+
+
+def _fault(found, shapes=None):
+    """What is wrong with tensors, or None."""
     for name, shape in (shapes or {}).items():
         if name not in found:
             return f"it has no {name}"

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 
 from asyrp import hspace, process
 from asyrp.acceleration.fast_unet import autocast
+from asyrp.curves import find_curve
 from asyrp.data.pairs import Batch
 from asyrp.directions import Direction
-from asyrp.model import check_interval
+from asyrp.intervals import choose_t_edit
 from asyrp.origin import PlainTrajectories
+from asyrp.store import Store
 from losses.clip_loss import ClipLoss, clip_term, directional_loss
 from utils.devices import to_device
 from utils.errors import UserError
@@ -193,6 +195,25 @@ def train_epoch(model, function, batches, steps, loss, optimizer, plain):
         yield batch, result
 
 
+# What `train_direction` takes, and what a config's section `editing` calls it -> the default where neither says more. The last
+# are those the paper used for CelebA-HQ.
+SETTINGS = {
+    "n_steps": ("n_train_step", 40),
+    "epochs": ("n_iter", 1),
+    "batch_size": ("bs_train", 1),
+    "lr": ("lr_training", 0.5),
+    "lr_step": ("scheduler_step_size", 3),
+    "lr_gamma": ("sch_gamma", 0.1),
+    "clip_w": ("clip_loss_w", 0.8),
+    "l1_w": ("l1_loss_w", 3.0),
+    "id_w": ("id_loss_w", 0.0),
+    "clip_source": ("clip_source", "x0"),
+    "t_edit": ("user_defined_t_edit", None),
+    "lpips_edit_th": ("lpips_edit_th", 0.33),
+    "t_0": ("t_0", None),
+}
+
+
 def train_direction(
     model,
     images,
@@ -200,56 +221,61 @@ def train_direction(
     trg,
     *,
     clip=None,
-    t_edit,
     kind="delta_block",
     ignore_timesteps=False,
-    n_steps=40,
-    t_0=None,
-    epochs=1,
-    batch_size=1,
-    lr=0.5,
-    scheduler_step_size=3,
-    sch_gamma=0.1,
-    clip_w=0.8,
-    l1_w=3.0,
-    clip_source="x0",
     id_loss=None,
-    id_w=0.0,
     seed=0,
     callback=None,
+    **settings,
 ):
     """Learn a direction from images and two prompts -> Direction.
 
-    images: (N, 3, H, W) in [-1, 1], which are inverted first. clip: a ClipLoss, or what names one; by default the config's. The
-    defaults of loss and learning rate are those the paper used for CelebA-HQ. callback(epoch, Batch, Result) sees each batch.
+    images: (N, 3, H, W) in [-1, 1], which are inverted first. clip: a ClipLoss, or what names one; by default the config's.
+    kind: "delta_block" or "delta_h". id_loss: an IdLoss, for `id_w` above 0. callback(epoch, Batch, Result) sees each batch.
 
-    Raises UserError: an interval without timesteps, a prompt that CLIP cannot tell from the other, a loss that is not finite.
+    settings: n_steps, epochs, batch_size, lr, lr_step, lr_gamma (see `learning_rate`), clip_w, l1_w, id_w, clip_source (see
+    `EditLoss`), t_edit, lpips_edit_th, t_0. Those that are not given are what the model's config says in its section `editing`,
+    else the paper's for CelebA-HQ. Without a t_edit it is read off the model's LPIPS curves at `lpips_edit_th` (see curves.py).
+
+    Raises UserError: an unknown setting, an interval without timesteps, prompts that CLIP cannot tell apart, a loss that is not
+    finite. Trains on model.device; the random start depends on `seed` alone.
     """
-    timesteps = model.timesteps(n_steps, t_0)
-    check_interval(timesteps, [t_edit], ["this direction"])
+    if unknown := settings.keys() - SETTINGS.keys():
+        raise UserError(f"unknown setting {min(unknown)}: the settings are {', '.join(SETTINGS)}")
+    own = model.config.editing.given()
+    s = {name: settings.get(name, own.get(flag, default)) for name, (flag, default) in SETTINGS.items()}
     if not isinstance(clip, ClipLoss):
         clip = ClipLoss(clip or model.config.clip_name(), model.device)
-    batch_indices = [list(range(i, min(i + batch_size, len(images)))) for i in range(0, len(images), batch_size)]
-    batches = []
-    for some in batch_indices:
-        x_T = model.invert(images[some], n_steps, t_0).cpu()
-        batches.append(Batch(some, [f"image {i}" for i in some], images[some].cpu(), x_T))
+    timesteps = model.timesteps(s["n_steps"], s["t_0"])
+    t_edit = s["t_edit"]
+    if t_edit is None:
+        curve, _ = find_curve(Store(), model)
+        t_edit = choose_t_edit(curve, clip.cosine(src, trg), s["lpips_edit_th"])
     steps = edit_steps(timesteps, t_edit)
+    batches = []
+    for some in torch.arange(len(images)).split(s["batch_size"]):
+        names = [f"image {i}" for i in some.tolist()]
+        x_T = model.invert(images[some], s["n_steps"], s["t_0"]).cpu()
+        batches.append(Batch(some.tolist(), names, images[some].cpu(), x_T))
     function = new_function(model, kind, ignore_timesteps, [t for t, _ in steps], seed)
-    loss = new_loss(clip, (src, trg), Weights(clip_w, l1_w, id_w), clip_source, id_loss, model.precision)
-    optimizer = torch.optim.SGD(function.parameters(), lr=lr)
-    plain = PlainTrajectories(ram=2**31 if epochs > 1 else 0)
-    for epoch in range(epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(lr, scheduler_step_size, sch_gamma, epoch)
+    weights = Weights(s["clip_w"], s["l1_w"], s["id_w"])
+    loss = new_loss(clip, (src, trg), weights, s["clip_source"], id_loss, model.precision)
+    optimizer = torch.optim.SGD(function.parameters(), lr=s["lr"])
+    plain = PlainTrajectories(ram=2**31 if s["epochs"] > 1 else 0)
+    for epoch in range(s["epochs"]):
+        set_learning_rate(optimizer, learning_rate(s["lr"], s["lr_step"], s["lr_gamma"], epoch))
         for batch, result in train_epoch(model, function, batches, steps, loss, optimizer, plain):
             if callback is not None:
                 callback(epoch, batch, result)
-    training = {"clip_loss_w": clip_w, "l1_loss_w": l1_w, "id_loss_w": id_w, "clip_source": clip_source, "seed": seed}
-    training |= {"lr_training": lr, "scheduler_step_size": scheduler_step_size, "sch_gamma": sch_gamma, "bs_train": batch_size}
-    training |= {"epochs": epochs, "images": len(images)}
-    record = new_record(model, kind, ignore_timesteps, (src, trg), t_edit, timesteps, n_steps, training)
+    made = {flag: s[name] for name, (flag, _) in SETTINGS.items() if flag not in ("n_train_step", "user_defined_t_edit", "t_0")}
+    made |= {"seed": seed, "n_images": len(images)}
+    record = new_record(model, kind, ignore_timesteps, (src, trg), t_edit, timesteps, len(timesteps), made)
     return Direction(function, record, f"{src} to {trg}").requires_grad_(False)
+
+
+def set_learning_rate(optimizer, lr):
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 def new_record(model, kind, ignore_timesteps, prompts, t_edit, timesteps, n_inv_step, training, t_boost=None):

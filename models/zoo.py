@@ -1,6 +1,6 @@
 """Settings of the `model` section, checked -> U-Net. Importing this module does not import torch: `--help` reads it too."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from utils.errors import SettingsError
 from utils.sections import ANY, checked, one_name, setting
@@ -118,7 +118,10 @@ def unet_settings(model, data, where="the model section"):
     if kind == "adm":
         model = one_name(model, SAME, where)
     settings = checked(SETTINGS[kind], model, where, ACCEPTED[kind], CALLED)
-    for fault in _faults(settings, data["image_size"]):
+    size = data.get("image_size")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise SettingsError(f"data.image_size is {size!r}: must be a whole number of pixels")
+    if fault := next(_faults(settings, size), None):
         raise SettingsError(f"{where}: {fault}")
     return settings
 
@@ -145,10 +148,19 @@ def _as_dict(section):
 
 def _published(given, dataset, where):
     """The section behind `type: simple`."""
-    if dataset not in PUBLISHED:
+    if not isinstance(dataset, str) or dataset not in PUBLISHED:
         raise SettingsError(f'{where}: type "simple" needs data.dataset to be one of {", ".join(PUBLISHED)}')
     plan = PUBLISHED[dataset]
-    return {**plan, **given, "type": "ddpm"} if plan["type"] == "ddpm" else plan
+    if plan["type"] == "ddpm":
+        return {**plan, **given, "type": "ddpm"}
+    # The 2023 release's own keys are passed over, as there; for any other the section is asked to say which network it means.
+    of_2023 = {f.name for f in fields(DDPMSettings)} - {"norm_groups"} | set(ACCEPTED["ddpm"])
+    if others := [str(key) for key in given if key not in of_2023]:
+        raise SettingsError(
+            f'{where}: type "simple" is the published network for dataset {dataset}, so {others[0]} has no effect: say "adm", '
+            "and copy the model section of configs/ffhq.yml"
+        )
+    return plan
 
 
 def _faults(settings, image_size):

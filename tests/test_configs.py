@@ -1,16 +1,56 @@
 import os
+import subprocess
+import sys
+from dataclasses import fields
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
-from asyrp.config import CONFIGS, load_config, to_dict
-from utils.errors import UserError
+from asyrp.config import CONFIGS, Editing, load_config, to_dict
+from asyrp.options import build_parser
 from configs import paths_config
 from configs.paths_config import ROOT, dataset_folder, weight_file, weight_place
 from models import build_unet
+from utils.errors import SettingsError, UserError
 
+# A file of the 2023 release; `sampling` and much of `data` are those of DDIM.
+OF_2023 = """
+data:
+    dataset: "{dataset}"
+    category: "{category}"
+    image_size: {image_size}
+    channels: 3
+    logit_transform: false
+    uniform_dequantization: false
+    gaussian_dequantization: false
+    random_flip: true
+    rescaled: true
+    num_workers: 0
+model:
+    type: "simple"
+    in_channels: 3
+    out_ch: 3
+    ch: 128
+    ch_mult: [1, 1, 2, 2, 4, 4]
+    num_res_blocks: 2
+    attn_resolutions: [16, ]
+    dropout: 0.0
+    var_type: fixedsmall
+    ema_rate: 0.999
+    ema: True
+    resamp_with_conv: True
+diffusion:
+    beta_schedule: linear
+    beta_start: 0.0001
+    beta_end: 0.02
+    num_diffusion_timesteps: 1000
+sampling:
+    batch_size: 4
+    last_only: True
+"""
 DDPM = (113_673_219, 450, 788_992)
 IDDPM = (93_563_910, 362, 790_016)
 # file -> (dataset, category), (parameters, tensors, parameters of a delta block), shape of h for one image
@@ -67,23 +107,36 @@ def test_the_network_is_the_published_one(name):
     assert unet.decode(h, skips, emb).shape[1] == (6 if config.model.type == "adm" else 3)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_setting_is_read(name):
-    """No dead setting: each key of the model section is one that the network takes."""
-    config = load_config(name)
-    network = type(on_meta(config)[0])
-    accepted = set(network.__init__.__code__.co_varnames)
-    assert set(to_dict(config.model)) - {"type"} <= accepted
-    assert to_dict(config.diffusion) == {"beta_start": 1e-4, "beta_end": 2e-2, "num_diffusion_timesteps": 1000}
-
-
 @pytest.mark.parametrize("name", [name for name, (_, counts, _) in MODELS.items() if counts])
-def test_published_yaml_files_choose_the_same_network(name):
+def test_published_yaml_files_choose_the_same_network(name, tmp_path):
     """They say `type: simple` and leave the choice to data.dataset."""
     config = load_config(name)
-    published = {"data": to_dict(config.data), "model": {"type": "simple", "ch": 1}}
-    shapes = [{k: v.shape for k, v in on_meta(c)[0].state_dict().items()} for c in (config, published)]
-    assert shapes[0] == shapes[1]
+    data = to_dict(config.data)
+    (tmp_path / "published.yml").write_text(OF_2023.format(**data))
+    published = load_config(tmp_path / "published.yml")
+    assert (published.data, published.model, published.diffusion) == (config.data, config.model, config.diffusion)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_editing_section(name):
+    """What each shipped model is edited with unless a flag says otherwise."""
+    steps = {"n_inv_step": 40, "n_train_step": 40, "n_test_step": 40}
+    as_published = {
+        "lpips_edit_th": 0.33,
+        "lpips_addnoise_th": 1.2,
+        "add_noise_from_xt": True,
+        "n_train_img": 1000,
+        "n_iter": 1,
+    }
+    as_published |= {"lr_training": 0.5, "clip_loss_w": 0.8, "l1_loss_w": 3, "clip_source": "x0"}
+    as_measured = {"lpips_edit_th": 0.005, "user_defined_t_addnoise": 0, "n_train_img": 100, "n_iter": 2, "bs_train": 4}
+    as_measured |= {"lr_training": 0.2, "scheduler_step_size": 1, "sch_gamma": 0.2}
+    as_measured |= {"clip_loss_w": 1, "l1_loss_w": 4, "clip_source": "origin"}
+    assert load_config(name).editing.given() == steps | (as_measured if name.startswith("avatar") else as_published)
+
+
+def test_a_network_for_small_pictures_has_small_groups():
+    assert (load_config("avatar64").model.norm_groups, load_config("avatar").model.norm_groups) == (8, 32)
 
 
 # ---- reading a config -------------------------------------------------------------------------------------------------------
@@ -97,19 +150,63 @@ def test_found_by_name_with_or_without_suffix_and_by_path(tmp_path):
     assert found[2].path == copy
 
 
-def test_diffusion_defaults(tmp_path):
-    path = tmp_path / "short.yml"
-    path.write_text("data: {dataset: A, category: B, image_size: 8}\nmodel: {type: ddpm}\ndiffusion: {beta_end: 0.03}\n")
-    config = load_config(str(path))
-    assert to_dict(config.diffusion) == {"beta_start": 1e-4, "beta_end": 0.03, "num_diffusion_timesteps": 1000}
+BASE = "data: {dataset: A, category: B, image_size: 32}\n"
+PLAN = "model: {type: ddpm, ch: 32, ch_mult: [1, 2], num_res_blocks: 1, attn_resolutions: [16]}\n"
 
 
-def test_settings_survive_being_written(tmp_path):
-    config = load_config("afhq")
-    path = tmp_path / "saved.yml"
-    path.write_text(yaml.safe_dump(to_dict(config)))
-    again = load_config(str(path))
-    assert (to_dict(again.data), to_dict(again.model)) == (to_dict(config.data), to_dict(config.model))
+def written(tmp_path, text):
+    """The settings of a file with this text."""
+    path = tmp_path / "mine.yml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_config(str(path))
+
+
+def refused(tmp_path, text, complaint):
+    with pytest.raises(UserError, match=complaint) as caught:
+        written(tmp_path, text)
+    message = str(caught.value)
+    assert "\n" not in message and "mine.yml" in message and len(message) < 500
+
+
+def test_what_a_short_file_leaves_open(tmp_path):
+    config = written(tmp_path, BASE + PLAN + "diffusion: {beta_end: 3e-2}\n")  # text, for YAML 1.1
+    expected = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.03, "num_diffusion_timesteps": 1000}
+    assert to_dict(config.diffusion) == expected
+    assert config.editing.given() == {}
+    assert (config.clip, config.judge, config.segmenter, config.data.credit) == (None, None, None, "")
+
+
+@pytest.mark.parametrize("name", ["afhq", "avatar"])
+def test_settings_survive_being_written(tmp_path, name):
+    config = load_config(name)
+    again = written(tmp_path, yaml.safe_dump(to_dict(config)))
+    assert to_dict(again) == to_dict(config) | {"path": str(tmp_path / "mine.yml")}
+    assert (again.model, again.editing, again.judge) == (config.model, config.editing, config.judge)
+
+
+def test_editing_takes_only_what_is_said(tmp_path):
+    text = "editing: {user_defined_t_edit: 0, lr_training: 1e-3, add_noise_from_xt: false, dt_lambda: null}\n"
+    given = {"add_noise_from_xt": False, "user_defined_t_edit": 0, "lr_training": 1e-3}
+    assert written(tmp_path, BASE + PLAN + text).editing.given() == given
+
+
+def test_every_key_of_editing_is_a_flag():
+    words = build_parser().format_help().split()
+    assert {f"--{f.name}" for f in fields(Editing)} <= set(words)
+
+
+def test_a_file_is_read_as_utf_8_whatever_the_computer_speaks(tmp_path):
+    (tmp_path / "mine.yml").write_bytes("\ufeff# Zoë\n".encode() + (BASE + PLAN).replace("B", "häuser").encode())
+    code = "from asyrp.config import load_config; import sys; print(ascii(load_config(sys.argv[1]).data.category))"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code, str(tmp_path / "mine.yml")]
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert told.stdout.strip() == ascii("häuser"), told.stderr
+
+
+def test_settings_are_read_without_torch():
+    code = "import sys, asyrp.config; asyrp.config.load_config('avatar'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -119,23 +216,74 @@ def test_settings_survive_being_written(tmp_path):
         ("", "holds no sections"),
         ("- a\n- list\n", "holds no sections"),
         ("data: dataset category image_size\n", "section 'data' lacks dataset, category, image_size"),
-        ("data: {dataset: A, category: B}\nmodel: {type: ddpm}\n", "lacks image_size"),
-        ("data: {dataset: A, category: B, image_size: 8}\n", "section 'model' lacks type"),
+        (f"data: {{dataset: A, category: B}}\n{PLAN}", "section 'data' lacks image_size"),
+        (BASE, "section 'model' lacks type"),
+        (BASE + "model: {type: ddpm, ch: 32}\n", "section 'model' lacks ch_mult, num_res_blocks, attn_resolutions"),
+        (BASE + PLAN.replace("32", "40"), "section 'model': norm_groups 32 does not divide"),
+        (BASE + PLAN.replace("ch_mult", "ch_mul"), "section 'model': unknown key 'ch_mul'; did you mean ch_mult"),
+        (BASE.replace("32", "31") + PLAN, "image_size must be a multiple of 2, not 31"),
+        (BASE.replace("B", "../other") + PLAN, "section 'data': category '../other': must be a name that a file can bear"),
+        (BASE.replace("B", "..") + PLAN, "section 'data': category"),
+        (BASE.replace("A", "a/b") + PLAN, "section 'data': dataset 'a/b'"),
+        (BASE.replace("}", ", channels: 1}") + PLAN, "channels 1 is not supported; it can only be 3"),
+        (BASE.replace("}", ", rescaled: false}") + PLAN, "rescaled false is not supported"),
+        (BASE + PLAN + "difusion: {}\n", "unknown section 'difusion'; did you mean diffusion"),
+        (
+            BASE + PLAN + "diffusion: {beta_strat: 0.5}\n",
+            "section 'diffusion': unknown key 'beta_strat'; did you mean beta_start",
+        ),
+        (BASE + PLAN + "diffusion: {beta_schedule: quad}\n", "beta_schedule 'quad': must be 'linear' or 'cosine'"),
+        (BASE + PLAN + "diffusion: {beta_end: .nan}\n", "beta_end nan: must be a number"),
+        (BASE + PLAN + "diffusion: {beta_end: 1}\n", "must be above 0 and below 1"),
+        (BASE + PLAN + "diffusion: {beta_start: 0.03}\n", r"beta_start 0\.03 is above beta_end 0\.02"),
+        (BASE + PLAN + "diffusion: {beta_schedule: cosine, beta_end: 0.03}\n", "cosine has no beta_start and no beta_end"),
+        (BASE + PLAN + "diffusion: {num_diffusion_timesteps: 1}\n", "num_diffusion_timesteps 1: must be 2 or more"),
+        (BASE + PLAN + "diffusion: 1000\n", "section 'diffusion' is 1000; keys and values"),
+        (BASE + PLAN + "editing: {lr: 0.5}\n", "section 'editing': unknown key 'lr'"),
+        (BASE + PLAN + "editing: {lpips_edit_th: -1}\n", "lpips_edit_th -1.0: must be 0 or more"),
+        (BASE + PLAN + "editing: {n_inv_step: 1}\n", "n_inv_step 1: must be another value"),
+        (BASE + PLAN + "editing: {add_noise_from_xt: 1}\n", "add_noise_from_xt 1: must be true or false"),
+        (BASE + PLAN + "editing: {clip_source: x_0}\n", "clip_source 'x_0': must be 'x0' or 'origin'"),
+        (BASE + PLAN + "editing: {t_0: 1000}\n", "t_0 1000: must be at most 999, of 1000 timesteps"),
+        (BASE + PLAN + "editing: {user_defined_t_edit: 1001}\n", "user_defined_t_edit 1001: must be at most 1000"),
+        (BASE + PLAN + "clip: {modle: x}\n", "section 'clip': unknown key 'modle'; did you mean model"),
+        (BASE + PLAN + "judge: {weights: x}\n", "section 'judge' lacks aims"),
+        (BASE + PLAN + "judge: {weights: x, aims: {beard: [beard, yes]}}\n", "aims: beard true: must be text"),
+        (BASE + PLAN + "segmenter: [x]\n", "segmenter"),
+        (BASE + PLAN + BASE, "the key 'data' is given twice"),
+        (BASE.replace("}", ", category: C}") + PLAN, "the key 'category' is given twice"),
+        (BASE + PLAN + "---\n" + BASE, "not valid YAML"),
+        (BASE + PLAN + "clip: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        (BASE + PLAN + "clip: !!bool x\n", "not valid YAML"),
+        (BASE + PLAN + "clip: 2020-13-45\n", "not valid YAML"),
+        ("[" * 5000, "not valid YAML"),
+        ("a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}]\n" for p, c in pairwise("abcdefghijkl")), "aliases"),
+        ("a: &a {<<: *a}\n", "not valid YAML|unknown section"),
+        ("#" * 70_000, "more than 64 KiB"),
+        (b"data: {dataset: \xff}\n", "no text in UTF-8"),
+        (b"PK\x03\x04\xff\xfe" * 9, "not valid YAML"),
+        (b"data: \x00\n", "not valid YAML"),
     ],
 )
 def test_a_faulty_config_is_one_plain_line(tmp_path, text, complaint):
-    path = tmp_path / "faulty.yml"
-    path.write_text(text)
-    with pytest.raises(UserError, match=complaint) as caught:
-        load_config(str(path))
-    assert "\n" not in str(caught.value)
-    assert "faulty.yml" in str(caught.value)
+    refused(tmp_path, text, complaint)
 
 
-def test_a_binary_file_is_no_config(tmp_path):
-    (tmp_path / "weights.pt").write_bytes(b"PK\x03\x04\xff\xfe" * 9)
-    with pytest.raises(UserError, match="not valid YAML"):
-        load_config(str(tmp_path / "weights.pt"))
+def test_a_schedule_of_another_length(tmp_path):
+    text = (
+        "diffusion: {beta_schedule: cosine, num_diffusion_timesteps: 4000}\nediting: {t_0: 3999, user_defined_t_edit: 4000}\n"
+    )
+    assert written(tmp_path, BASE + PLAN + text).editing.t_0 == 3999
+
+
+def test_settings_cannot_be_changed_by_accident():
+    with pytest.raises(AttributeError):
+        load_config("avatar").data.category = "other"
+
+
+def test_a_faulty_setting_is_a_value_error_too(tmp_path):
+    with pytest.raises(SettingsError):
+        written(tmp_path, BASE)
 
 
 def test_a_missing_config_names_the_ones_there_are():

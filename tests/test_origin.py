@@ -1,15 +1,18 @@
 """The plain trajectories that training keeps: in memory, on disk, in half precision, across runs."""
 
+import logging
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_world import SMILE, directions, tensors_equal
+from tiny_world import SMILE, directions, stored, tensors_equal
 
 from asyrp import process, training
-from utils.errors import UserError
 from asyrp.data.pairs import Batch
-from asyrp.origin import PlainTrajectories
+from asyrp.origin import PlainTrajectories, announce
+from asyrp.store import Store, trajectory_key
 
 TRAIN = ("--run_train", *SMILE, "--do_test", "0", "--l1_loss_w", "1")
 
@@ -25,6 +28,18 @@ def trajectories(*indices, steps=2):
 
 
 ONE = trajectories(0).nbytes
+MODEL = SimpleNamespace(identity="ddpm", precision="fp32")
+
+
+@pytest.fixture
+def on_disk(tmp_path, monkeypatch):
+    """on_disk(bytes of memory) -> PlainTrajectories that goes on in the store of the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def new(ram=0, disk=10**9, dtype=torch.float32):
+        return PlainTrajectories(ram, Store(), partial(trajectory_key, MODEL, [0, 999], dtype), disk, dtype)
+
+    return new
 
 
 def test_memory_up_to_the_budget_and_no_more():
@@ -34,27 +49,27 @@ def test_memory_up_to_the_budget_and_no_more():
     assert plain.get(batch(7), 2) is plain.get(batch(5, 7), 2) is None
 
 
-def test_beyond_the_budget_on_disk(tmp_path):
-    plain = PlainTrajectories(ONE, tmp_path / "kept")
+def test_beyond_the_budget_on_disk(on_disk):
+    plain = on_disk(ONE)
     plain.put(batch(5, 7), trajectories(5, 7))
-    assert len(list((tmp_path / "kept").iterdir())) == 1
+    assert len(stored("trajectory")) == 1
     assert torch.equal(plain.get(batch(7, 5), 2), trajectories(7, 5))
     # Another run finds what is on disk, by the latent and not by the number.
-    later = PlainTrajectories(0, tmp_path / "kept")
+    later = on_disk()
     assert torch.equal(later.get(batch(7)._replace(indices=[3]), 2), trajectories(7))
     assert later.get(batch(5), 2) is None
 
 
-def test_half_precision_takes_half_the_room(tmp_path):
-    plain = PlainTrajectories(ONE, tmp_path, torch.float16)
+def test_half_precision_takes_half_the_room(on_disk):
+    plain = on_disk(ONE, dtype=torch.float16)
     plain.put(batch(1, 2, 3), trajectories(1, 2, 3))
-    [file] = tmp_path.iterdir()
-    assert torch.load(file, weights_only=True).dtype == torch.float16
+    [found] = stored("trajectory").values()
+    assert found["P_plain"].dtype == torch.float16
     assert torch.allclose(plain.get(batch(1, 2, 3), 2).float(), trajectories(1, 2, 3), rtol=1e-3)
 
 
-def test_a_longer_interval_serves_a_shorter_one_and_not_the_other_way_round(tmp_path):
-    plain = PlainTrajectories(0, tmp_path)
+def test_a_longer_interval_serves_a_shorter_one_and_not_the_other_way_round(on_disk):
+    plain = on_disk()
     plain.put(batch(1), trajectories(1, steps=2))
     assert plain.get(batch(1), 3) is None
     plain.put(batch(1), trajectories(1, steps=3))
@@ -63,13 +78,57 @@ def test_a_longer_interval_serves_a_shorter_one_and_not_the_other_way_round(tmp_
     assert torch.equal(plain.get(batch(1), 2), trajectories(1, steps=3)[:, :2])
 
 
-def test_a_full_disk_is_told(tmp_path, monkeypatch):
-    def full(obj, path):
-        raise OSError(28, "No space left on device")
+def test_the_budget_on_disk_is_kept_and_said_once(on_disk, caplog):
+    plain = on_disk(disk=2 * ONE + 100)
+    plain.put(batch(1, 2, 3, 4), trajectories(1, 2, 3, 4))
+    assert len(stored("trajectory")) == 2
+    assert plain.get(batch(1, 2), 2) is not None
+    assert plain.get(batch(3), 2) is None
+    assert caplog.text.count("--cache_origin_disk_gib is used up; precomputed/trajectory may be emptied") == 1
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match=r"cannot be written \(.*No space left on device\); make room, or"):
-        PlainTrajectories(0, tmp_path).put(batch(1), trajectories(1))
+
+def test_the_budget_on_disk_counts_what_former_runs_left(on_disk):
+    on_disk().put(batch(1, 2), trajectories(1, 2))
+    for _ in range(2):
+        later = on_disk(disk=4 * ONE)
+        later.put(batch(1, 2, 3, 4, 5, 6), trajectories(1, 2, 3, 4, 5, 6))
+    assert len(stored("trajectory")) == 3
+
+
+def test_a_full_disk_stops_the_keeping_and_nothing_else(on_disk, caplog):
+    Path("precomputed").write_text("in the way")
+    plain = on_disk()
+    plain.put(batch(1, 2), trajectories(1, 2))
+    assert plain.get(batch(1), 2) is None
+    assert caplog.text.count("no more plain trajectories are kept, later epochs compute the others again") == 1
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_a_damaged_trajectory_is_computed_again(on_disk, caplog):
+    on_disk().put(batch(1), trajectories(1))
+    [key] = stored("trajectory")
+    path = Store().path("trajectory", key)
+    path.write_bytes(path.read_bytes()[:-5])
+    plain = on_disk()
+    assert plain.get(batch(1), 2) is None
+    assert caplog.text.count("is damaged") == 1
+    plain.put(batch(1), trajectories(1))
+    assert torch.equal(plain.get(batch(1), 2), trajectories(1))
+
+
+@pytest.mark.parametrize(
+    ("ram", "disk", "said"),
+    [
+        (10**12, 10**12, "1000 images in memory (16 GB)"),
+        (10**9, 2 * 10**9, "63 images in memory (0.99 GB), 127 images on disk (2 GB), 810 images computed again in each epoch"),
+        (0, 0, "1000 images computed again in each epoch"),
+    ],
+)
+def test_the_budget_is_announced(caplog, ram, disk, said):
+    """1,000 images of 256 px in 20 steps: 15.7 MB each."""
+    with caplog.at_level(logging.INFO):
+        announce(1000, 20, 256, ram, disk, torch.float32)
+    assert f"plain trajectories, 15.7 MB an image: {said}" in caplog.text
 
 
 # ---- whole runs ---------------------------------------------------------------------------------------------------------
@@ -92,10 +151,6 @@ def passes(monkeypatch):
     return since
 
 
-def files():
-    return [path for folder in Path("precomputed").glob("*_origin4_*") for path in folder.iterdir()]
-
-
 @pytest.mark.parametrize(
     ("flags", "second", "written"),
     [
@@ -110,7 +165,7 @@ def files():
 def test_where_the_trajectory_is_kept_changes_no_loss(run, passes, flags, second, written):
     assert run(*TRAIN, *flags, "--n_iter", "2") == 0
     assert passes() == 2 * (WALKED + second)
-    assert len(files()) == written
+    assert len(stored("trajectory")) == written
     losses = Path("runs/smile_LC_CUSTOM_t999_ninv4_ngen4/losses.csv").read_text()
     assert run(*TRAIN, "--cache_origin", "off", "--n_iter", "2", "--retrain") == 0
     assert Path("runs/smile_LC_CUSTOM_t999_ninv4_ngen4/losses.csv").read_text() == losses
@@ -118,7 +173,7 @@ def test_where_the_trajectory_is_kept_changes_no_loss(run, passes, flags, second
 
 def test_a_single_epoch_keeps_nothing_by_itself(run, passes):
     assert run(*TRAIN, "--cache_origin_gib", "0") == 0
-    assert files() == []
+    assert stored("trajectory") == {}
 
 
 def test_a_killed_run_and_another_prompt_find_the_files(run, passes, monkeypatch):
@@ -133,9 +188,9 @@ def test_a_killed_run_and_another_prompt_find_the_files(run, passes, monkeypatch
 
     monkeypatch.setattr(training, "train_batch", dying)
     assert run(*TRAIN, *disk) == 130
-    assert (passes(), len(files())) == (WALKED, 1)
+    assert (passes(), len(stored("trajectory"))) == (WALKED, 1)
     assert run(*TRAIN, *disk) == 0
-    assert (passes(), len(files())) == (FOUND + WALKED, 2)
+    assert (passes(), len(stored("trajectory"))) == (FOUND + WALKED, 2)
     assert run(*TRAIN, *disk, "--edit_attr", "sad", "--exp", "runs/sad") == 0
     assert passes() == 2 * FOUND
     # Other steps have another trajectory.
@@ -152,7 +207,3 @@ def test_in_half_precision_every_epoch_and_run_sees_the_same_numbers(run):
         found.append(directions())
     assert tensors_equal(found[0], found[1])
     assert not tensors_equal(found[0], found[2])
-
-
-def test_a_negative_budget(run):
-    assert run.error(*TRAIN, "--cache_origin_gib", "-1") == "--cache_origin_gib -1.0: must be 0 or more"

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +15,15 @@ import yaml
 from golden_weights import filled
 from PIL import Image
 
+import asyrp
 import main
-from asyrp.report.pictures import to_pil
+from asyrp import curves
 from asyrp.intervals import Curve
+from asyrp.report.pictures import to_pil
+from asyrp.store import Store
 from models import build_unet
 
+DEVICE = os.environ.get("ASYRP_TEST_DEVICE", "cpu")  # of whole runs
 SIZE = 16
 DDPM = {"type": "ddpm", "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [8]}
 ADM = {**DDPM, "type": "adm", "num_head_channels": 16}
@@ -80,7 +85,7 @@ def world_at(folder):
 
 def call(tiny, *flags, model="ddpm", intervals=INTERVALS):
     """main.py on the tiny world, in the current folder -> exit status."""
-    given = ["--config", tiny.folder / f"{model}.yml", "--model_path", tiny.folder / f"{model}.pt", "--device", "cpu"]
+    given = ["--config", tiny.folder / f"{model}.yml", "--model_path", tiny.folder / f"{model}.pt", "--device", DEVICE]
     given += ["--custom_train_dataset_dir", tiny.train, "--custom_test_dataset_dir", tiny.test, "--exp", "runs/smile"]
     given += ["--clip_model_name", tiny.clip, "--n_train_img", "2", "--n_test_img", "2", *STEPS, *intervals]
     handlers = logging.root.handlers[:]
@@ -122,7 +127,27 @@ def losses(results):
         return list(csv.DictReader(stream))
 
 
-def write_curve(top=2.0):
-    """Straight curves from 0 to `top`, where the program looks for them."""
+def open_tiny(tiny, model="ddpm", **more):
+    """A model of the tiny world, as the library opens it."""
+    return asyrp.open_model(tiny.folder / f"{model}.yml", tiny.folder / f"{model}.pt", DEVICE, **more)
+
+
+def stored(kind):
+    """{key: tensors} of one kind, in the store of the current folder; every file is whole."""
+    store = Store()
+    paths = sorted(store.folder(kind).glob("*/*"))
+    found = {path.stem: store.read(kind, path.stem) for path in paths}
+    assert all(path == store.path(kind, path.stem) for path in paths)
+    assert None not in found.values()
+    return found
+
+
+def straight(top):
+    """LPIPS curves that rise from 0 to `top` at t = 999."""
     t = np.array([0, 999])
-    Curve(t, t / 999 * top, t * 0, t / 999 * top, t * 0).write("precomputed/lpips_curves/celeba.csv")
+    return Curve(t, t / 999 * top, t * 0, t / 999 * top, t * 0)
+
+
+def keep_curve(model, top=2.0, name="CUSTOM"):
+    """Straight curves in the store of the current folder, as --lpips would leave them for a model."""
+    curves.keep_curve(Store(), straight(top), model, [], name)

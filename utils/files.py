@@ -1,11 +1,17 @@
 """Files: where the repository lies, and writing a file whole or not at all."""
 
+import errno
 import glob
 import os
+import platform
 import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 ABANDONED = 3600  # seconds after which what a killed writer left behind is nobody's work any more
@@ -15,10 +21,13 @@ ABANDONED = 3600  # seconds after which what a killed writer left behind is nobo
 def replacing(path):
     """Write a file beside `path` and rename it when it is complete: a reader sees the old file or the new one, never half.
 
-    Yields the path to write to. What a killed writer left beside `path` is removed once it is an hour old.
+    Yields the path to write to. An OSError names `path`. What a killed writer left beside it is removed once it is an hour
+    old.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         # Its writer may finish it meanwhile.
         with suppress(FileNotFoundError):
@@ -30,8 +39,39 @@ def replacing(path):
         yield Path(beside)
         os.chmod(beside, 0o644)
         os.replace(beside, path)
+    except OSError as error:
+        # A user knows the file by its own name.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         Path(beside).unlink(missing_ok=True)
+
+
+@contextmanager
+def held(path, what):
+    """A lock that one process at a time can have, by the file `path`. Raises UserError that says who holds it.
+
+    what: what it is about, in words. The lock ends with the process, however it ends.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = path.with_name(f"{path.name}.holder")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        with suppress(OSError, UnicodeDecodeError):
+            raise UserError(
+                f"{what} is in use by {holder.read_text(encoding='utf-8')}: wait for it, or give another --exp"
+            ) from error
+        raise UserError(f"{what} is in use by another process: wait for it, or give another --exp") from error
+    try:
+        with suppress(OSError):
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            holder.write_text(f"process {os.getpid()} on {platform.node()} since {since}", encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
 
 
 def shown(path):

@@ -36,10 +36,10 @@ def checked(kind, given, where, accepted=None, called=None):
     accepted, called = accepted or {}, called or {}
     known = {f.name: f for f in fields(kind)}
     required = [f.name for f in known.values() if f.default is MISSING and f.default_factory is MISSING]
-    if given is None:
-        given = {}
     if not isinstance(given, dict):
-        given = _no_mapping(given, required, where)
+        if given is not None and not required:
+            raise SettingsError(f"{where} is {_shown(given)}; keys and values are expected: compare configs/celeba.yml")
+        given = {}
     missing = [name for name in required if name not in given]
     values, hints = {}, get_type_hints(kind)
     for key, value in given.items():
@@ -69,12 +69,6 @@ def one_name(given, same, where):
 def nearest(name, names):
     """The name that a slip of the pen was meant to be."""
     return get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
-
-
-def _no_mapping(given, required, where):
-    if required:
-        return {}
-    raise SettingsError(f"{where} is {_shown(given)}; keys and values are expected: compare configs/celeba.yml")
 
 
 def _hint(key, names, called):

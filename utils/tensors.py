@@ -1,5 +1,6 @@
 """Files of tensors: read without running code, written whole, and loaded into a network completely or not at all."""
 
+import errno
 import pickle
 from pathlib import Path
 
@@ -26,9 +27,13 @@ class Misfit(UserError):
 
 
 def save(obj, path):
-    """torch.save, atomically."""
+    """torch.save, atomically. Raises OSError, which names `path`, where it cannot be written."""
     with replacing(path) as beside:
-        torch.save(obj, beside)
+        try:
+            torch.save(obj, beside)
+        except RuntimeError as error:
+            # torch has its own word for what the system refuses.
+            raise OSError(errno.EIO, f"cannot be written ({_first_line(error)}); make room there", str(path)) from error
 
 
 def load(path):

@@ -1,7 +1,12 @@
 """What goes on beside the computation: reading ahead, writing behind."""
 
+import logging
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+
+from utils.terminal import line_of
+
+log = logging.getLogger(__name__)
 
 
 def prefetched(iterable, ahead=2):
@@ -20,28 +25,41 @@ def prefetched(iterable, ahead=2):
 class Background:
     """Calls made in a thread, one after another: `later(function, *args)`.
 
-    At most `most` calls wait, so that what they hold cannot fill the memory. The first error of a call is raised by a later
-    one, by `wait`, or at the end of the `with` block.
+    At most `most` calls wait, so that what they hold cannot fill the memory. What they write stands beside the results that
+    matter, so a file that cannot be written (OSError) is told once and stops nothing. Any other error of a call is raised by a
+    later one, by `wait`, or at the end of the `with` block.
     """
 
     def __init__(self, most=16):
         self.most, self.calls = most, deque()
         self.pool = ThreadPoolExecutor(1)
+        self.failed = 0
 
     def __call__(self, function, *args):
         while self.calls and (len(self.calls) >= self.most or self.calls[0].done()):
-            self.calls.popleft().result()
+            self._finish()
         self.calls.append(self.pool.submit(function, *args))
+
+    def _finish(self):
+        try:
+            self.calls.popleft().result()
+        except OSError as error:
+            self.failed += 1
+            if self.failed == 1:
+                log.warning("a picture cannot be written, and the work goes on without it: %s", line_of(error))
 
     def wait(self):
         """Return when every call has ended."""
         while self.calls:
-            self.calls.popleft().result()
+            self._finish()
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback):
-        self.pool.shutdown()
+        # After an error nobody waits for pictures that are not begun.
+        self.pool.shutdown(cancel_futures=error is not None)
         if error is None:
             self.wait()
+        if self.failed > 1:
+            log.warning("%d pictures could not be written", self.failed)

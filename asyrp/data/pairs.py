@@ -38,24 +38,27 @@ class InvertedPairs:
         Images are grouped by their place in `indices`, and a group is inverted as a whole, so that a latent does not depend on
         which of them a killed run had finished.
         """
-        groups = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+        groups, readable = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)], 0
         loaded = prefetched((load_batch(self.dataset, group) for group in groups), 2)
         with tqdm(desc="inverting", total=len(indices), unit="img") as bar:
             for group, (good, x_0, messages) in zip(groups, loaded, strict=True):
                 self._skip(messages)
+                readable += len(good)
                 if good:
                     missing = [again or self._found(image) is None for image in x_0]
                     if any(missing):
                         self._invert(x_0, missing)
                     self.pixels.update((index, digest(image)) for index, image in zip(good, x_0, strict=True))
                 bar.update(len(group))
-        if len(self.skipped) >= len(indices):
+        if not readable:
             raise UserError(f"{self.dataset.folder}: none of the {len(indices)} images could be read; check the files")
-        if self.skipped:
-            log.warning("%d of %d images could not be read and are left out", len(self.skipped), len(indices))
+        if readable < len(indices):
+            log.warning("%d of %d images could not be read and are left out", len(indices) - readable, len(indices))
 
     def _invert(self, x_0, missing):
         x_T = process.invert(self.model.unet, x_0.to(self.model.device), self.model.schedule, self.timesteps).cpu()
+        if not x_T.isfinite().all():
+            raise UserError("inversion gave numbers that are not finite: the weights are damaged, or give --precision fp32")
         for image, latent, lacks in zip(x_0, x_T, missing, strict=True):
             if lacks:
                 self.store.write("latent", self._key(image), {"x_T": latent}, {"timesteps": self.timesteps})

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from asyrp.evaluation import metrics
-from utils.files import replacing
 from utils.errors import UserError
+from utils.files import replacing
 
 NAME = "evaluation"
 RECONSTRUCTION = "reconstruction"
@@ -20,11 +20,11 @@ class Evaluation:
     """The pictures of a test, measured batch by batch.
 
     open_gauges: {name of what it measures: function without arguments -> a gauge (see gauges.py)}. A gauge that cannot be made
-    or cannot measure these images raises UserError: it is left out, and the reason is told.
+    or cannot measure these images raises UserError: it is left out, and the reason is told. folder: where `save` writes.
     """
 
-    def __init__(self, open_gauges, settings, device):
-        self.settings, self.device = settings, device
+    def __init__(self, open_gauges, settings, device, folder="."):
+        self.settings, self.device, self.folder = settings, device, Path(folder)
         self.gauges, self.left_out, self.rows = [], {}, []
         for name, open_gauge in open_gauges.items():
             try:
@@ -78,17 +78,19 @@ class Evaluation:
                 result["monotone"] = {score: metrics.monotone([columns[score]["mean"] for columns in edits])}
         return result | {"left_out": self.left_out, "images": self.rows}
 
-    def save(self, folder):
-        """Write evaluation.json and evaluation.csv, a row for each image and picture -> the table, as text."""
+    def save(self):
+        """Write evaluation.json and evaluation.csv, a row for each image and picture -> the table as text, and the places."""
+        folder = self.folder
         result = self.result()
-        with replacing(Path(folder) / f"{NAME}.json") as beside:
+        with replacing(folder / f"{NAME}.json") as beside:
             beside.write_text(json.dumps(result, indent=1), encoding="utf-8")
         names = dict.fromkeys(name for row in self.rows for name in row)
-        with replacing(Path(folder) / f"{NAME}.csv") as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+        with replacing(folder / f"{NAME}.csv") as beside, beside.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, names)
             writer.writeheader()
             writer.writerows(self.rows)
-        return as_text(result)
+        files = f"metrics: {folder / NAME}.json, and an image a row in {folder / NAME}.csv"
+        return f"{as_text(result)}\n\n{files}"
 
 
 def table_of(result):

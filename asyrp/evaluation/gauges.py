@@ -12,13 +12,13 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from asyrp.evaluation import metrics
 from asyrp.evaluation.segmenter import open_segmenter
-from utils.errors import UserError
 from configs.paths_config import FID_INCEPTION, IR_SE50, weight_file
 from losses.id_loss import IdLoss
 from losses.lpips_alex import load_lpips
 from models.judge import load_judge
 from utils import tensors
 from utils.download import weights_at
+from utils.errors import UserError
 from utils.files import ROOT
 from utils.text_dic import PROMPTS
 
@@ -199,7 +199,7 @@ class Inception:
         return self.features.distances("Inception (FID)", kernel=False)
 
 
-# ---- what a configuration can have --------------------------------------------------------------------------------------------
+# ---- what a configuration can have ------------------------------------------------------------------------------------------
 
 
 def openers(config, clip, prompts, segmenter, device):

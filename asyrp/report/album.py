@@ -35,13 +35,13 @@ class Album:
                 self.names += [f"{Path(batch.names[i]).stem} {name}".strip() for name in self.row_names or [""]]
 
     def save(self):
-        """The picture of all -> its path."""
+        """Write the picture of all -> where it lies, as text."""
         if self.animation:
             self.later(drawing.save_animation, self.strips, self.strengths, self.folder / f"all.{self.animation}")
         overview = self.folder / "all.png"
         self.later(drawing.save_grid, overview, self.rows, self.labels, self.names)
         self.later.wait()
-        return overview
+        return f"edited pictures: {overview}"
 
 
 def axes(labels, names):

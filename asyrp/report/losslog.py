@@ -4,8 +4,8 @@ import csv
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from utils.files import replacing
 from asyrp.training import COLUMNS
+from utils.files import replacing
 
 FIELDS = ("epoch", "image", "t", *COLUMNS)
 

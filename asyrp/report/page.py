@@ -9,9 +9,9 @@ import jinja2
 import numpy as np
 import yaml
 
-from asyrp.report.charts import HEIGHT, WIDTH, Line, Span, line_chart
 from asyrp.evaluation import evaluation
 from asyrp.report import pictures as drawing
+from asyrp.report.charts import HEIGHT, WIDTH, Line, Span, line_chart
 from asyrp.report.losslog import read_losses
 from asyrp.training import COLUMNS
 from utils.files import replacing

@@ -1,0 +1,94 @@
+"""The directions of a run: which they are, where each one's interval ends, and what strength 1 is."""
+
+import logging
+
+from asyrp import directions, hspace, settings
+from asyrp.editing import Use
+from utils.errors import UserError
+from utils.files import shown
+from utils.text_dic import PROMPTS
+
+log = logging.getLogger(__name__)
+
+
+def find_directions(s, experiment):
+    """The files of the directions that settings name, read; no network is needed yet -> list of Stored.
+
+    Raises UserError for one that is not there, is damaged, or is of another kind than the flags say.
+    """
+    names = (s.multiple_attr or "").split() or [s.manual_checkpoint_name or s.load_from_checkpoint or experiment.base]
+    category, chosen = s.config.data.category, s.choose_checkpoint_num
+    found = [directions.read(directions.find(name, category, experiment.suffix, chosen)) for name in names]
+    for stored in found:
+        log.info("direction: %s", shown(stored.path))
+        _check_kind(s, stored)
+    return found
+
+
+def _check_kind(s, stored):
+    """A flag about the kind of direction must not contradict what the file holds."""
+    kinds = {"delta_block": s.train_delta_block, "delta_h": s.train_delta_h}
+    if any(kinds.values()) and not kinds[stored.kind]:
+        raise UserError(f"{stored.path} was trained with {directions.FLAG[stored.kind]}: give that flag instead")
+    trained = stored.record.get("ignore_timesteps")
+    # With --num_mean_of_delta_hs, --ignore_timesteps says how to average.
+    if s.ignore_timesteps and trained is False and not s.num_mean_of_delta_hs:
+        raise UserError(f"{stored.path} was trained without --ignore_timesteps: leave that flag out")
+
+
+def uses_of(s, found, prompts, curve, cosine):
+    """Directions -> (list of Use, t_boost as a Value): each with its own interval and scale.
+
+    prompts: the (source, target) pairs of the flags; curve, cosine: see `settings.decide_t_edit`.
+    """
+    named = (s.multiple_attr or "").split() or [None] * len(found)
+    asked = [_asked(name, direction, prompts, len(found)) for name, direction in zip(named, found, strict=True)]
+    t_edits = settings.decide_t_edit(s, asked, curve, cosine)
+    t_boost = settings.decide_t_boost(s, [(d.name, d.record) for d in found], curve)
+    uses = []
+    for direction, t_edit in zip(found, t_edits, strict=True):
+        flag = s.source("n_train_step") == "flag"
+        trained = (not flag and direction.record.get("n_train_step")) or s.steps("n_train_step")
+        scale = hspace.coefficients(1.0, len(found), trained, s.steps("n_test_step"))[0]
+        uses.append(Use(direction, t_edit, scale))
+        for line in settings.differences(s, direction.name, direction.record, t_edit):
+            log.warning(line)
+    return uses, t_boost
+
+
+def _asked(name, direction, flags, n):
+    """What `decide_t_edit` wants to know of a direction. The flags' prompts count for a single one; several have their own."""
+    own = direction.record.get("prompts") or PROMPTS.get(name)
+    own = own and tuple(own)
+    if n > 1 or not flags:
+        return direction.name, direction.record, own
+    if own and own != flags[0]:
+        said = '%s was trained for "%s" to "%s"; the prompts given are "%s" to "%s"'
+        log.warning(said, direction.name, *own, *flags[0])
+    return direction.name, direction.record, flags[0]
+
+
+def tell(uses, t_boost, s):
+    """Say in a few lines what was decided -> the same for settings_*.yml."""
+    strength, steps = s.hs_coeff_delta_h, s.get("n_test_step")
+    for use in uses:
+        log.info(
+            "t_edit %s · %d steps (%s) · strength %+g = coefficient %.3g",
+            use.t_edit,
+            s.steps("n_test_step"),
+            steps.source,
+            strength,
+            strength * use.scale,
+        )
+    log.info("t_boost %s", t_boost)
+    each = [
+        {"name": use.direction.name, "t_edit": str(use.t_edit), "scale": use.scale, "record": use.direction.record}
+        for use in uses
+    ]
+    return {"t_boost": str(t_boost), "directions": each}
+
+
+def common_t_edit(uses):
+    """t_edit as results state it: a number, a list where several directions differ, None without a direction."""
+    t_edits = [use.t_edit.value for use in uses]
+    return (t_edits[0] if len(set(t_edits)) == 1 else t_edits) if t_edits else None

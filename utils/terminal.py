@@ -1,0 +1,129 @@
+"""A program at a terminal: its streams, its signals, and the one line and status that it ends with."""
+
+import errno
+import os
+import signal
+import sys
+
+from utils.errors import UserError
+from utils.files import one_line
+
+STOPPED = "stopped"  # what a program says when nothing better is known
+NO_MEMORY = (
+    "out of memory: give smaller batches (--bs_precompute, --bs_train, --bs_test), --precision bf16, or for training "
+    "--checkpoint_decoder"
+)
+REMEDIES = {
+    errno.ENOSPC: "make room there, then start again",
+    errno.EDQUOT: "your quota is used up: make room there, then start again",
+    errno.EACCES: "change its permissions, or give another place",
+    errno.EPERM: "change its permissions, or give another place",
+    errno.EROFS: "that file system cannot be written: give another place",
+    errno.ENAMETOOLONG: "the name is too long: shorten it",
+    errno.ENOTDIR: "a file stands where a folder is wanted: move it away, or give another place",
+    errno.EEXIST: "a file stands where a folder is wanted: move it away, or give another place",
+    errno.EISDIR: "a folder stands where a file is wanted: move it away, or give another place",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+    errno.ENOENT: "check the path",
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a cluster sends before it kills; treated like Ctrl-C."""
+
+
+class Stream:
+    """A text stream that outlives its reader: what cannot be written any more (a closed pipe, a full disk) is dropped, and what
+    its encoding cannot say is written with backslashes. Else it is the stream it stands for."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        try:
+            return self.stream.write(text)
+        except (OSError, ValueError):  # ValueError: it is closed
+            self._drop()
+            return len(text)
+
+    def flush(self):
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            self._drop()
+
+    def _drop(self):
+        """From here on the stream leads nowhere, so that the interpreter's own last flush does not fail either."""
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+        except (OSError, ValueError):
+            self.stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def guarded(main, argv=None, stopped=STOPPED):
+    """Run `main(argv)` -> exit status: its own (None is 0); 2 after an error that the user can put right, which is told in one
+    line; 130 after Ctrl-C and 143 after SIGTERM, with the line `stopped`."""
+    guard_streams()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+    except ValueError:  # not in the main thread: signals are somebody else's
+        before = None
+    try:
+        return main(argv) or 0
+    except UserError as error:
+        return _tell(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _tell(NO_MEMORY)
+    except OSError as error:
+        return _tell(line_of(error))
+    except KeyboardInterrupt as error:
+        print(stopped, file=sys.stderr)
+        return 143 if isinstance(error, Terminated) else 130
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def guard_streams():
+    """Make sys.stdout and sys.stderr Streams; a stream that is missing altogether leads nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if not isinstance(stream, Stream):
+            setattr(sys, name, Stream(stream))
+
+
+def line_of(error):
+    """An OSError -> one line that names the place, what is wrong there, and what to do."""
+    place = error.filename2 or error.filename
+    # What is written beside a file and renamed has a name that nobody knows.
+    place = "" if place is None else f"{os.fsdecode(place)}: "
+    reason = error.strerror or one_line(error)
+    remedy = REMEDIES.get(error.errno)
+    return f"{place}{reason}" + (f"; {remedy}" if remedy else "")
+
+
+def _is_out_of_memory(error):
+    """By its name and text: this module does without torch, whose errors are RuntimeErrors."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
+
+
+def _tell(text):
+    print(f"error: {one_line(text)}", file=sys.stderr)
+    return 2
+
+
+def _terminate(number, frame):
+    raise Terminated
