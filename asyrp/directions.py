@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 CHECKPOINTS = Path("checkpoint")
 SHIPPED = ROOT / "pretrained"
 SUFFIXES = (".pth", ".safetensors")
+AGAIN = "fetch it again, or train it again"
 FLAG = {"delta_block": "--train_delta_block", "delta_h": "--train_delta_h"}
 # Of the files of the 2023 release, and ours: <experiment>_LC_<category>_t<t_0>_ninv<n>_ngen<n>[_<epoch>[_<images>]]
 NAME = re.compile(r"(?P<experiment>.+)_LC_(?P<category>.+)_t(?P<t_0>\d+)_ninv(?P<n_inv>\d+)_ngen(?P<n_train>\d+)(?:_\d+)*")
@@ -111,36 +112,61 @@ def read(path):
         contents = _nested(contents)
     numbered, more = {}, {}
     for name, value in contents.items() if isinstance(contents, dict) else ():
-        if str(name).isdigit():
+        if str(name).isdecimal():
             numbered[int(name)] = value
         else:
             more[name] = value
-    if not (numbered and any(all(isinstance(value, kind) for value in numbered.values()) for kind in (dict, torch.Tensor))):
+    blocks = [isinstance(part, dict) for part in numbered.values()]
+    found = [tensor for part in numbered.values() for tensor in (part.values() if isinstance(part, dict) else [part])]
+    if not found or any(blocks) != all(blocks) or not all(isinstance(tensor, torch.Tensor) for tensor in found):
         raise UserError(f"{path} holds no direction in h-space; give a checkpoint that --run_train wrote")
+    if not all(torch.isfinite(tensor).all() for tensor in found):
+        raise UserError(f"{path} is damaged: not all of its numbers are finite; {AGAIN}")
     if record is None:
         record = more.pop("record", None)
+    record = record_of_name(path.stem) if record is None else _checked_record(record, path)
+    return Stored(path, {name: _in_float32(part) for name, part in numbered.items()}, record, more)
+
+
+def _in_float32(part):
+    return {name: tensor.float() for name, tensor in part.items()} if isinstance(part, dict) else part.float()
+
+
+# What a record's entries are, where they are known.
+COUNTS = ("t_edit", "t_boost", "t_0", "n_inv_step", "n_train_step")
+MAPPINGS = ("model", "training")
+
+
+def _checked_record(record, path):
+    """A mapping, or its JSON -> the record. Raises UserError when something in it cannot be what it should be."""
     try:
         record = json.loads(record) if isinstance(record, str) else record
     except ValueError as error:
-        raise UserError(f"{path} is damaged: its record cannot be read; fetch it again, or train it again") from error
-    if record is not None and not isinstance(record, dict):
-        raise UserError(f"{path} is damaged: its record is no mapping; fetch it again, or train it again")
-    return Stored(path, numbered, record if record is not None else record_of_name(path.stem), more)
+        raise UserError(f"{path} is damaged: its record cannot be read; {AGAIN}") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path} is damaged: its record is no mapping; {AGAIN}")
+    faults = [name for name in COUNTS if not (record.get(name) is None or (type(record[name]) is int and record[name] >= 0))]
+    faults += [name for name in MAPPINGS if not isinstance(record.get(name), dict | None)]
+    prompts = record.get("prompts")
+    if prompts is not None and not (isinstance(prompts, list | tuple) and [type(p) for p in prompts] == [str, str]):
+        faults.append("prompts")
+    if faults:
+        raise UserError(f"{path} is damaged: its record has {faults[0]} {record[faults[0]]!r}; {AGAIN}")
+    return record
 
 
 def record_of_name(stem):
-    """What the name of a file of the 2023 release says; {} for another name."""
+    """What the name of a file of the 2023 release says; of another name, that it says nothing."""
     match = NAME.fullmatch(stem)
     if match is None:
         return {"origin": "unknown"}
-    record = {name: int(match[group]) for name, group in NAME_GROUPS.items()}
+    t_0 = int(match["t_0"])
+    # 0 stands for every timestep.
+    record = {"t_0": t_0, "n_inv_step": int(match["n_inv"]) or t_0 + 1, "n_train_step": int(match["n_train"]) or t_0 + 1}
     record |= {"origin": "2023 release", "category": match["category"]}
     if match["experiment"] in PROMPTS:
         record["prompts"] = list(PROMPTS[match["experiment"]])
     return record
-
-
-NAME_GROUPS = {"t_0": "t_0", "n_inv_step": "n_inv", "n_train_step": "n_train"}
 
 
 def save(direction, path, more=None):

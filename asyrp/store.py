@@ -39,8 +39,9 @@ def key(kind, **parts):
     return digest(kind, FORMAT, parts)
 
 
-def latent_key(model, timesteps, image):
-    return key("latent", model=model.identity, precision=model.precision, timesteps=timesteps, image=image)
+def latent_key(model, timesteps, pixels):
+    """pixels: the digest of the image."""
+    return key("latent", model=model.identity, precision=model.precision, timesteps=timesteps, pixels=pixels)
 
 
 def sample_key(model, timesteps, x_T):

@@ -15,7 +15,7 @@ MODEL = {"identity": "ddpm-16-abc", "precision": "fp32"}
 ONE, OTHER = torch.arange(6.0), torch.arange(6.0) + 1
 # key function -> (its parts, {part: another value}); the model's identity and precision are parts of all but one.
 KEYS = {
-    "latent": (store.latent_key, {"timesteps": [0, 999], "image": ONE}, {"timesteps": [0, 500, 999], "image": OTHER}),
+    "latent": (store.latent_key, {"timesteps": [0, 999], "pixels": "a"}, {"timesteps": [0, 500, 999], "pixels": "b"}),
     "sample": (store.sample_key, {"timesteps": [0, 999], "x_T": ONE}, {"timesteps": [0, 998], "x_T": OTHER}),
     "trajectory": (
         store.trajectory_key,

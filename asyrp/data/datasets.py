@@ -5,7 +5,7 @@ What the rest of the program relies on: `len(dataset)`, `dataset[i]`, `dataset.n
 
 import io
 import struct
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -80,6 +80,17 @@ class Images(Dataset):
     def encoded(self, i):
         """Path or stream of image i, as Pillow opens it."""
         raise NotImplementedError
+
+    def stamp(self, i):
+        """(size in bytes, time of change in ns) of the file that image i is in, or None when it is not there."""
+        with suppress(OSError):
+            stat = (self.folder / self.file(i)).stat()
+            return stat.st_size, stat.st_mtime_ns
+        return None
+
+    def file(self, i):
+        """The file that image i is in, relative to the folder."""
+        return self.name(i)
 
     def __getitem__(self, i):
         path = printable(self.folder / self.name(i))
@@ -204,6 +215,9 @@ class LmdbImages(Images):
 
     def _numbered_key(self, i):
         return f"{self.image_size}-{i:05d}".encode()
+
+    def file(self, i):
+        return "data.mdb"
 
     def key(self, i):
         if self.numbered:

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from asyrp import process, store
 from asyrp.acceleration.overlap import prefetched
 from asyrp.data.datasets import load_batch
+from asyrp.data.pixels import PixelIndex
 from utils.digests import digest
 from utils.errors import UserError
 
@@ -29,45 +30,60 @@ class InvertedPairs:
 
     def __init__(self, dataset, model, timesteps, kept):
         self.dataset, self.model, self.timesteps, self.store = dataset, model, timesteps, kept
+        self.pixels = PixelIndex(dataset, kept.root / "pixels")
         self.skipped = set()
-        self.pixels = {}  # index -> digest of the image, of those that were looked at
 
     def fill(self, indices, batch_size, again=False):
         """Invert the images that have no whole latent yet (all of them when `again`).
 
         Images are grouped by their place in `indices`, and a group is inverted as a whole, so that a latent does not depend on
-        which of them a killed run had finished.
+        which of them a killed run had finished. A group that has all its latents is not even decoded.
         """
         groups, readable = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)], 0
-        loaded = prefetched((load_batch(self.dataset, group) for group in groups), 2)
+        loaded = prefetched((None if not again and self._ready(group) else self._load(group) for group in groups), 2)
         with tqdm(desc="inverting", total=len(indices), unit="img") as bar:
-            for group, (good, x_0, messages) in zip(groups, loaded, strict=True):
-                self._skip(messages)
-                readable += len(good)
-                if good:
-                    missing = [again or self._found(image) is None for image in x_0]
+            for group, found in zip(groups, loaded, strict=True):
+                if found is None:
+                    readable += len(group)
+                else:
+                    good, x_0, pixels, messages = found
+                    self._skip(messages)
+                    readable += len(good)
+                    missing = [again or self._found(one) is None for one in pixels]
                     if any(missing):
-                        self._invert(x_0, missing)
-                    self.pixels.update((index, digest(image)) for index, image in zip(good, x_0, strict=True))
+                        self._invert(x_0, pixels, missing)
                 bar.update(len(group))
         if not readable:
             raise UserError(f"{self.dataset.folder}: none of the {len(indices)} images could be read; check the files")
         if readable < len(indices):
             log.warning("%d of %d images could not be read and are left out", len(indices) - readable, len(indices))
 
-    def _invert(self, x_0, missing):
+    def _ready(self, group):
+        """Whether the latents of all these images are there and whole, as far as can be told without decoding an image."""
+        known = [self.pixels.get(index) for index in group]
+        return all(known) and all(self._found(pixels) is not None for pixels in known)
+
+    def _load(self, group):
+        """-> (indices that could be read, images or None, digests of their pixels, messages about the others)."""
+        good, x_0, messages = load_batch(self.dataset, group)
+        pixels = [digest(image) for image in (x_0 if good else [])]
+        self.pixels.add(good, pixels)
+        return good, x_0, pixels, messages
+
+    def _invert(self, x_0, pixels, missing):
         x_T = process.invert(self.model.unet, x_0.to(self.model.device), self.model.schedule, self.timesteps).cpu()
         if not x_T.isfinite().all():
             raise UserError("inversion gave numbers that are not finite: the weights are damaged, or give --precision fp32")
-        for image, latent, lacks in zip(x_0, x_T, missing, strict=True):
+        for one, latent, lacks in zip(pixels, x_T, missing, strict=True):
             if lacks:
-                self.store.write("latent", self._key(image), {"x_T": latent}, {"timesteps": self.timesteps})
+                self.store.write("latent", self._key(one), {"x_T": latent}, {"timesteps": self.timesteps})
 
-    def _key(self, image):
-        return store.latent_key(self.model, self.timesteps, image)
+    def _key(self, pixels):
+        return store.latent_key(self.model, self.timesteps, pixels)
 
-    def _found(self, image):
-        found = self.store.read("latent", self._key(image), {"x_T": image.shape})
+    def _found(self, pixels):
+        size = self.model.image_size
+        found = self.store.read("latent", self._key(pixels), {"x_T": (3, size, size)})
         return found and found["x_T"]
 
     def _skip(self, messages):
@@ -78,12 +94,16 @@ class InvertedPairs:
 
     def names_of_content(self, indices):
         """What stands for the images in keys and records: the digests of their pixels, of those that can be read."""
+        names = []
         for index in indices:
-            if index not in self.pixels:
-                _, x_0, messages = load_batch(self.dataset, [index])
+            pixels = self.pixels.get(index)
+            if pixels is None:
+                _, _, found, messages = self._load([index])
                 self._skip(messages)
-                self.pixels[index] = None if x_0 is None else digest(x_0[0])
-        return [name for index in indices if (name := self.pixels[index])]
+                names += found
+            else:
+                names.append(pixels)
+        return names
 
     def batches(self, indices, batch_size):
         """Batches of up to `batch_size` images with latents, in the order of `indices`; `fill` comes first."""
@@ -91,15 +111,15 @@ class InvertedPairs:
 
     def _batches(self, indices, batch_size):
         for start in range(0, len(indices), batch_size):
-            good, x_0, messages = load_batch(self.dataset, indices[start : start + batch_size])
+            good, x_0, pixels, messages = self._load(indices[start : start + batch_size])
             self._skip(messages)
             if not good:
                 continue
-            found = [self._found(image) for image in x_0]
+            found = [self._found(one) for one in pixels]
             missing = [x_T is None for x_T in found]
             if any(missing):  # damaged since `fill`, or removed by somebody
-                self._invert(x_0, missing)
-                found = [self._found(image) for image in x_0]
+                self._invert(x_0, pixels, missing)
+                found = [self._found(one) for one in pixels]
             yield Batch(good, [self.dataset.name(i) for i in good], x_0, torch.stack(found))
 
 
