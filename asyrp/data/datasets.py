@@ -7,7 +7,7 @@ import io
 import os
 import struct
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import lmdb
@@ -84,25 +84,35 @@ class Images(Dataset):
 # ---- files --------------------------------------------------------------------------------------------------------------
 
 
-def image_names(folder):
-    """Names of the images directly in a folder, sorted; [] for a folder that is not there."""
+def image_names(folder, recursive=False):
+    """Names of the images directly in a folder, sorted; [] for a folder that is not there.
+
+    recursive: those in its sub-folders too, as paths relative to it; links to folders are followed.
+    """
     folder = Path(folder)
-    return sorted(name for name in os.listdir(folder) if name.lower().endswith(EXTENSIONS)) if folder.is_dir() else []
+    if recursive:
+        walk = os.walk(folder, followlinks=True)
+        names = (str(Path(place, file).relative_to(folder)) for place, _, files in walk for file in files)
+    else:
+        names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(name for name in names if name.lower().endswith(EXTENSIONS))
 
 
 class ImageFolder(Images):
-    """The images of one folder, sorted by name; or those of its images that `names` lists (relative to it).
+    """The images of one folder, sorted by name; or those of its images that `names` lists (relative to it). recursive: see
+    `image_names`.
 
     Raises UserError when the folder is missing or holds no image.
     """
 
-    def __init__(self, folder, image_size, names=None, align=None):
+    def __init__(self, folder, image_size, names=None, align=None, recursive=False):
         super().__init__(folder, image_size, align)
         if not self.folder.is_dir():
             raise UserError(f"{folder}: no such folder of images; check the path")
-        self.names = image_names(folder) if names is None else names
+        self.names = image_names(folder, recursive) if names is None else names
         if not self.names:
-            raise UserError(f"{folder}: holds no image ({', '.join(EXTENSIONS)}); put images directly into it")
+            place = "it or its sub-folders" if recursive else "it directly"
+            raise UserError(f"{folder}: holds no image ({', '.join(EXTENSIONS)}); put images into {place}")
 
     def __len__(self):
         return len(self.names)
@@ -214,9 +224,14 @@ def resolutions(txn):
 # -------------------------------------------------------------------------------------------------------------------------
 
 
-def open_folder(folder, image_size, align=None):
-    """A folder of images, or an LMDB folder -> dataset. Raises UserError when it is neither."""
-    return (LmdbImages if is_lmdb(folder) else ImageFolder)(folder, image_size, align=align)
+def open_folder(folder, image_size, align=None, recursive=False):
+    """A folder of images, or an LMDB folder -> dataset. Raises UserError when it is neither. recursive: see `image_names`."""
+    if is_lmdb(folder):
+        return LmdbImages(folder, image_size, align=align)
+    return ImageFolder(folder, image_size, align=align, recursive=recursive)
+
+
+# ---- images that cannot be read ----------------------------------------------------------------------------------------------
 
 
 def load_batch(dataset, indices):
@@ -229,3 +244,46 @@ def load_batch(dataset, indices):
         except UnreadableImage as error:
             messages.append(str(error))
     return good, torch.stack(images) if images else None, messages
+
+
+class Readable(Dataset):
+    """The images of a dataset; in the place of one that cannot be read stands the next one that can.
+
+    dataset[i] -> (image, or None when none is left; what could not be read: list of str).
+    """
+
+    def __init__(self, dataset):
+        self.dataset, self.faulty = dataset, set()
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, i):
+        messages = []
+        for k in chain(range(i, len(self)), range(i)):
+            if k not in self.faulty:
+                try:
+                    return self.dataset[k], messages
+                except UnreadableImage as error:
+                    self.faulty.add(k)
+                    messages.append(str(error))
+        return None, messages
+
+
+def collate(items):
+    """Items of `Readable` -> (images (B, 3, H, W) or None, messages)."""
+    images = [image for image, _ in items if image is not None]
+    return torch.stack(images) if images else None, [message for _, messages in items for message in messages]
+
+
+def first_images(dataset, n):
+    """The first n images that can be read (n, 3, H, W), or all of them. Raises UserError when none can."""
+    images, start = [], 0
+    while len(images) < n and start < len(dataset):
+        numbers = range(start, min(start + n - len(images), len(dataset)))
+        _, read, messages = load_batch(dataset, numbers)
+        images += [] if read is None else list(read)
+        start = numbers.stop
+    if not images:
+        raise UserError(f"{dataset.folder}: none of its {len(dataset)} images can be used; the last: {messages[-1]}")
+    return torch.stack(images)
