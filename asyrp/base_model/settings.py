@@ -9,69 +9,60 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from utils.errors import UserError
-
-WEIGHTINGS = ("simple", "p2", "snr")
-SCHEDULES = ("cosine", "constant")
-PRECISIONS = ("fp32", "bf16")
-MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
+from utils.errors import SettingsError
+from utils.sections import setting
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a base model is trained. Raises UserError for a value that no training could use."""
+    """How a base model is trained; `utils.sections.checked` holds them against their ranges. Each is a flag of
+    scripts/train_base_model.py, `text` its help.
 
-    total_images: int = 5_000_000  # to see in all, images seen before included; the learning rate ends there
-    minutes: float | None = None  # of training in all, where that comes first
-    images_seen: int = 0  # before this training began
-    batch_size: int = 64
-    lr: float = 3e-4  # at its peak
-    lr_schedule: str = "cosine"
-    warmup: float = 0.02  # share of the training
-    betas: tuple = (0.9, 0.99)  # of AdamW
-    clip_norm: float = 1.0  # largest norm of the gradients
-    ema: float = 0.999  # decay, per step
-    loss_weighting: str = "simple"
-    p2_gamma: float = 1.0
-    snr_power: float = 0.5
-    snr_bounds: tuple = (0.6, 15.0)
-    flip: bool = False  # mirror half of the images
-    precision: str = "fp32"
-    compile: bool = False
-    memory_format: str = "auto"
-    save_minutes: float = 10.0
-    workers: int = 2
-    seed: int = 0
+    Raises SettingsError for values that contradict each other.
+    """
+
+    total_images: int = setting(5_000_000, at_least=1, text="images to see in all; the learning rate ends there")
+    minutes: float | None = setting(None, above=0, text="end after so many minutes of training, where that comes first")
+    images_seen: int = setting(0, at_least=0, text="images that the weights of --init have seen")
+    loss_weighting: str = setting(
+        "simple",
+        choices=("simple", "p2", "snr"),
+        text="simple: DDPM's; p2: Choi et al. 2022; snr: between the loss in eps and that in x_0, serves large timesteps",
+    )
+    p2_gamma: float = setting(1.0, at_least=0, text="exponent of p2")
+    snr_power: float = setting(0.5, text="exponent of snr: 0 is the loss in eps, 1 that in x_0")
+    snr_bounds: tuple[float, float] = setting(
+        (0.6, 15.0), above=0, text="smallest and largest weight of snr, before all are divided by their mean"
+    )
+    batch_size: int = setting(64, at_least=1, text="images a step")
+    lr: float = setting(3e-4, above=0, text="peak learning rate of AdamW")
+    lr_schedule: str = setting(
+        "cosine", choices=("cosine", "constant"), text="after the warm-up: a cosine to zero, or the peak to the end"
+    )
+    warmup: float = setting(0.02, at_least=0, below=1, text="share of the training in which the learning rate rises")
+    betas: tuple[float, float] = setting((0.9, 0.99), at_least=0, below=1, text="of AdamW")
+    clip_norm: float = setting(1.0, above=0, text="largest norm of the gradients")
+    ema: float = setting(0.999, at_least=0, below=1, text="decay of the moving average, a step")
+    flip: bool = setting(False, text="mirror half of the images")
+    seed: int = setting(0, at_least=0, text="of the random numbers, together with the images seen")
+    precision: str = setting("fp32", choices=("fp32", "bf16"), text="of the network's layers")
+    compile: bool = setting(False, text="torch.compile the U-Net: a minute or two, once")
+    memory_format: str = setting(
+        "auto",
+        choices=("auto", "contiguous", "channels_last"),
+        text="order of tensors in memory; auto: contiguous on a CPU, channels_last on CUDA",
+    )
+    workers: int = setting(2, at_least=0, text="processes that read images")
+    save_minutes: float = setting(10.0, at_least=0, text="save weights, state and samples this often")
 
     def __post_init__(self):
-        low, high = self.snr_bounds
-        wanted = {
-            "total_images": (self.total_images > self.images_seen, f"more than the {self.images_seen:,} images seen before"),
-            "minutes": (self.minutes is None or self.minutes > 0, "more than 0"),
-            "images_seen": (self.images_seen >= 0, "0 or more"),
-            "batch_size": (self.batch_size >= 1, "1 or more"),
-            "lr": (0 < self.lr < math.inf, "more than 0"),
-            "lr_schedule": (self.lr_schedule in SCHEDULES, " or ".join(SCHEDULES)),
-            "warmup": (0 <= self.warmup < 1, "a share of the training, 0 or more and less than 1"),
-            "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers, 0 or more and less than 1"),
-            "clip_norm": (self.clip_norm > 0, "more than 0"),
-            "ema": (0 <= self.ema < 1, "0 or more and less than 1"),
-            "loss_weighting": (self.loss_weighting in WEIGHTINGS, ", ".join(WEIGHTINGS)),
-            "snr_bounds": (0 <= low <= high < math.inf and high > 0, "the smaller one, then the larger one, 0 or more"),
-            "precision": (self.precision in PRECISIONS, " or ".join(PRECISIONS)),
-            "memory_format": (self.memory_format in MEMORY_FORMATS, ", ".join(MEMORY_FORMATS)),
-            "save_minutes": (self.save_minutes >= 0, "0 or more"),
-            "workers": (self.workers >= 0, "0 or more"),
-            "seed": (self.seed >= 0, "0 or more"),
-        }
-        for name, (good, range_) in wanted.items():
-            if not good:
-                value = getattr(self, name)
-                shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-                raise UserError(f"--{name} {shown}: must be {range_}")
+        if self.total_images <= self.images_seen:
+            raise SettingsError(f"--total_images {self.total_images}: must be more than --images_seen {self.images_seen}")
+        if self.snr_bounds[0] > self.snr_bounds[1]:
+            raise SettingsError(f"--snr_bounds {self.snr_bounds[0]} {self.snr_bounds[1]}: the smaller one comes first")
 
 
-def loss_weights(schedule, weighting="simple", p2_gamma=1.0, snr_power=0.5, snr_bounds=(0.6, 15.0)):
+def loss_weights(schedule, settings):
     """What the squared error of eps counts at each timestep -> float32 tensor (T,).
 
     With SNR_t = alpha_bar_t / (1 - alpha_bar_t):
@@ -81,20 +72,21 @@ def loss_weights(schedule, weighting="simple", p2_gamma=1.0, snr_power=0.5, snr_
     by SNR_t: power 0 is the loss in eps, 1 the loss in x_0, and 0.5 lies between them.
     """
     alpha_bars = schedule.alpha_bars
-    if weighting == "p2":
-        weights = (1 - alpha_bars) ** p2_gamma
-    elif weighting == "snr":
-        weights = (((1 - alpha_bars) / alpha_bars) ** snr_power).clip(*snr_bounds)
+    if settings.loss_weighting == "p2":
+        weights = (1 - alpha_bars) ** settings.p2_gamma
+    elif settings.loss_weighting == "snr":
+        weights = (((1 - alpha_bars) / alpha_bars) ** settings.snr_power).clip(*settings.snr_bounds)
         weights = weights / weights.mean()
     else:
         weights = np.ones_like(alpha_bars)
     return torch.from_numpy(weights).float()
 
 
-def learning_rate(peak, progress, warmup, schedule="cosine"):
-    """Linear warm-up over the share `warmup` of a training, then a cosine to zero, or the peak to the end; progress: 0..1."""
-    if progress < warmup:
-        return peak * progress / warmup
-    if schedule == "constant":
-        return peak
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
+def learning_rate(settings, progress):
+    """Linear warm-up, then a cosine to zero, or the peak to the end; progress: share of the training done, 0..1."""
+    s = settings
+    if progress < s.warmup:
+        return s.lr * progress / s.warmup
+    if s.lr_schedule == "constant":
+        return s.lr
+    return s.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - s.warmup) / (1 - s.warmup))))

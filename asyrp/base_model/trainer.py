@@ -9,7 +9,6 @@ import math
 import signal
 import time
 from contextlib import contextmanager
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -17,17 +16,20 @@ from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
 from asyrp import process
-from asyrp.base_model.files import model_sections, plain
+from asyrp.acceleration.fast_unet import LAYOUTS, autocast
+from asyrp.base_model.files import model_sections
 from asyrp.base_model.settings import learning_rate, loss_weights
+from asyrp.config import to_dict
 from asyrp.data.datasets import Readable, collate
 from models import build_unet
+from models.convert import read_unet_weights
 from utils import tensors
 from utils.errors import UserError
 from utils.files import one_line
+from utils.terminal import line_of
 
 log = logging.getLogger(__name__)
 
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 COLD_STEPS = 100  # over which the learning rate rises where trained weights meet a new optimiser
 SMOOTHING = 0.02  # share of the newest batch in the loss that is shown
 
@@ -73,43 +75,35 @@ class Trainer:
             self.images_seen, self.seconds, self.sessions = (state[key] for key in ("images_seen", "seconds", "sessions"))
         self.began_at, self.began_from = self.images_seen, str(init) if init and not state else None
         torch.manual_seed(seed_at(settings.seed, self.images_seen))
-        layout = settings.memory_format
-        if layout == "auto":
-            layout = "channels_last" if self.device.type == "cuda" else "contiguous"
-        self.layout = LAYOUTS[layout]
+        automatic = "channels_last" if self.device.type == "cuda" else "contiguous"
+        self.layout = LAYOUTS[automatic if settings.memory_format == "auto" else settings.memory_format]
         self._make_networks(config, init, state)
         self._make_optimizer(state)
-        self.cold_steps_left = COLD_STEPS if (init or state) and not self.has_moments else 0
-        d = config.diffusion
-        self.schedule = process.Schedule.linear(d.beta_start, d.beta_end, d.num_diffusion_timesteps)
+        is_trained, has_moments = bool(init or state), bool(state) and "optimizer" in state
+        self.cold_steps_left = COLD_STEPS if is_trained and not has_moments else 0
+        self.schedule = process.Schedule.of(config.diffusion)
         self.alpha_bars = torch.from_numpy(self.schedule.alpha_bars).float().to(self.device)
-        s = settings
-        weights = loss_weights(self.schedule, s.loss_weighting, s.p2_gamma, s.snr_power, s.snr_bounds)
-        self.weights = weights.to(self.device)
-        self.forward = torch.compile(self.unet) if s.compile else self.unet
+        self.weights = loss_weights(self.schedule, settings).to(self.device)
+        self.forward = torch.compile(self.unet) if settings.compile else self.unet
         self.loss = None  # its running mean
 
     def _make_networks(self, config, init, state):
-        try:
-            unet = build_unet(config)
-        except ValueError as error:
-            raise UserError(f"{config.path}: {error}") from error
+        unet = build_unet(config)
         ema, what = copy.deepcopy(unet), f"the U-Net of {config.path.name}"
         if state:
             tensors.load_strictly(unet, state["unet"], "the state", what)
             tensors.load_strictly(ema, state["ema"], "the state", what)
         elif init:
-            weights = tensors.state_dict_of(tensors.load(init), init)
+            weights = read_unet_weights(init)
             for network in (unet, ema):
                 tensors.load_strictly(network, weights, init, what)
         self.unet = unet.to(self.device, memory_format=self.layout).requires_grad_(True).train()
-        self.ema = ema.to(self.device, memory_format=self.layout)
+        self.ema = ema.to(self.device, memory_format=self.layout).requires_grad_(False).eval()
 
     def _make_optimizer(self, state):
         s = self.settings
         self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=s.lr, betas=s.betas, weight_decay=0.0)
-        self.has_moments = bool(state) and "optimizer" in state
-        if self.has_moments:
+        if state and "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
             for group in self.optimizer.param_groups:
                 group["betas"] = s.betas
@@ -124,9 +118,7 @@ class Trainer:
 
     def rate(self):
         """The learning rate of the next step."""
-        s = self.settings
-        rate = learning_rate(s.lr, self.progress, s.warmup, s.lr_schedule)
-        return rate * (1 - self.cold_steps_left / (COLD_STEPS + 1))
+        return learning_rate(self.settings, self.progress) * (1 - self.cold_steps_left / (COLD_STEPS + 1))
 
     def step(self, x_0):
         """One step of the optimiser on images (B, 3, H, W) in [-1, 1]."""
@@ -140,7 +132,7 @@ class Trainer:
         alpha_bar = self.alpha_bars[t][:, None, None, None]
         eps = torch.randn_like(x_0)
         x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=s.precision == "bf16"):
+        with autocast(s.precision, self.device):
             prediction, _ = process.split_prediction(self.forward(x_t, t))
         loss = ((prediction.float() - eps).square().mean((1, 2, 3)) * self.weights[t]).mean()
         self.optimizer.zero_grad(set_to_none=True)
@@ -173,7 +165,7 @@ class Trainer:
     def run(self, dataset, save, stopped=lambda: False):
         """Train to the end, or until `stopped()`; `save()` is called every now and then, and at last.
 
-        A save that fails (UserError) on the way is told in one line and tried again later; the last one's error is raised.
+        A save that fails (OSError) on the way is told in one line and tried again later; the last one's error is raised.
         """
         told, last = set(), time.monotonic()
         saved = last
@@ -197,8 +189,8 @@ class Trainer:
                     self.check()
                     try:
                         save()
-                    except UserError as error:
-                        log.warning("%s; training goes on", error)
+                    except OSError as error:
+                        log.warning("%s; what was saved before is kept, and training goes on", line_of(error))
                     saved = last = time.monotonic()
         self.check()
         save()
@@ -226,7 +218,7 @@ class Trainer:
 
     def history(self):
         """Each stretch of the training: images seen when it began and ended, and its settings -> list of plain dicts."""
-        stretch = {"from": self.began_at, "to": self.images_seen, "settings": plain(asdict(self.settings))}
+        stretch = {"from": self.began_at, "to": self.images_seen, "settings": to_dict(self.settings)}
         return [*self.sessions, stretch | ({"init": self.began_from} if self.began_from else {})]
 
     def averaged_weights(self, dtype=torch.float32):
