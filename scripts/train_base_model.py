@@ -94,7 +94,7 @@ def record_of(args, config, trainer, dataset):
     return {
         "images_seen": trainer.images_seen,
         "hours": round(trainer.seconds / 3600, 3),
-        "loss": round(trainer.loss.item(), 6),
+        "loss": None if trainer.loss is None else round(trainer.loss.item(), 6),
         "flags": {name: getattr(args, name) for name in ("config", "images", "out", "init", "keep", "device")}
         | to_dict(trainer.settings),
         "images_in_folder": len(dataset),
@@ -144,15 +144,20 @@ def run(argv):
     if state:
         instead = ", not from --init" if args.init else ""
         log.info("going on from %s%s: %s images seen", files.state, instead, f"{trainer.images_seen:,}")
-    if trainer.progress >= 1:
-        log.info("nothing is left to do: raise --total_images (%s) or --minutes to go on", f"{settings.total_images:,}")
-        return 0
 
     def save_all():
         weights = trainer.averaged_weights(getattr(torch, args.keep))
         files.write(trainer.state(), weights, record_of(args, config, trainer, dataset))
         draw(images, trainer, files.samples)
 
+    if trainer.progress >= 1:
+        save_all()  # the last time they may have found no room, or be wanted in another type
+        log.info(
+            "nothing is left to train: raise --total_images (%s) or --minutes to go on; weights written anew to %s",
+            f"{settings.total_images:,}",
+            files.weights,
+        )
+        return 0
     with signals() as received, logging_redirect_tqdm():
         trainer.run(dataset, save_all, lambda: bool(received))
     seen = f"{trainer.images_seen:,} images seen"

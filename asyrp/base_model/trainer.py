@@ -218,6 +218,8 @@ class Trainer:
 
     def history(self):
         """Each stretch of the training: images seen when it began and ended, and its settings -> list of plain dicts."""
+        if self.images_seen == self.began_at:
+            return self.sessions
         stretch = {"from": self.began_at, "to": self.images_seen, "settings": to_dict(self.settings)}
         return [*self.sessions, stretch | ({"init": self.began_from} if self.began_from else {})]
 
