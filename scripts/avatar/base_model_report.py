@@ -28,7 +28,7 @@ from asyrp import process
 from asyrp.data.datasets import first_images, open_folder
 from asyrp.evaluation.metrics import frechet_distance, psnr, summary
 from asyrp.model import open_model
-from asyrp.report.pictures import labelled_grid, save
+from asyrp.report.pictures import in_rows, labelled_grid, save
 from models.judge import load_judge
 from utils.errors import UserError
 from utils.files import ROOT, replacing, shown
@@ -59,9 +59,9 @@ def colour_errors(model, images, batch_size, seed=0):
 
 
 def colour_spread(images):
-    """How far the mean colour of an image is off the mean of all, averaged over channels and images."""
+    """How far the mean colour of an image is off the mean of all -> (mean distance, standard deviation), over channels."""
     colours = images.mean((2, 3))
-    return (colours - colours.mean(0)).abs().mean().item()
+    return (colours - colours.mean(0)).abs().mean().item(), colours.std(0).mean().item()
 
 
 def in_batches(function, n, batch_size, text):
@@ -134,7 +134,8 @@ def as_markdown(report):
         f"| mean colour of P_t off by ({colour['n']} training images) | "
         + " | ".join(f"{value:.3f}" for value in errors.values())
         + " |",
-        f"| best possible at t = {next(iter(errors))}, the data's own spread | {colour['spread']:.3f}" + " |" * len(errors),
+        f"| best possible at t = {next(iter(errors))}, the data's own spread | {colour['spread']:.3f} (standard deviation "
+        f"{colour['deviation']:.3f})" + " |" * len(errors),
         "",
         f"Reconstruction of {reconstruction['n']} test images over {reconstruction['steps']} steps: "
         f"{reconstruction['psnr']:.1f} dB (± {reconstruction['standard_error'] or 0:.1f}).",
@@ -167,6 +168,7 @@ def measure(args):
     rebuilt = reconstruct(model, test[: args.n_reconstructed], args.batch_size)
     quality = summary(psnr(rebuilt, test[: args.n_reconstructed]))
     samples = draw_samples(model, args.n, args.batch_size, args.seed)
+    spread, deviation = colour_spread(train)
     report = {
         "settings": {
             "config": args.config,
@@ -180,7 +182,8 @@ def measure(args):
         "colour": {
             "n": len(train),
             "off_by": colour_errors(model, train, args.batch_size, args.seed),
-            "spread": colour_spread(train),
+            "spread": spread,
+            "deviation": deviation,
         },
         "reconstruction": {
             "n": len(rebuilt),
@@ -216,11 +219,11 @@ def run(argv):
             raise UserError(f"--{name} {getattr(args, name)}: must be {least} or more")
     with torch.no_grad():
         report, samples = measure(args)
-    table, sheet = as_markdown(report), list(samples[:LARGEST_SHEET])
-    sheet += [None] * (-len(sheet) % WIDTH)
-    rows = [sheet[i : i + WIDTH] for i in range(0, len(sheet), WIDTH)]
+    table, width = as_markdown(report), min(WIDTH, len(samples))
+    rows = in_rows([], list(samples[:LARGEST_SHEET]), width)
+    rows[-1] += [None] * (width - len(rows[-1]))
     args.out.mkdir(parents=True, exist_ok=True)
-    save(labelled_grid(rows, [""] * WIDTH), args.out / "samples.png")
+    save(labelled_grid(rows, [""] * width), args.out / "samples.png")
     for name, text in (("report.json", json.dumps(report, indent=1)), ("report.md", table)):
         with replacing(args.out / name) as beside:
             beside.write_text(text, encoding="utf-8")
