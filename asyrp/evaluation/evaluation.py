@@ -84,7 +84,10 @@ class Evaluation:
         result = self.result()
         write_text(folder / f"{NAME}.json", json.dumps(result, indent=1))
         names = dict.fromkeys(name for row in self.rows for name in row)
-        with replacing(folder / f"{NAME}.csv") as beside, beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+        with (
+            replacing(folder / f"{NAME}.csv") as beside,
+            beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+        ):
             writer = csv.DictWriter(stream, names)
             writer.writeheader()
             writer.writerows(self.rows)
