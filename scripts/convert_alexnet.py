@@ -20,9 +20,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asyrp.checkpoints import save
-from utils.errors import UserError
 from losses.lpips_alex import WEIGHTS
+from utils.errors import UserError
+from utils.tensors import save
 
 SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
 TORCHVISION_INDICES = (0, 3, 6, 8, 10)  # of the five convolutions in torchvision.models.alexnet().features
