@@ -64,5 +64,6 @@ def _renamed(key, levels):
 
 def read_unet_weights(path):
     from utils import tensors
+
     state_dict = tensors.state_dict_of(tensors.load(path), path)
     return from_diffusers(state_dict) if is_diffusers(state_dict) else state_dict

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from asyrp import checkpoints
 from asyrp.config import load_config
-from utils.errors import UserError
 from models import build_unet
+from utils.errors import UserError
 
 
 def config(name):

@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 
 from asyrp import checkpoints
 from asyrp.config import load_config
-from utils.errors import UserError
 from models import build_unet
 from models.convert import from_diffusers, is_diffusers
+from utils.errors import UserError
 
 # The plan of google/ddpm-ema-celebahq-256 in small: six levels, attention at the second lowest, two layers per block.
 WIDTHS = (32, 32, 64, 64, 96, 96)

@@ -46,6 +46,12 @@ def replacing(path):
         Path(beside).unlink(missing_ok=True)
 
 
+def write_text(path, text):
+    """Write a text file, whole, in UTF-8. Bytes of a file's name that are no UTF-8 stand in it with backslashes."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 @contextmanager
 def held(path, what):
     """A lock that one process at a time can have, by the file `path`. Raises UserError that says who holds it.

@@ -1,6 +1,5 @@
 """Files of tensors: read without running code, written whole, and loaded into a network completely or not at all."""
 
-import errno
 import pickle
 from pathlib import Path
 
@@ -16,6 +15,8 @@ AVERAGES = ("ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema"
 RAW = ("state_dict", "model", "params", "model_state_dict", "net")
 # What wrappers put before each name; they may be nested.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+
+NOT_WHOLE = "it cannot be written in full; make room there, then start again"  # what torch and safetensors do not tell apart
 
 
 class Misfit(UserError):
@@ -33,7 +34,7 @@ def save(obj, path):
             torch.save(obj, beside)
         except RuntimeError as error:
             # torch has its own word for what the system refuses.
-            raise OSError(errno.EIO, f"cannot be written ({_first_line(error)}); make room there", str(path)) from error
+            raise OSError(None, NOT_WHOLE, str(path)) from error
 
 
 def load(path):
@@ -50,10 +51,13 @@ def load(path):
 
 
 def save_safetensors(tensors, path, metadata):
-    """{name: tensor} and {name: str} -> a safetensors file, atomically."""
+    """{name: tensor} and {name: str} -> a safetensors file, atomically. Raises OSError, which names `path`."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as beside:
-        save_file(whole, beside, metadata)
+        try:
+            save_file(whole, beside, metadata)
+        except SafetensorError as error:
+            raise OSError(None, NOT_WHOLE, str(path)) from error
 
 
 def metadata_of(path):

@@ -7,7 +7,7 @@ import io
 import struct
 from contextlib import contextmanager, suppress
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import lmdb
@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from asyrp.data.folders import EXTENSIONS, image_names, is_lmdb, say_once, what_lies_at
+from asyrp.data.folders import EXTENSIONS, image_names, is_lmdb, names_below, say_once, what_lies_at
 from utils.errors import UserError
 from utils.files import one_line, printable
 
@@ -113,14 +113,15 @@ class Images(Dataset):
 
 
 class ImageFolder(Images):
-    """The images of one folder, sorted by name; or those of its images that `names` lists (relative to it).
+    """The images of one folder, sorted by name; or those of its images that `names` lists (relative to it). recursive: those of
+    its sub-folders too.
 
     Raises UserError when the folder is missing or holds no image.
     """
 
-    def __init__(self, folder, image_size, names=None, align=None):
+    def __init__(self, folder, image_size, names=None, align=None, recursive=False):
         super().__init__(folder, image_size, align)
-        self.names = image_names(folder) if names is None else names
+        self.names = names if names is not None else (names_below if recursive else image_names)(folder)
         if not self.names:
             raise UserError(
                 f"{printable(folder)} is no folder of images ({', '.join(EXTENSIONS)}): {what_lies_at(folder)}; name the "
@@ -258,9 +259,15 @@ def resolutions(txn):
 # -------------------------------------------------------------------------------------------------------------------------
 
 
-def open_folder(folder, image_size, align=None):
-    """A folder of images, or an LMDB folder -> dataset. Raises UserError, which says what it is, when it is neither."""
-    return (LmdbImages if is_lmdb(folder) else ImageFolder)(folder, image_size, align=align)
+def open_folder(folder, image_size, align=None, recursive=False):
+    """A folder of images, or an LMDB folder -> dataset. Raises UserError, which says what it is, when it is neither. recursive:
+    take the images of its sub-folders too."""
+    if is_lmdb(folder):
+        return LmdbImages(folder, image_size, align=align)
+    return ImageFolder(folder, image_size, align=align, recursive=recursive)
+
+
+# ---- images that cannot be read ---------------------------------------------------------------------------------------------
 
 
 def load_batch(dataset, indices):
@@ -273,3 +280,46 @@ def load_batch(dataset, indices):
         except UnreadableImage as error:
             messages.append(str(error))
     return good, torch.stack(images) if images else None, messages
+
+
+class Readable(Dataset):
+    """The images of a dataset; in the place of one that cannot be read stands the next one that can.
+
+    dataset[i] -> (image, or None when none is left; what could not be read: list of str).
+    """
+
+    def __init__(self, dataset):
+        self.dataset, self.faulty = dataset, set()
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, i):
+        messages = []
+        for k in chain(range(i, len(self)), range(i)):
+            if k not in self.faulty:
+                try:
+                    return self.dataset[k], messages
+                except UnreadableImage as error:
+                    self.faulty.add(k)
+                    messages.append(str(error))
+        return None, messages
+
+
+def collate(items):
+    """Items of `Readable` -> (images (B, 3, H, W) or None, messages)."""
+    images = [image for image, _ in items if image is not None]
+    return torch.stack(images) if images else None, [message for _, messages in items for message in messages]
+
+
+def first_images(dataset, n):
+    """The first n images that can be read (n, 3, H, W), or all of them. Raises UserError when none can."""
+    images, start = [], 0
+    while len(images) < n and start < len(dataset):
+        numbers = range(start, min(start + n - len(images), len(dataset)))
+        _, read, messages = load_batch(dataset, numbers)
+        images += [] if read is None else list(read)
+        start = numbers.stop
+    if not images:
+        raise UserError(f"{dataset.folder}: none of its {len(dataset)} images can be used; the last: {messages[-1]}")
+    return torch.stack(images)

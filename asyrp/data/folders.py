@@ -78,6 +78,22 @@ def names_within(folder, pattern=None):
     return names
 
 
+def names_below(folder):
+    """Sorted names, relative to `folder`, of its images and of those in all its sub-folders.
+
+    Links to folders are followed, each folder once, so that a link that leads upward has no end of images.
+    """
+    folder, names, seen = Path(folder), [], set()
+    for place, inside, _ in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            inside.clear()
+            continue
+        seen.add(real)
+        names += [str((Path(place) / name).relative_to(folder)) for name in image_names(place)]
+    return sorted(names)
+
+
 def subfolders(folder):
     """Sorted names of the folders in a folder; [] for what is no folder."""
     folder = Path(folder)

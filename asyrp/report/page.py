@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 from collections import defaultdict
 from itertools import groupby
 from operator import itemgetter
@@ -18,10 +19,13 @@ from asyrp.report import pictures as drawing
 from asyrp.report.charts import HEIGHT, WIDTH, Line, Span, line_chart
 from asyrp.report.losslog import read_losses
 from asyrp.training import COLUMNS
-from utils.files import printable, replacing
+from utils.files import printable, write_text
+
+log = logging.getLogger(__name__)
 
 NAME = "report.html"
 PICTURES = "report_pictures.json"
+MEASURED = ("settings", "summary", "distances", "left_out")  # of evaluation.json
 MOST_IMAGES, MOST_PICTURES = 64, 512  # test images, and pictures of them in all: what keeps the file below some ten megabytes
 LARGEST, SHARP = 256, 64  # pixels; larger pictures are scaled down, those up to SHARP are kept without loss
 POINTS = 60  # of the loss curve over a whole training
@@ -69,8 +73,7 @@ class Gallery:
             )
 
     def save(self):
-        with replacing(self.folder / PICTURES) as beside:
-            beside.write_text(json.dumps({**self.about, "labels": self.labels, "images": self.shown}))
+        write_text(self.folder / PICTURES, json.dumps({**self.about, "labels": self.labels, "images": self.shown}))
 
 
 def write(folder, curve=None, curve_name="", defaults=None):
@@ -82,16 +85,18 @@ def write(folder, curve=None, curve_name="", defaults=None):
     """
     folder = Path(folder)
     paths = {mode: folder / f"settings_{mode}.yml" for mode in ("train", "test", "evaluate")}
-    settings = {mode: yaml.safe_load(path.read_text()) for mode, path in paths.items() if path.exists()}
+    settings = {mode: found for mode, path in paths.items() if (found := read_settings(path))}
     dates = {mode: found.get("date", "").replace("T", " ") for mode, found in settings.items()}
     latest = settings[max(reversed(settings), key=dates.get)]
-    pictures = read_json(folder / PICTURES)
+    pictures = read_json(folder / PICTURES, ("labels", "images", "n_edits", "directions", "tested"))
     page = TEMPLATES.get_template("report.html.j2").render(
         experiment=folder.name,
         latest=latest,
         dates=dates,
         gallery=pictures and gallery(pictures),
-        evaluation=metrics_table(read_json(folder / f"{evaluation.NAME}.json")),
+        evaluation=metrics_table(
+            read_json(folder / f"{evaluation.NAME}.json", ("settings", "summary", "distances", "left_out"))
+        ),
         curve=curve and intervals_chart(curve, latest["t_edit"], latest["t_boost"]),
         curve_name=curve_name,
         losses=loss_charts(read_losses(folder)),
@@ -100,13 +105,34 @@ def write(folder, curve=None, curve_name="", defaults=None):
         width=WIDTH,
         height=HEIGHT,
     )
-    with replacing(folder / NAME) as beside:
-        beside.write_text(page, encoding="utf-8")
+    write_text(folder / NAME, page)
     return folder / NAME
 
 
-def read_json(path):
-    return json.loads(path.read_text()) if path.exists() else None
+def read_settings(path):
+    """What settings_<mode>.yml holds, or None; a damaged one is set aside."""
+    return _read(path, yaml.safe_load, ("flags", "config", "date"))
+
+
+def read_json(path, keys=()):
+    """What a JSON file holds, or None; a damaged one is set aside."""
+    return _read(path, json.loads, keys)
+
+
+def _read(path, parse, keys):
+    """A file that stands beside the results -> the mapping in it, which has these keys."""
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and all(key in found for key in keys):
+            return found
+    except FileNotFoundError:
+        return None
+    except (ValueError, yaml.YAMLError, RecursionError):
+        pass
+    aside = path.with_name(f"{path.name}.damaged")
+    path.replace(aside)
+    log.warning("%s is damaged: set aside as %s, and left out of the report", path, aside.name)
+    return None
 
 
 def metrics_table(result):
