@@ -1,7 +1,6 @@
 """Low precision, compilation and recomputed activations: what they change, and what they leave alone."""
 
 import copy
-import csv
 import os
 import platform
 import subprocess
@@ -11,7 +10,7 @@ import textwrap
 import pytest
 import torch
 from golden_unets import golden_unet, gradient_at_h, relative_l2
-from tiny_world import SMILE
+from tiny_world import SMILE, losses, stored
 
 from asyrp import process, runner
 from asyrp.acceleration import fast_unet as acceleration
@@ -135,17 +134,16 @@ def test_a_run_on_a_cpu_keeps_freed_memory(run, monkeypatch):
     assert called == ["cpu"]
 
 
-def test_training_in_low_precision_has_latents_of_its_own(run, tmp_path):
+def test_training_in_low_precision_has_latents_of_its_own(run, results):
     train = ("--run_train", *SMILE, "--l1_loss_w", "1", "--do_test", "0")
-    losses = []
+    totals = []
     for flags in ((), ("--checkpoint_decoder",), ("--precision", "bf16")):
         assert run(*train, *flags, "--retrain") == 0
-        with (tmp_path / "runs/smile_LC_CUSTOM_t999_ninv4_ngen4/losses.csv").open() as stream:
-            losses.append([float(row["total"]) for row in csv.DictReader(stream)])
-    plain, again, low = losses
+        totals.append([float(row["total"]) for row in losses(results)])
+    plain, again, low = totals
     assert plain == again
     assert plain != low == pytest.approx(plain, rel=0.05)
-    assert len(list((tmp_path / "precomputed").iterdir())) == 2
+    assert len(stored("latent")) == 4  # of two images, in two precisions
 
 
 def test_editing_in_low_precision(run_learned, tmp_path):

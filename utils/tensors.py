@@ -281,5 +281,4 @@ def load_strictly(module, state_dict, path, what):
         message = f"{path} does not fit {what}: {', '.join(faults)} of {len(expected)} tensors"
         raise Misfit(f"{message}; use the file that belongs to it", state_dict)
     # A network on the meta device has no memory of its own: it takes these tensors.
-    # A network on the meta device has no memory of its own: it takes these tensors.
     module.load_state_dict(state_dict, assign=any(tensor.is_meta for tensor in expected.values()))
