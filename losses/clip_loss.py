@@ -70,6 +70,7 @@ class ClipLoss(nn.Module):
 
     def identity(self):
         from utils.digests import digest
+
         return digest(dict(self.model.state_dict()))
 
     def encode_images(self, images):

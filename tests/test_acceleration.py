@@ -13,7 +13,8 @@ import torch
 from golden_unets import golden_unet, gradient_at_h, relative_l2
 from tiny_world import SMILE
 
-from asyrp import acceleration, process, workbench
+from asyrp import process, runner
+from asyrp.acceleration import fast_unet as acceleration
 from asyrp.acceleration.fast_unet import FastUNet, set_tf32
 from asyrp.config import ROOT
 from utils.errors import UserError
@@ -129,7 +130,7 @@ def test_tf32_is_refused_on_a_cpu_and_off_unless_wanted(monkeypatch):
 
 def test_a_run_on_a_cpu_keeps_freed_memory(run, monkeypatch):
     called = []
-    monkeypatch.setattr(workbench, "keep_freed_memory", lambda device: called.append(device.type))
+    monkeypatch.setattr(runner, "keep_freed_memory", lambda device: called.append(device.type))
     assert run("--just_precompute", "--n_precomp_img", "1") == 0
     assert called == ["cpu"]
 

@@ -13,14 +13,16 @@ import yaml
 from tiny_world import SMILE, TEST, call, names, settings, smooth_images
 from torch import nn
 
-from asyrp import checkpoints, gauges, metrics, process
+from asyrp import process
 from asyrp.config import ROOT
 from asyrp.data.datasets import ImageFolder
-from utils.errors import UserError
-from asyrp.evaluation.evaluation import Evaluation
 from asyrp.data.pairs import Batch
+from asyrp.evaluation import gauges, metrics
+from asyrp.evaluation.evaluation import Evaluation
 from asyrp.evaluation.segmenter import open_segmenter
 from losses.clip_loss import ClipLoss
+from models.judge import load_judge
+from utils.errors import UserError
 
 sys.path.insert(0, str(ROOT / "scripts" / "avatar"))
 
@@ -326,7 +328,7 @@ def test_inception(tmp_path, monkeypatch):
 def test_a_judge_without_labels(tmp_path):
     torch.save({"model": {}}, tmp_path / "judge.pt")
     with pytest.raises(UserError, match=r"judge\.pt is no judge"):
-        checkpoints.load_judge(tmp_path / "judge.pt")
+        load_judge(tmp_path / "judge.pt")
 
 
 def test_the_default_stack_is_evaluated(tiny, tmp_path, monkeypatch):

@@ -5,8 +5,8 @@ import threading
 import pytest
 from tiny_world import SMILE
 
-from asyrp import images
 from asyrp.acceleration.overlap import Background, prefetched
+from asyrp.report import pictures
 
 
 def test_items_come_in_order_and_ahead_of_the_caller():
@@ -98,6 +98,6 @@ def test_an_error_of_the_caller_is_not_hidden_by_a_calls():
 
 
 def test_a_picture_that_cannot_be_written_ends_the_run(run_learned, monkeypatch):
-    monkeypatch.setattr(images, "save", lambda *args: fail())
+    monkeypatch.setattr(pictures, "save", lambda *args: fail())
     with pytest.raises(OSError, match="disk full"):
         run_learned("--run_test", *SMILE)

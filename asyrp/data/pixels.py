@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 class PixelIndex:
     """Digest of every image of a dataset that was looked at, found again by its name, size in bytes and time of change.
 
-    One file for a folder of images, an image size and an alignment; a line is added for each image. A line that is damaged is no
-    line, and its image is decoded again; a file that cannot be written costs nothing but time.
+    One file for a folder of images, an image size and an alignment; a line is added for each image. A line that is damaged is
+    no line, and its image is decoded again; a file that cannot be written costs nothing but time.
     """
 
     def __init__(self, dataset, folder):
