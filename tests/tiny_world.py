@@ -135,7 +135,7 @@ def open_tiny(tiny, model="ddpm", **more):
 def stored(kind):
     """{key: tensors} of one kind, in the store of the current folder; every file is whole."""
     store = Store()
-    paths = sorted(store.folder(kind).glob("*/*"))
+    paths = sorted(store.folder(kind).glob("??/*.safetensors"))
     found = {path.stem: store.read(kind, path.stem) for path in paths}
     assert all(path == store.path(kind, path.stem) for path in paths)
     assert None not in found.values()
