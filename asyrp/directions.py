@@ -275,9 +275,8 @@ def find(name, category, suffix="", images=None):
         found += _epochs(re.escape(stem), images)
     if not found:
         found = _only_experiment(name, category, images)
-    if images is None:
-        shipped = SHIPPED / category.lower() / "directions"
-        found += [path for end in SUFFIXES if (path := shipped / f"{name}{end}").is_file()]
+    if images is None and name in (ships := shipped(category)):
+        found.append(ships[name])
     if not found:
         within = "" if images is None else f" after {images} images (--choose_checkpoint_num)"
         raise UserError(
@@ -285,6 +284,12 @@ def find(name, category, suffix="", images=None):
             "train it with --run_train, or give --manual_checkpoint_name"
         )
     return found[0]
+
+
+def shipped(category):
+    """The directions that ship with the model of a category -> {name: path}."""
+    folder = SHIPPED / category.lower() / "directions"
+    return {path.stem: path for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES}
 
 
 def _only_experiment(name, category, images):

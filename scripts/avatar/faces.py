@@ -17,14 +17,28 @@ from asyrp.data.datasets import ImageFolder
 from utils.errors import UserError
 
 
-def load_faces(folder, image_size=32):
-    """A folder of render.py -> (images (N, 3, H, W) uint8, labels (N, 5) long: positions in LABELS' tuples)."""
+def open_faces(folder, image_size=32):
+    """A folder of render.py -> (dataset, labels of each of its images: list of {label: class}).
+
+    Raises UserError where labels.csv is missing or does not fit the images.
+    """
+    if not (Path(folder) / "labels.csv").is_file():
+        raise UserError(f"{folder}: no labelled faces; draw them with scripts/avatar/render.py")
     dataset = ImageFolder(folder, image_size)
     try:
         rows = {row["file"]: row for row in read_labels(folder)}
-        numbers = [[names.index(rows[file][label]) for label, names in LABELS.items()] for file in dataset.names]
+        labels = [{label: rows[file][label] for label in LABELS} for file in dataset.names]
+        if unknown := [row for row in labels if any(row[label] not in names for label, names in LABELS.items())]:
+            raise ValueError(f"it has {unknown[0]}")
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{folder}: labels.csv does not fit the images ({error}); render the folder with render.py") from error
+    return dataset, labels
+
+
+def load_faces(folder, image_size=32):
+    """A folder of render.py -> (images (N, 3, H, W) uint8, labels (N, 5) long: positions in LABELS' tuples)."""
+    dataset, labels = open_faces(folder, image_size)
+    numbers = [[names.index(row[label]) for label, names in LABELS.items()] for row in labels]
     return torch.stack([to_bytes(dataset[i]) for i in range(len(dataset))]), torch.tensor(numbers)
 
 
