@@ -1,5 +1,6 @@
 """Asyrp on the command line: flags -> settings -> runner. `python main.py --help` lists the flags."""
 
+import os
 import sys
 
 STOPPED = (
@@ -38,4 +39,9 @@ if __name__ == "__main__":
     except KeyboardInterrupt:  # in the first moments, while modules are imported
         print(STOPPED, file=sys.stderr)
         status = 130
+    if status > 128:
+        # Stopped by a signal: threads that still read or draw are not waited for.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)

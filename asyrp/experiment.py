@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from asyrp.directions import CHECKPOINTS
-from utils.files import replacing
+from utils.files import write_text
 
 
 class Experiment:
@@ -54,8 +54,7 @@ class Experiment:
         self.folder.mkdir(parents=True, exist_ok=True)
         # Through JSON, so that the YAML holds plain values only.
         plain = json.loads(json.dumps(settings, default=str))
-        with replacing(self.folder / f"settings_{mode}.yml") as beside:
-            beside.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_text(self.folder / f"settings_{mode}.yml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
         script = Path(self.settings.sh_file_name or "")
         if script.is_file():
             shutil.copy(script, self.folder / script.name)

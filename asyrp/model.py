@@ -34,11 +34,20 @@ def open_model(config, weights=None, device=None, precision="fp32", compiled=Fal
     """
     config = config if isinstance(config, Config) else load_config(config)
     device = find_device(device)
-    set_tf32(precision, device)
+    set_tf32(precision, device)  # before the weights are looked for: a flag that is wrong is told first
     path = Path(weights) if weights is not None else weights_at(weight_place(config))
-    unet = load_unet(config, path)
+    return model_of(config, load_unet(config, path), device, precision, compiled, recompute)
+
+
+def model_of(config, unet, device=None, precision="fp32", compiled=False, recompute=False, layout=None):
+    """A Config and a U-Net that has its weights already -> Model; the U-Net belongs to it from then on.
+
+    The rest as for `open_model`. layout: see FastUNet.
+    """
+    device = find_device(device)
+    set_tf32(precision, device)
     architecture, identity = name_of(unet, config)
-    fast = FastUNet(unet.to(device), precision, compiled, recompute)
+    fast = FastUNet(unet.to(device), precision, compiled, recompute, layout)
     return Model(config, fast, process.Schedule.of(config.diffusion), device, precision, architecture, identity)
 
 

@@ -26,6 +26,7 @@ from utils import tensors
 from utils.digests import digest
 from utils.errors import UserError
 from utils.files import one_line
+from utils.terminal import line_of
 
 log = logging.getLogger(__name__)
 
@@ -133,11 +134,8 @@ class Store:
             raise NotFinite(f"nothing of use to keep as {kind}: {fault}; check the weights, or give --precision fp32")
         try:
             tensors.save_safetensors(found, path, _metadata(kind, key, found, json.dumps(about or {})))
-        except Exception as error:
-            # safetensors has an error of its own for what the system refuses.
-            if not isinstance(error, OSError | tensors.SafetensorError):
-                raise
-            raise NoRoom(f"{path} cannot be written ({one_line(error)}): make room there, then start again") from error
+        except OSError as error:
+            raise NoRoom(line_of(error)) from error
 
     def newest(self, kind, wanted):
         """The key of the newest whole file of a kind for whose notes `wanted(about)` is true, or None."""

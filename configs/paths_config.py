@@ -8,8 +8,8 @@ below: ASYRP_DATA_CELEBA_HQ, ASYRP_MODEL_CELEBA_HQ and so on. A relative path, d
 import os
 from typing import NamedTuple
 
-from utils.files import ROOT
 from utils.errors import UserError
+from utils.files import ROOT
 
 
 class Place(NamedTuple):

@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import nn
 
-from utils.tensors import load, load_strictly, state_dict_of
-from utils.errors import UserError
 from models.irse import INPUT_SIZE, IRSE50
+from utils.errors import UserError
+from utils.tensors import load, load_strictly, state_dict_of
 
 IMAGE_SIZE = 256
 # Where the face is in an aligned 256 px portrait of CelebA-HQ or FFHQ.

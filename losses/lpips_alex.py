@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from lpips import LPIPS
 
-from utils.tensors import load, load_strictly, state_dict_of
 from utils.errors import UserError
+from utils.tensors import load, load_strictly, state_dict_of
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "pretrained" / "lpips" / "alexnet_features.pt"
 SMALLEST = 31  # pixels; below it AlexNet's second pooling has nothing left to pool

@@ -30,11 +30,11 @@ from tqdm import tqdm
 from asyrp import checkpoints, hspace, intervals
 from asyrp.config import load_config
 from asyrp.data.datasets import load_batch
-from utils.errors import UserError
 from asyrp.options import parse_args
 from asyrp.runner import Asyrp
 from configs.paths_config import dataset_folder
 from losses.lpips_alex import load_lpips
+from utils.errors import UserError
 from utils.text_dic import PROMPTS
 
 BOOST_THRESHOLD = 1.2  # LPIPS(x_0, x_t), as published

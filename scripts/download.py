@@ -16,10 +16,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asyrp.config import CONFIGS, load_config
-from utils.errors import UserError
-from asyrp.experiment import CHECKPOINTS
+from asyrp.directions import CHECKPOINTS
 from configs.paths_config import FID_INCEPTION, IR_SE50, weight_file, weight_place
 from utils.download import admit, fetch, parts, published_directions, recorded
+from utils.errors import UserError
+from utils.terminal import guarded
 from utils.weights import DIRECTIONS_LISTING, DIRECTIONS_PAGE, PUBLISHED
 
 DELTAS = "deltas"
@@ -108,4 +109,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -11,8 +11,8 @@ from tiny_world import smooth_images
 
 from asyrp import process, training, winograd
 from asyrp.config import ROOT, load_config
-from asyrp.hspace import BlockDirection
 from asyrp.data.pairs import Batch
+from asyrp.hspace import BlockDirection
 from asyrp.origin import PlainTrajectories
 from losses.clip_loss import ClipLoss
 from models.ddpm import DDPM

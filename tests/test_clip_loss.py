@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from golden_weights import filled, golden_json
 from safetensors.torch import save_file
 
-from utils.errors import UserError
 from losses import clip_loss
 from losses.clip_loss import ClipLoss, clip_term, directional_loss
+from utils.errors import UserError
 
 NUMBERS = golden_json("clip.json")
 PAIRS = [tuple(key.split(" -> ")) for key in NUMBERS if " -> " in key]

@@ -10,8 +10,8 @@ from tiny_world import SMILE, smooth_images
 
 from asyrp import process, training
 from asyrp.acceleration.fast_unet import FastUNet, set_tf32
-from asyrp.hspace import BlockDirection
 from asyrp.data.pairs import Batch
+from asyrp.hspace import BlockDirection
 from asyrp.origin import PlainTrajectories
 from models import build_unet
 

@@ -1,76 +1,18 @@
-"""Images as they lie on disk, in a tiny instance of every layout."""
+"""Images on disk -> tensors: every kind of file, LMDBs, and what is left out with a word."""
 
-import io
-from types import SimpleNamespace
+import os
 
-import lmdb
 import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
+from coloured import colour, encoded, numbered, which, write_files, write_lmdb
+from PIL import Image, features
 from tiny_world import SIZE, SMILE, names, smooth_images
 
-from asyrp.config import load_config
+from asyrp.data import folders
 from asyrp.data.datasets import ImageFolder, LmdbImages, UnreadableImage, load_batch
+from asyrp.report.pictures import labelled_grid, to_pil
 from utils.errors import UserError
-from asyrp.report.pictures import to_pil
-from asyrp.data.layouts import check_flags, open_split
-
-
-def colour(i):
-    """An image of one colour that says which one it is: red is 10 i."""
-    return Image.new("RGB", (SIZE, SIZE), (10 * i, 0, 0))
-
-
-def which(dataset):
-    """The numbers of a dataset's images, by `colour`."""
-    return [round(((dataset[i][0].mean().item() + 1) * 127.5) / 10) for i in range(len(dataset))]
-
-
-def encoded(image, form="PNG"):
-    stream = io.BytesIO()
-    image.save(stream, form)
-    return stream.getvalue()
-
-
-def write_files(folder, *numbers, suffix="png"):
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in numbers:
-        colour(i).save(folder / f"{i:05d}.{suffix}")
-
-
-def write_lmdb(folder, items):
-    folder.mkdir(parents=True)
-    with lmdb.open(str(folder), map_size=2**24) as handle, handle.begin(write=True) as txn:
-        for key, value in items.items():
-            txn.put(key.encode(), value)
-
-
-def numbered(n, resolution=SIZE):
-    """The items of an LMDB in the form of StyleGAN2 and DiffusionCLIP."""
-    images = {f"{resolution}-{i:05d}": encoded(colour(i)) for i in range(n)}
-    return images | {"length": str(n).encode()}
-
-
-@pytest.fixture
-def opened(tmp_path, monkeypatch):
-    """opened(dataset, category, split, **flags) -> the dataset of a configuration whose folder is tmp_path / "data"."""
-
-    def opened(dataset, category, split, **flags):
-        settings = {"data": {"dataset": dataset, "category": category, "image_size": SIZE}, "model": {"type": "ddpm"}}
-        (tmp_path / "some.yml").write_text(yaml.safe_dump(settings))
-        none = dict.fromkeys(("custom_train_dataset_dir", "custom_test_dataset_dir", "target_class_num", "align_face"))
-        args = SimpleNamespace(**none | flags)
-        config = load_config(str(tmp_path / "some.yml"))
-        check_flags(config, args)
-        return open_split(config, split, args)
-
-    for name in ("CELEBA_HQ", "BEDROOM", "CHURCH", "AFHQ_DOG", "FFHQ", "METFACE", "IMAGENET", "CUSTOM"):
-        monkeypatch.setenv(f"ASYRP_DATA_{name}", str(tmp_path / "data"))
-    opened.folder = tmp_path / "data"
-    return opened
-
 
 # ---- one storage ------------------------------------------------------------------------------------------------------------
 
@@ -116,6 +58,43 @@ def test_lmdb_that_was_cut_off(tmp_path):
         LmdbImages(tmp_path / "db", SIZE)
 
 
+@pytest.mark.parametrize("length", [b"4", b"1000000000", b"9" * 18])
+def test_lmdb_that_says_more_than_it_holds(tmp_path, length):
+    """At once, and without a list of that length."""
+    write_lmdb(tmp_path / "db", numbered(3) | {"length": length})
+    with pytest.raises(UserError, match=rf"`length` says {length.decode()} images, and {SIZE}-\d+ is not there"):
+        LmdbImages(tmp_path / "db", SIZE)
+
+
+@pytest.mark.parametrize("length", [b"three", b"-1", b"", b"9" * 19, b"9" * 5000])
+def test_lmdb_whose_length_is_none(tmp_path, length):
+    write_lmdb(tmp_path / "db", numbered(3) | {"length": length})
+    with pytest.raises(UserError, match=r"the value of the key `length` is b'.{0,30}', no number of images"):
+        LmdbImages(tmp_path / "db", SIZE)
+
+
+@pytest.mark.parametrize("keys", ["numbered", "any"])
+def test_lmdb_with_damaged_pages(tmp_path, keys):
+    """The header is whole, so that it opens; each of its pages is emptied in turn."""
+    write_lmdb(
+        tmp_path / "db", numbered(60) if keys == "numbered" else {f"k{i:02d}": encoded(colour(i % 9)) for i in range(60)}
+    )
+    whole = (tmp_path / "db" / "data.mdb").read_bytes()
+    refused = 0
+    for page in range(2, len(whole) // 4096):
+        folder = tmp_path / f"db{page}"
+        folder.mkdir()
+        (folder / "data.mdb").write_bytes(whole[: page * 4096] + bytes(4096) + whole[(page + 1) * 4096 :])
+        try:
+            dataset = LmdbImages(folder, SIZE)
+            load_batch(dataset, range(len(dataset)))
+        except UserError as error:
+            assert str(error).startswith(f"{folder}: this LMDB is damaged (")
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused >= 2
+
+
 def test_values_that_are_no_images_are_named(tmp_path):
     write_lmdb(tmp_path / "db", numbered(3) | {f"{SIZE}-00001": b"no image"})
     good, images, messages = load_batch(LmdbImages(tmp_path / "db", SIZE), [0, 1, 2])
@@ -151,88 +130,98 @@ def test_damaged_files_are_named(tmp_path):
         ImageFolder(tmp_path, SIZE)[0]
 
 
-# ---- layouts ----------------------------------------------------------------------------------------------------------------
+# ---- what is left out -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("dataset", "category", "train", "test"),
-    [
-        ("CelebA_HQ", "CelebA_HQ", "LMDB_train", "LMDB_test"),
-        ("LSUN", "bedroom", "bedroom_train_lmdb", "bedroom_val_lmdb"),
-        ("LSUN", "church_outdoor", "church_outdoor_train_lmdb", "church_outdoor_val_lmdb"),
-        ("AFHQ", "dog", "train/dog", "test/dog"),
-        ("AFHQ", "dog", "train/dog", "val/dog"),
-        ("CelebA_HQ", "CelebA_HQ", "train", "test"),
-        ("FFHQ", "FFHQ", "train", "test"),
-        ("CelebA_HQ", "CUSTOM", "train", "test"),
-    ],
-)
-@pytest.mark.parametrize("storage", ["lmdb", "folder"])
-def test_published_layouts(opened, dataset, category, train, test, storage):
-    for place, n in ((train, 3), (test, 2)):
-        if storage == "lmdb":
-            write_lmdb(opened.folder / place, numbered(n))
-        else:
-            write_files(opened.folder / place, *range(n), suffix="png" if place == train else "jpg")
-    assert which(opened(dataset, category, "train")) == [0, 1, 2]
-    assert len(opened(dataset, category, "test")) == 2
+@pytest.mark.parametrize("suffix", ["tif", "tiff", "jfif", "jpe", "gif", "bmp", "ppm", "tga", "jp2", "avif", "JPG"])
+def test_images_of_every_kind_that_pillow_reads(tmp_path, suffix):
+    if not features.check({"avif": "avif", "jp2": "jpg_2000"}.get(suffix, "jpg")):
+        pytest.skip("this Pillow does not read them")
+    write_files(tmp_path, 3, suffix=suffix)
+    [x] = ImageFolder(tmp_path, SIZE)
+    assert x[0].mean() == pytest.approx(30 / 127.5 - 1, abs=0.05)
 
 
-@pytest.mark.parametrize(("dataset", "category"), [("FFHQ", "FFHQ"), ("MetFACE", "metfaces")])
-def test_one_folder_whose_last_500_are_for_testing(opened, dataset, category):
-    for sub in ("00000", "01000"):
-        write_files(opened.folder / sub, *range(251))
-    train, test = opened(dataset, category, "train"), opened(dataset, category, "test")
-    assert (len(train), len(test)) == (2, 500)
-    assert [train.name(i) for i in range(2)] == ["00000/00000.png", "00000/00001.png"]
-    assert (test.name(0), test.name(499)) == ("00000/00002.png", "01000/00250.png")
+def test_the_first_picture_of_an_animation_is_taken(tmp_path):
+    colour(2).save(tmp_path / "moving.gif", save_all=True, append_images=[colour(9), colour(12)])
+    assert which(ImageFolder(tmp_path, SIZE)) == [2]
 
 
-def test_too_few_to_divide(opened):
-    write_files(opened.folder, 1, 2)
-    with pytest.raises(UserError, match="holds 2 images, and the last 500 are for testing"):
-        opened("FFHQ", "FFHQ", "train")
+def test_other_kinds_of_images_are_named_once(tmp_path, caplog):
+    write_files(tmp_path, 1, 2)
+    for name in ("a.heic", "b.HEIC", "c.svg", "notes.txt", "labels.json"):
+        (tmp_path / name).write_bytes(b"?")
+    assert [ImageFolder(tmp_path, SIZE).names for _ in range(3)] == [["00001.png", "00002.png"]] * 3
+    [said] = caplog.messages
+    assert f"{tmp_path}: left out are 2 .heic, 1 .svg, which Pillow does not read here" in said
 
 
-@pytest.mark.parametrize(
-    ("wanted", "found"), [(None, [3, 4]), ("207", [4]), ("n02099601", [4]), ("n01440764", [3]), ("0", [3])]
-)
-def test_imagenet_by_class(opened, wanted, found):
-    """Number 0 is the tench, 207 the golden retriever."""
-    for split in ("train", "val"):
-        write_files(opened.folder / split / "n01440764", 3)
-        write_files(opened.folder / split / "n02099601", 4)
-    for split in ("train", "test"):
-        assert which(opened("IMAGENET", "IMAGENET", split, target_class_num=wanted)) == found
+def test_kinds_that_pillow_does_not_read_here_are_named(tmp_path, caplog, monkeypatch):
+    write_files(tmp_path, 1)
+    (tmp_path / "x.webp").write_bytes(b"?")
+    monkeypatch.setattr(folders, "EXTENSIONS", (".png",))
+    assert folders.image_names(tmp_path) == ["00001.png"]
+    assert "left out are 1 .webp" in caplog.text
 
 
-def test_a_folder_given_by_flag_wins(opened, tmp_path):
-    write_files(opened.folder / "train", 1)
-    write_files(tmp_path / "mine", 5, 6)
-    assert which(opened("CelebA_HQ", "CelebA_HQ", "train", custom_train_dataset_dir=tmp_path / "mine")) == [5, 6]
+def test_only_files_and_links_to_files_are_images(tmp_path, caplog):
+    """A pipe would be waited for until somebody writes into it."""
+    write_files(tmp_path / "real", 4)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("real/00004.png")
+    (tmp_path / "pipe too.png").symlink_to("pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "nowhere.png").symlink_to("nothing.png")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    (tmp_path / "folder.png").mkdir()
+    dataset = ImageFolder(tmp_path, SIZE)
+    assert (dataset.names, which(dataset)) == (["link.png"], [4])
+    assert "left out is what is no file (circle.png, device.png, folder.png, ...)" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("dataset", "category", "said"),
-    [
-        ("CelebA_HQ", "CelebA_HQ", ["train, LMDB_train", "ASYRP_DATA_CELEBA_HQ", "--custom_train_dataset_dir"]),
-        ("LSUN", "bedroom", ["bedroom_train_lmdb", "ASYRP_DATA_BEDROOM"]),
-        ("FFHQ", "FFHQ", ["the folder itself (its last 500 are for testing)"]),
-    ],
-)
-def test_no_images_names_every_place(opened, dataset, category, said):
-    with pytest.raises(UserError) as caught:
-        opened(dataset, category, "train")
-    assert all(word in str(caught.value) for word in said)
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_what_is_transparent_shows_white(tmp_path, mode, caplog):
+    """Half of the image is transparent, with black under it."""
+    pixels = np.zeros((SIZE, SIZE, 4), np.uint8)
+    pixels[:, : SIZE // 2] = (200, 200, 200, 255)
+    image = Image.fromarray(pixels)
+    if mode == "RGB":
+        image = image.convert("RGB")
+        image.info["transparency"] = (0, 0, 0)
+    image.convert(mode).save(tmp_path / "x.png", **({"transparency": (0, 0, 0)} if mode == "RGB" else {}))
+    image.convert(mode).save(tmp_path / "y.png", **({"transparency": (0, 0, 0)} if mode == "RGB" else {}))
+    for x in (dataset := ImageFolder(tmp_path, SIZE)):
+        assert x[:, :, : SIZE // 2].mean() == pytest.approx(200 / 127.5 - 1, abs=0.01)
+        assert (x[:, :, SIZE // 2 :] == 1).all()
+    assert len(dataset) == 2
+    assert caplog.messages == [f"{tmp_path}: what is transparent in its images is shown on white"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [({"target_class_num": "3"}, "--target_class_num picks a class of ImageNet"), ({"align_face": 1}, "--align_face is for")],
-)
-def test_flags_that_do_not_fit(opened, flags, message):
-    with pytest.raises(UserError, match=message):
-        opened("FFHQ", "FFHQ", "train", **flags)
+def test_an_opaque_image_is_taken_as_it_is(tmp_path, caplog):
+    colour(3).convert("RGBA").save(tmp_path / "x.png")
+    assert which(ImageFolder(tmp_path, SIZE)) == [3]
+    assert not caplog.messages
+
+
+def test_grey_of_32_bits_is_refused(tmp_path):
+    Image.fromarray(np.linspace(0, 1, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)).save(tmp_path / "x.tif")
+    Image.fromarray(np.full((SIZE, SIZE), 2**20, np.int32)).save(tmp_path / "y.tif")
+    _, _, messages = load_batch(ImageFolder(tmp_path, SIZE), [0, 1])
+    assert [message.endswith("(grey of 32 bits; save it with 8 or 16)") for message in messages] == [True, True]
+
+
+def test_names_in_any_bytes(tmp_path):
+    """A name that is no UTF-8, and one of two lines: both are listed and read, and messages stay one line of valid text."""
+    for name in (b"caf\xe9.png", b"two\nlines.png", b"\xff.jpg"):
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as stream:
+            stream.write(encoded(colour(5)) if name.endswith(b"png") else b"damaged")
+    dataset = ImageFolder(tmp_path, SIZE)
+    assert [os.fsencode(name) for name in dataset.names] == [b"caf\xe9.png", b"two\nlines.png", b"\xff.jpg"]
+    good, _, [message] = load_batch(dataset, [0, 1, 2])
+    assert good == [0, 1]
+    assert message == rf"{tmp_path}/\xff.jpg cannot be read as an image (unknown format)"
+    picture = labelled_grid([[dataset[0]], [dataset[1]]], [dataset.name(2)], dataset.names[:2])
+    assert picture.width > 96
 
 
 # ---- whole runs -------------------------------------------------------------------------------------------------------------
@@ -247,21 +236,3 @@ def test_a_run_over_lmdbs(run, tmp_path):
     assert run("--run_train", *SMILE, *folders) == 0
     [results] = (tmp_path / "runs").iterdir()
     assert names(results / "test_images" / "4") == ["000000.png", "000002.png", "all.png"]
-
-
-def test_a_run_on_one_class_of_imagenet(run, tiny, tmp_path, monkeypatch, capsys):
-    settings = yaml.safe_load((tiny.folder / "ddpm.yml").read_text())
-    settings["data"] |= {"dataset": "IMAGENET", "category": "IMAGENET"}
-    (tmp_path / "imagenet.yml").write_text(yaml.safe_dump(settings))
-    write_files(tmp_path / "train" / "n02099601", 1, 2)
-    write_files(tmp_path / "val" / "n02099601", 3)
-    write_files(tmp_path / "val" / "n01440764", 4)
-    monkeypatch.setenv("ASYRP_DATA_IMAGENET", str(tmp_path))
-    capsys.readouterr()
-    flags = ("--config", "imagenet.yml", "--target_class_num", "207", "--n_precomp_img", "9")
-    # The tiny world names folders of its own; empty names leave the choice to the configuration.
-    folders = ("--custom_train_dataset_dir", "", "--custom_test_dataset_dir", "")
-    assert run("--just_precompute", *flags, *folders) == 0
-    said = capsys.readouterr().err
-    assert "train: 2 latents ready" in said
-    assert "test: 1 latents ready" in said

@@ -272,7 +272,9 @@ def test_the_latest_epoch_is_found(folder):
 
 
 def test_a_checkpoint_within_an_epoch_is_chosen_by_its_images(folder):
-    written(f"sad{SUFFIX}_0.pth", f"sad{SUFFIX}_0_2.pth", f"sad{SUFFIX}_1_2.pth", f"sad{SUFFIX}_1_4.pth", f"sad{SUFFIX}_0_4.pth")
+    written(
+        f"sad{SUFFIX}_0.pth", f"sad{SUFFIX}_0_2.pth", f"sad{SUFFIX}_1_2.pth", f"sad{SUFFIX}_1_4.pth", f"sad{SUFFIX}_0_4.pth"
+    )
     assert directions.find("sad", "TINY", SUFFIX, images=2).name == f"sad{SUFFIX}_1_2.pth"
     assert directions.find("sad", "TINY", SUFFIX, images=4).name == f"sad{SUFFIX}_1_4.pth"
     with pytest.raises(UserError, match=r"no direction sad after 3 images \(--choose_checkpoint_num\)"):
@@ -297,7 +299,9 @@ def test_ways_to_name_a_file(folder):
 
 def test_an_experiment_of_other_steps_is_found_where_there_is_one(folder):
     """The steps of a direction are in its record: nobody has to repeat them."""
-    written("sad_LC_TINY_t999_ninv40_ngen20_3.pth", "sad_LC_OTHER_t999_ninv40_ngen40_3.pth", "sadder_LC_TINY_t9_ninv4_ngen4_0.pth")
+    written(
+        "sad_LC_TINY_t999_ninv40_ngen20_3.pth", "sad_LC_OTHER_t999_ninv40_ngen40_3.pth", "sadder_LC_TINY_t9_ninv4_ngen4_0.pth"
+    )
     assert directions.find("sad", "TINY", SUFFIX).name == "sad_LC_TINY_t999_ninv40_ngen20_3.pth"
     written("sad_LC_TINY_t999_ninv40_ngen10_0.pth")
     with pytest.raises(UserError, match=re.escape("there are several experiments named sad (sad_LC_TINY_t999_ninv40_ngen10, ")):
@@ -310,7 +314,7 @@ def test_a_shipped_direction_comes_after_ones_own(folder):
     assert directions.find("smiling", "AVATAR").parent == ROOT / "pretrained" / "avatar" / "directions"
     written("smiling_LC_AVATAR_t999_ninv40_ngen40_0.pth")
     assert directions.find("smiling", "AVATAR").parent == Path("checkpoint")
-    with pytest.raises(UserError, match="no direction smiling: looked for .*; train it with --run_train, or give"):
+    with pytest.raises(UserError, match=r"no direction smiling: looked for .*; train it with --run_train, or give"):
         directions.find("smiling", "CelebA_HQ")
 
 

@@ -12,8 +12,8 @@ from filelock import FileLock
 from local_server import PAGE, WEIGHTS, begun, published
 from tqdm import tqdm
 
-from utils.errors import UserError
 from utils import download
+from utils.errors import UserError
 from utils.weights import GOOGLE_DRIVE
 
 

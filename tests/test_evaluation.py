@@ -16,11 +16,11 @@ from torch import nn
 from asyrp import checkpoints, gauges, metrics, process
 from asyrp.config import ROOT
 from asyrp.data.datasets import ImageFolder
-from utils.errors import UserError
-from asyrp.evaluation.evaluation import Evaluation
 from asyrp.data.pairs import Batch
+from asyrp.evaluation.evaluation import Evaluation
 from asyrp.evaluation.segmenter import open_segmenter
 from losses.clip_loss import ClipLoss
+from utils.errors import UserError
 
 sys.path.insert(0, str(ROOT / "scripts" / "avatar"))
 

@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from golden_weights import filled, golden_json
 
-from utils.errors import UserError
 from losses.id_loss import IdLoss
 from models.irse import IRSE50
+from utils.errors import UserError
 
 GOLDEN = golden_json("irse.json")
 TOLERANCE = 1e-5  # embeddings are of unit length; the golden numbers have seven decimals

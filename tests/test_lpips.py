@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.errors import UserError
 from losses.lpips_alex import WEIGHTS, load_lpips
+from utils.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "convert_alexnet.py"
 

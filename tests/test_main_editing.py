@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 import torch
-from tiny_world import NAME, SMILE, TEST, TRAIN, names, pixels, settings
+from tiny_world import NAME, SMILE, TEST, TRAIN, names, pixels, settings, stored
 
-from asyrp import checkpoints, images
+from asyrp.report import pictures
 
 
 def test_editing(run_learned, results, generated):
@@ -78,14 +78,14 @@ def test_two_attributes_and_their_grid(run_learned, generated):
 
 
 def test_two_attributes_make_a_square(run_learned, results, monkeypatch):
-    drawn, labelled_grid = {}, images.labelled_grid
+    drawn, labelled_grid = {}, pictures.labelled_grid
 
     def watched(rows, columns, names=None):
         drawn["rows"], drawn["columns"], drawn["names"] = rows, columns, names
         return labelled_grid(rows, columns, names)
 
     assert run_learned(*TRAIN, "--exp", "runs/second", "--edit_attr", "sad") == 0
-    monkeypatch.setattr(images, "labelled_grid", watched)
+    monkeypatch.setattr(pictures, "labelled_grid", watched)
     square = ("--multiple_attr", "smile second", "--get_h_num", "2", "--delta_interpolation", "--num_delta", "3")
     assert run_learned(*TEST, *square, "--save_x_origin", "--n_test_img", "2") == 0
     assert drawn["columns"] == ["reconstruction", "second +0", "second +0.5", "second +1"]
@@ -96,10 +96,12 @@ def test_two_attributes_make_a_square(run_learned, results, monkeypatch):
     assert torch.allclose(square[0][0], square[0][1], atol=1e-5)
     for exp, cell in (("smile", square[2][1]), ("second", square[0][3])):
         assert run_learned(*TEST, "--load_from_checkpoint", exp, "--hs_coeff_delta_h", half, "--n_test_img", "1") == 0
-        assert torch.allclose(drawn["rows"][0][0], cell, atol=1e-5)
+        # Values reach 20, and a picture on its own decodes both branches of its first step at once.
+        assert torch.allclose(drawn["rows"][0][0], cell, atol=1e-4)
 
 
-def test_without_prompts_the_t_edit_of_training_counts_and_of_several_the_highest(run_learned, results):
+def test_each_of_several_directions_has_its_own_interval(run_learned, results, generated):
+    """Nobody names prompts or t_edit: what each was trained with counts."""
     later = ("--user_defined_t_edit", "700", "--user_defined_t_addnoise", "0")
     assert run_learned(*TRAIN, "--exp", "runs/second", "--edit_attr", "pixar", intervals=later) == 0
     found = {}
@@ -107,20 +109,21 @@ def test_without_prompts_the_t_edit_of_training_counts_and_of_several_the_highes
         one = ("--run_test", "--train_delta_block", "--multiple_attr", exp)
         assert run_learned(*one, intervals=("--user_defined_t_addnoise", "0")) == 0
         found[exp] = settings(results, "test")["t_edit"]
-    assert found == {"smile": 500, "second": 700, "smile second": 700}
+    assert found == {"smile": 500, "second": 700, "smile second": [500, 700]}
+    edit = generated[-1]["edit"]
+    assert (edit.t_edits, edit.t_edit, generated[-1]["t_edit"]) == ([500, 700], 500, 500)
 
 
-@pytest.mark.parametrize(("flags", "keys"), [([], ["999", "666"]), (["--ignore_timesteps"], ["0"])])
-def test_mean_direction(run_learned, tmp_path, generated, flags, keys):
+@pytest.mark.parametrize(("flags", "keys"), [([], ["666", "999"]), (["--ignore_timesteps"], ["0"])])
+def test_mean_direction(run_learned, generated, flags, keys):
     mean = (*TEST, "--num_mean_of_delta_hs", "3", "--n_test_img", "1", *flags)
     assert run_learned(*mean) == 0
-    [path] = (tmp_path / "checkpoint_latent").iterdir()
-    state = checkpoints.load(path)
-    assert sorted(state, key=int) == sorted(keys, key=int)
+    [state] = stored("mean").values()
+    assert sorted(state) == keys
     assert all(tuple(delta.shape) == (1, 64, 8, 8) for delta in state.values())
     first, before = generated[-1]["x_0"], len(generated)
     assert run_learned(*mean) == 0
-    assert len(generated) == before + 1  # the file is found again: only the test image is generated
+    assert len(generated) == before + 1  # the mean is found again: only the test image is generated
     assert torch.equal(generated[-1]["x_0"], first)
 
 
@@ -135,27 +138,26 @@ def test_a_mean_of_one_image_edits_it_alike(run_learned, tiny, generated):
     assert not torch.allclose(generated[-1]["x_0"], own, atol=1e-5)
 
 
-def test_random_latents(run_learned, results, tmp_path, generated):
+def test_random_latents(run_learned, generated):
     noise = (*TEST, "--load_random_noise", "--save_x0", "--use_x0_tensor", "--save_x_origin")
     assert run_learned(*noise, "--custom_test_dataset_dir", "not/needed") == 0
     # The real image is the plain sample, the same process as the reconstruction: never a grey image.
     original, reconstruction = generated[:2]
     assert torch.allclose(original["x_0"], reconstruction["x_0"], atol=1e-5)
     assert original["x_0"].std() > 0.1
-    assert not list((tmp_path / "precomputed").glob("*noise*"))
+    assert stored("noise") == {}
     generated.clear()
     assert run_learned(*noise, "--seed", "1") == 0
     assert not torch.allclose(original["x_0"], generated[0]["x_0"], atol=0.1)
 
 
-def test_a_saved_draw_of_random_latents(run_learned, tmp_path, generated):
+def test_a_saved_draw_of_random_latents(run_learned, generated):
     noise = (*TEST, "--load_random_noise", "--saved_random_noise", "--n_test_img", "1")
     assert run_learned(*noise) == 0
     first = generated[-1]["x_0"]
     assert run_learned(*noise, "--seed", "1") == 0
     assert torch.equal(generated[-1]["x_0"], first)
-    [folder] = (tmp_path / "precomputed").glob("*noise*")
-    assert len(names(folder)) == 1
+    assert len(stored("noise")) == 1
 
 
 def test_training_on_random_latents(run, generated):

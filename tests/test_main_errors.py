@@ -5,10 +5,11 @@ import shutil
 import pytest
 import torch
 import yaml
-from tiny_world import DELTA_H, NAME, TEST, TRAIN, directions, names, tensors_equal, write_curve
+from tiny_world import DELTA_H, NAME, TEST, TRAIN, directions, keep_curve, names, open_tiny, tensors_equal
 
-import asyrp.workbench
-from asyrp import checkpoints, process, training
+import asyrp.model
+import asyrp.runner
+from asyrp import process, training
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,6 @@ from asyrp import checkpoints, process, training
         (("--edit_attr", "smilling"), "smiling"),
         (("--custom_test_dataset_dir", "nowhere"), "nowhere: no such folder"),
         (("--model_path", "nowhere.pt"), "nowhere.pt: no such file"),
-        (("--clip_model_name", "nowhere.json"), "nowhere.json: no such file"),
         (("--config", "nowhere.yml"), "nowhere.yml: no such file; give a path, or one of"),
         (("--device", "cuda:99"), "--device cuda:99 cannot be used here"),
         (("--target_image_id", "4"), "there are 4 images, numbered from 0"),
@@ -29,6 +29,12 @@ from asyrp import checkpoints, process, training
 )
 def test_errors(run_learned, flags, message):
     assert message in run_learned.error(*TEST, *flags, intervals=())
+
+
+def test_a_clip_that_is_missing(run_learned):
+    assert "nowhere.json: no such file" in run_learned.error(*TRAIN, "--clip_model_name", "nowhere.json")
+    # An edit whose interval is known needs none.
+    assert run_learned(*TEST, "--clip_model_name", "nowhere.json") == 0
 
 
 def test_a_direction_that_was_not_trained(run):
@@ -47,7 +53,9 @@ def test_weights_of_another_architecture(run, tiny, model, other, said):
 
 
 def test_a_direction_of_another_model(run_learned):
-    assert "does not fit the delta block of this model" in run_learned.error(*TEST, model="adm")
+    said = run_learned.error(*TEST, model="adm")
+    assert "was trained on another architecture (ddpm-16-" in said
+    assert "use it with the config it was trained with, or train one for this model" in said
 
 
 def test_a_delta_h_of_another_model(run, tmp_path):
@@ -78,15 +86,17 @@ def test_unreadable_images_are_left_out(run_learned, tiny, tmp_path, results, ca
     assert "some: none of the 2 images could be read" in run_learned.error(*TEST, *own)
 
 
-def test_a_threshold_that_is_never_reached(run_learned):
-    write_curve(top=0.2)
-    assert "LPIPS(x_0, P_t) never reaches" in run_learned.error(*TEST, intervals=())
+def test_a_threshold_that_is_never_reached(run_learned, tiny):
+    keep_curve(open_tiny(tiny), top=0.2)
+    assert "LPIPS(x_0, P_t) never reaches" in run_learned.error(*TEST, "--lpips_edit_th", "10", intervals=())
     message = run_learned.error(*TEST, "--lpips_addnoise_th", "1.2", intervals=("--user_defined_t_edit", "500"))
     assert "never reaches 1.200: its maximum is 0.200" in message
 
 
-def test_no_curve(run_learned):
-    assert "no LPIPS curves named mine" in run_learned.error(*TEST, "--custom_dataset_name", "mine", intervals=())
+def test_no_curve(run):
+    """No model takes another's by itself."""
+    assert "no LPIPS curves for category CUSTOM: measure them with --lpips, or take others" in run.error(*TRAIN, intervals=())
+    assert "no LPIPS curves named mine" in run.error(*TRAIN, "--custom_dataset_name", "mine", intervals=())
 
 
 def test_an_editing_interval_without_steps(run):
@@ -99,11 +109,14 @@ def test_broken_yaml(run, tmp_path, text):
     assert "broken.yml" in run.error(*TEST, "--config", "broken.yml")
 
 
-def test_a_loss_that_explodes_at_once(run, tmp_path):
-    said = run.error(*TRAIN, "--lr_training", "1e30")
-    assert "the loss is not finite at image 00.png, timestep" in said
-    assert "(--lr_training 1e+30, --clip_loss_w 3, --l1_loss_w 0, --id_loss_w 0): lower --lr_training" in said
-    assert not (tmp_path / "checkpoint").exists()
+def test_a_loss_that_explodes_at_once(run, tiny, tmp_path):
+    weights = torch.load(tiny.clip.with_suffix(".pt"), weights_only=True)
+    torch.save(weights | {"visual.proj": weights["visual.proj"] * 1e38}, tmp_path / "huge.pt")
+    shutil.copy(tiny.clip, tmp_path / "huge.json")
+    said = run.error(*TRAIN, "--clip_model_name", "huge.json")
+    assert "the loss is not finite at image 00.png, timestep 999" in said
+    assert "(--lr_training 0.2, --clip_loss_w 3, --l1_loss_w 0, --id_loss_w 0): lower --lr_training" in said
+    assert directions() == {}
 
 
 def test_a_loss_that_explodes_later_leaves_the_direction_from_before(run, monkeypatch):
@@ -153,8 +166,8 @@ def test_what_the_flags_lack_is_said_before_anything_is_loaded(run_learned, monk
     def loaded(*args):
         raise AssertionError("a network was loaded")
 
-    monkeypatch.setattr(checkpoints, "load_unet", loaded)
-    monkeypatch.setattr(asyrp.workbench, "ClipLoss", loaded)
+    monkeypatch.setattr(asyrp.runner, "open_model", loaded)
+    monkeypatch.setattr(asyrp.runner, "ClipLoss", loaded)
     assert message in run_learned.error(*TEST, *flags)
 
 

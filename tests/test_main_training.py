@@ -13,60 +13,91 @@ from tiny_world import (
     TEST,
     TRAIN,
     directions,
+    keep_curve,
     losses,
     names,
+    open_tiny,
     settings,
+    stored,
     tensors_equal,
-    write_curve,
     write_unet,
 )
 
 import asyrp.runner
 from asyrp import process
 from asyrp.intervals import Curve
+from asyrp.store import Store
 from losses.lpips_alex import WEIGHTS as LPIPS_WEIGHTS
+
+
+class Distance(torch.nn.Module):
+    """In place of LPIPS, which needs images of 31 pixels."""
+
+    def forward(self, a, b):
+        return (a - b).abs().mean((1, 2, 3), keepdim=True)
+
+
+@pytest.fixture
+def small_lpips(monkeypatch):
+    monkeypatch.setattr(asyrp.runner, "load_lpips", Distance)
+
 
 # ---- --lpips ----------------------------------------------------------------------------------------------------------
 
 
-def test_measured_curves_are_used_by_later_modes(run, results, monkeypatch, capsys):
-    class Distance(torch.nn.Module):
-        def forward(self, a, b):
-            return (a - b).abs().mean((1, 2, 3), keepdim=True)
-
-    monkeypatch.setattr(asyrp.runner, "load_lpips", Distance)
-    own = ("--custom_dataset_name", "mine", "--lpips_edit_th", "0.01", "--lpips_addnoise_th", "0.02", "--add_noise_from_xt")
+def test_measured_curves_are_used_by_later_modes(run, results, small_lpips, capsys):
+    own = ("--lpips_edit_th", "0.01", "--lpips_addnoise_th", "0.02", "--add_noise_from_xt")
     assert run("--lpips", *own, "--edit_attr", "smiling", intervals=()) == 0
-    table = Curve.read("precomputed/lpips_curves/mine.csv")
+    table = Curve.read(results / "lpips_CUSTOM.csv")
     assert table.t.tolist() == [0, 333, 666, 999]
-    assert (results / "lpips_mine.png").stat().st_size > 1000
+    assert (results / "lpips_CUSTOM.png").stat().st_size > 1000
     marked = settings(results, "lpips")
     assert run(*TEST, "--run_train", *own, intervals=()) == 0
-    assert "LPIPS curves: precomputed/lpips_curves/mine.csv" in capsys.readouterr().err
+    [key] = stored("curve")
+    said = f"LPIPS curves: precomputed/curve/{key[:2]}/{key}.safetensors, measured on 2 images"
+    assert said in capsys.readouterr().err
     found = settings(results, "test")
     assert 0 < found["t_edit"] == marked["t_edit"]
     assert 0 < found["t_boost"] == marked["t_boost"]
 
 
-def test_lpips_without_prompts_marks_no_t_edit(run, results, monkeypatch, capsys):
-    monkeypatch.setattr(asyrp.runner, "load_lpips", lambda: torch.nn.PairwiseDistance())
-    assert run("--lpips", "--custom_dataset_name", "mine", intervals=()) == 0
-    assert settings(results, "lpips")["t_edit"] is None
-    assert "t_edit is not marked: t_edit is not known: give --edit_attr" in capsys.readouterr().err
+def test_lpips_without_prompts_marks_no_t_edit(run, results, small_lpips):
+    assert run("--lpips", "--lpips_addnoise_th", "0.02", intervals=()) == 0
+    written = settings(results, "lpips")
+    assert written["t_edit"] is None
+    assert written["t_boost"] > 0
+
+
+def test_lpips_marks_no_threshold_that_is_never_reached(run, results, small_lpips, capsys):
+    never = ("--add_noise_from_xt", "--lpips_edit_th", "10", "--lpips_addnoise_th", "10")
+    assert run("--lpips", "--src_txts", "face", "--trg_txts", "face", *never, intervals=()) == 0
+    assert (settings(results, "lpips")["t_edit"], settings(results, "lpips")["t_boost"]) == (None, None)
+    said = capsys.readouterr().err
+    assert "t_edit is not marked: LPIPS(x_0, P_t) never reaches" in said
+    assert "t_boost is not marked: LPIPS(x_0, x_t) never reaches" in said
+
+
+def test_an_image_that_cannot_be_read_is_measured_by_nobody(run, tiny, tmp_path, small_lpips, capsys):
+    shutil.copytree(tiny.train, tmp_path / "some")
+    (tmp_path / "some" / "00.png").write_bytes(b"no image")
+    assert run("--lpips", "--custom_train_dataset_dir", "some") == 0
+    assert "1 of 2 images could not be read and are left out" in capsys.readouterr().err
+    assert run("--lpips", "--custom_train_dataset_dir", "some", "--start_image_id", "1", "--n_train_img", "1") == 0
+    assert len(stored("curve")) == 1  # measured on the same image both times
 
 
 @pytest.mark.skipif(not LPIPS_WEIGHTS.exists(), reason="needs pretrained/lpips/alexnet_features.pt")
-def test_real_lpips(run, tmp_path):
+def test_real_lpips(run, tmp_path, results):
     write_unet(tmp_path, "larger", {**DDPM, "attn_resolutions": [16]}, size=32)
     own = ("--config", tmp_path / "larger.yml", "--model_path", tmp_path / "larger.pt", "--custom_dataset_name", "real")
     assert run("--lpips", *own, "--n_train_img", "3") == 0
-    curve = Curve.read("precomputed/lpips_curves/real.csv")
+    curve = Curve.read(results / "lpips_real.csv")
     assert (curve.lpips_x_t[1:] > 0.01).all()
     assert (curve.lpips_x_t_std[1:] > 0).all()
 
 
-def test_prompts_decide_t_edit(run, results):
-    write_curve()
+def test_prompts_decide_t_edit(run, tiny, results):
+    keep_curve(open_tiny(tiny))
     assert run("--run_train", *SMILE, "--lpips_edit_th", "1", intervals=()) == 0
     smiling = settings(results, "train")
     assert smiling["prompts"] == [["face", "smiling face"]]
@@ -80,11 +111,11 @@ def test_prompts_decide_t_edit(run, results):
 # ---- --just_precompute ------------------------------------------------------------------------------------------------
 
 
-def test_precompute_fills_the_cache_that_later_modes_use(run, results, tmp_path, monkeypatch):
+def test_precompute_fills_the_store_that_later_modes_use(run, results, monkeypatch):
     assert run("--just_precompute", "--n_precomp_img", "3", "--save_precomputed_images") == 0
-    [folder] = (tmp_path / "precomputed").iterdir()
-    assert len(names(folder)) == 6
-    assert names(results / "image_samples" / "precomputed_test") == ["000000.png", "000001.png", "000002.png"]
+    assert len(stored("latent")) == 6
+    for split in ("train", "test"):
+        assert names(results / "image_samples" / f"precomputed_{split}") == ["000000.png", "000001.png", "000002.png"]
     monkeypatch.setattr(process, "invert", None)
     assert run("--run_train", *SMILE) == 0
 
@@ -97,11 +128,31 @@ def test_precompute_again(run, monkeypatch):
     assert sizes == [2, 2]
 
 
-@pytest.mark.parametrize(("flag", "count"), [("--do_train", 2), ("--do_test", 2)])
-def test_precompute_one_split(run, tmp_path, flag, count):
+def test_precompute_never_calls_a_broken_file_ready(run, capsys):
+    precompute = ("--just_precompute", "--n_precomp_img", "2", "--do_test", "0")
+    assert run(*precompute) == 0
+    whole = stored("latent")
+    path = Store().path("latent", min(whole))
+    path.write_bytes(path.read_bytes()[:-1])
+    capsys.readouterr()
+    assert run(*precompute) == 0
+    said = capsys.readouterr().err
+    assert said.index(f"{path.name} is damaged") < said.index("train: 2 latents ready")
+    assert tensors_equal(stored("latent"), whole)
+
+
+@pytest.mark.parametrize(("flag", "split"), [("--do_train", "test"), ("--do_test", "train")])
+def test_precompute_one_split(run, flag, split, capsys):
     assert run("--just_precompute", "--n_precomp_img", "2", flag, "0") == 0
-    [folder] = (tmp_path / "precomputed").iterdir()
-    assert len(names(folder)) == count
+    assert len(stored("latent")) == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if "ready" in line] == [f"{split}: 2 latents ready"]
+
+
+def test_run_train_with_just_precompute_stops_before_training(run, tmp_path):
+    """As the published script_precompute.sh."""
+    assert run("--run_train", "--just_precompute", *SMILE, "--n_precomp_img", "1") == 0
+    assert len(stored("latent")) == 2
+    assert not (tmp_path / "checkpoint").exists()
 
 
 # ---- --run_train ------------------------------------------------------------------------------------------------------
@@ -112,8 +163,10 @@ def test_training_writes_checkpoint_losses_and_pictures(run, results, model):
     assert run("--run_train", *SMILE, "--n_iter", "2", "--l1_loss_w", "1", model=model) == 0
     assert list(directions()) == [f"{NAME}_0.pth", f"{NAME}_1.pth"]
     contents = torch.load(f"checkpoint/{NAME}_1.pth", weights_only=True)
-    assert list(contents) == ["0", "optimizer", "scheduler", "settings"]
-    assert contents["settings"]["prompts"] == ["face", "smiling face"]
+    assert list(contents) == ["0", "optimizer", "record"]
+    record = settings(results, "train")["record"]
+    assert contents["record"] == record
+    assert (record["prompts"], record["t_edit"], record["n_train_step"]) == (["face", "smiling face"], 500, 4)
     rows = losses(results)
     order = [(e, f"0{i}.png", t) for e in "01" for i in range(2) for t in ("999", "666")]
     assert [(row["epoch"], row["image"], row["t"]) for row in rows] == order
@@ -135,10 +188,18 @@ def test_learned_delta_h(run, generated, model, flags, keys):
     assert (plain["x_0"] - edited["x_0"]).abs().max() > 1e-4
 
 
-def test_a_block_without_timesteps_stays_one(run):
+def test_a_block_without_timesteps_stays_one(run, results):
+    """It says so itself: in a test nobody has to."""
     assert run(*TRAIN, "--ignore_timesteps") == 0
+    assert run(*TEST) == 0
+    by_itself = (results / "test_images" / "4" / "all.png").read_bytes()
     assert run(*TEST, "--ignore_timesteps") == 0
-    assert "was trained with --ignore_timesteps: give that flag too" in run.error(*TEST)
+    assert (results / "test_images" / "4" / "all.png").read_bytes() == by_itself
+    assert settings(results, "test")["decided"]["directions"][0]["record"]["ignore_timesteps"] is True
+    assert run(*TRAIN, "--exp", "runs/aware") == 0
+    assert "was trained without --ignore_timesteps: leave that flag out" in run.error(
+        *TEST, "--exp", "runs/aware", "--ignore_timesteps"
+    )
 
 
 def test_resumed_training_equals_uninterrupted_training(run, results):
@@ -157,17 +218,12 @@ def test_resumed_training_equals_uninterrupted_training(run, results):
     assert len({tuple(row["image"] for row in rows if row["epoch"] == epoch) for epoch in "012"}) > 1
 
 
-def test_finished_epochs_are_not_run_again_unless_told(run_learned, results, learned, capsys):
-    assert run_learned(*TRAIN, "--lr_training", "0.01") == 0
+def test_finished_epochs_are_not_run_again_unless_told(run_learned, learned, capsys):
+    assert run_learned(*TRAIN) == 0
     assert tensors_equal(directions(), directions(learned / "checkpoint"))
-    assert "going on after epoch 0" in capsys.readouterr().err
+    assert "resuming after epoch 0" in capsys.readouterr().err
     assert run_learned(*TRAIN, "--lr_training", "0.01", "--retrain", "1") == 0
     assert not tensors_equal(directions(), directions(learned / "checkpoint"))
-
-
-@pytest.mark.parametrize("other", [("--edit_attr", "sad"), ("--ignore_timesteps",)])
-def test_training_does_not_go_on_from_something_else(run_learned, other):
-    assert "was trained for other prompts or in another way; --retrain ignores it" in run_learned.error(*TRAIN, *other)
 
 
 def test_without_training_the_learned_direction_is_tested(run_learned, learned, results):
@@ -176,9 +232,9 @@ def test_without_training_the_learned_direction_is_tested(run_learned, learned, 
     assert (results / "test_images" / "4" / "all.png").exists()
 
 
-def test_without_training_there_must_be_a_checkpoint(run, tmp_path):
+def test_without_training_there_must_be_a_checkpoint(run):
     assert "--do_train 0, and there is no checkpoint/" in run.error("--run_train", *SMILE, "--do_train", "0")
-    assert not (tmp_path / "checkpoint").exists()
+    assert directions() == {}
 
 
 def test_only_the_last_checkpoint(run):
@@ -214,18 +270,20 @@ def test_how_often_training_saves_pictures(run, results, tmp_path):
     assert not (results.with_name(NAME.replace("smile", "none")) / "training_images").exists()
 
 
-def test_what_is_missing_for_the_test_shows_before_training(run, tmp_path):
+def test_what_is_missing_for_the_test_shows_before_training(run, tiny, tmp_path):
     assert "nowhere: no such folder" in run.error("--run_train", *SMILE, "--custom_test_dataset_dir", "nowhere")
-    write_curve(top=0.05)
+    keep_curve(open_tiny(tiny), top=0.05)
     assert "never reaches 0.100" in run.error("--run_train", *SMILE, intervals=("--user_defined_t_edit", "500"))
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_sampled_latents_are_drawn_beforehand(run, tmp_path):
+def test_sampled_latents_are_drawn_beforehand(run):
     noise = ("--load_random_noise", "--saved_random_noise")
     assert run("--just_precompute", *noise, "--n_precomp_img", "2") == 0
-    kept = tmp_path / "precomputed" / "CUSTOM_noise_16"
-    assert names(kept) == ["000000.pt", "000001.pt", "1000000.pt", "1000001.pt"]  # of training, of testing
+    drawn = stored("noise")
+    assert sorted(Store().about("noise", key)["number"] for key in drawn) == [0, 1, 1_000_000, 1_000_001]  # training, testing
+    assert run("--run_train", *SMILE, *noise, "--seed", "7") == 0
+    assert tensors_equal(stored("noise"), drawn)
 
 
 def test_training_may_begin_at_another_direction(run_learned, learned):

@@ -8,7 +8,7 @@ from asyrp import process
 from asyrp.data.datasets import ImageFolder
 from asyrp.data.pairs import InvertedPairs, SampledPairs
 from asyrp.report.pictures import to_pil
-from asyrp.store import NotFinite, Store
+from asyrp.store import Store
 from utils.digests import digest
 from utils.errors import UserError
 
@@ -156,7 +156,7 @@ def test_a_latent_that_is_damaged_after_fill(pairs, caplog):
 
 def test_a_latent_that_is_not_finite_is_an_error(pairs, monkeypatch):
     monkeypatch.setattr(process, "invert", lambda unet, x_0, *rest: x_0 / 0)
-    with pytest.raises(NotFinite, match="x_T is not finite; check the weights, or give --precision fp32"):
+    with pytest.raises(UserError, match="not finite: the weights are damaged, or give --precision fp32"):
         filled(pairs())
     assert stored("latent") == {}
 

@@ -18,9 +18,9 @@ from tiny_world import SMILE, call
 
 from asyrp import process, report
 from asyrp.config import load_config
-from asyrp.report.pictures import save_animation, to_pil
 from asyrp.intervals import Curve
 from asyrp.report import Gallery, gallery, loss_charts, strength_sliders, write
+from asyrp.report.pictures import save_animation, to_pil
 from asyrp.training import COLUMNS
 
 STRIP = ("--delta_interpolation", "--min_delta", "-1", "--max_delta", "1", "--num_delta", "3", "--save_x_origin")

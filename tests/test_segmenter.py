@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
-from utils.errors import UserError
 from asyrp.evaluation.segmenter import find_segmenter, open_segmenter
+from utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit")
 SMALLEST = "lraspp_mobilenet_v3_large"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from utils.errors import UserError
 from utils import text_dic
+from utils.errors import UserError
 from utils.text_dic import PROMPTS, prompts_for
 
 

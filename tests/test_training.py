@@ -7,11 +7,11 @@ from golden_unets import MANIFEST, golden_arrays, golden_unet, golden_weights, r
 from tiny_world import smooth_images
 
 from asyrp import process
-from utils.errors import UserError
-from asyrp.hspace import BlockDirection, GivenDirection
 from asyrp.data.pairs import Batch
+from asyrp.hspace import BlockDirection, GivenDirection
 from asyrp.origin import PlainTrajectories
 from asyrp.training import COLUMNS, EditLoss, Weights, edit_steps, train_batch
+from utils.errors import UserError
 
 TOLERANCE = 1e-3
 SCHEDULE = process.Schedule.linear()

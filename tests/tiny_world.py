@@ -1,6 +1,5 @@
 """A tiny world for whole runs: two U-Nets of 16 px, a CLIP of their size, and a few images."""
 
-import csv
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ import asyrp
 import main
 from asyrp import curves
 from asyrp.intervals import Curve
+from asyrp.report.losslog import read_losses
 from asyrp.report.pictures import to_pil
 from asyrp.store import Store
 from models import build_unet
@@ -122,9 +122,8 @@ def settings(results, mode):
 
 
 def losses(results):
-    """The rows of losses.csv, as dicts."""
-    with (results / "losses.csv").open(newline="") as stream:
-        return list(csv.DictReader(stream))
+    """The rows of all epochs' losses, as dicts."""
+    return list(read_losses(results))
 
 
 def open_tiny(tiny, model="ddpm", **more):
@@ -139,7 +138,8 @@ def stored(kind):
     found = {path.stem: store.read(kind, path.stem) for path in paths}
     assert all(path == store.path(kind, path.stem) for path in paths)
     assert None not in found.values()
-    return found
+    # What is read may be the file itself, mapped into memory: a test that spoils the file must not spoil what it compares with.
+    return {key: {name: tensor.clone() for name, tensor in tensors.items()} for key, tensors in found.items()}
 
 
 def straight(top):

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 from torchvision.transforms.functional import pil_to_tensor
 
-from utils.files import replacing
-from utils.errors import UserError
 from utils.digests import digest
+from utils.errors import UserError
+from utils.files import replacing
 
 LEFT_EYE, RIGHT_EYE, MOUTH_CORNERS = slice(36, 42), slice(42, 48), [48, 54]  # of the usual 68 landmarks
 OVERSAMPLING = 4

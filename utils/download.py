@@ -17,9 +17,9 @@ import requests
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from utils.files import replacing
-from utils.errors import UserError
 from configs.paths_config import is_moved, weight_file
+from utils.errors import UserError
+from utils.files import replacing
 from utils.weights import DIRECTIONS_LISTING, DIRECTIONS_PAGE, GOOGLE_DRIVE, PUBLISHED, Published
 
 log = logging.getLogger(__name__)

@@ -46,6 +46,12 @@ def replacing(path):
         Path(beside).unlink(missing_ok=True)
 
 
+def write_text(path, text):
+    """Write a text file, whole, in UTF-8. Bytes of a file's name that are no UTF-8 stand in it with backslashes."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 @contextmanager
 def held(path, what):
     """A lock that one process at a time can have, by the file `path`. Raises UserError that says who holds it.
@@ -83,3 +89,14 @@ def shown(path):
 def one_line(error):
     """An error's message as one line; the error's type where it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(text):
+    """Text of any origin, such as a file's name, as one line of valid text: what cannot be printed is written as an escape, a
+    byte that is no UTF-8 as \\xff."""
+    return "".join(c if c.isprintable() else _escape(c) for c in str(text))
+
+
+def _escape(c):
+    # Python reads such a byte of a name as a lone surrogate (os.fsdecode).
+    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()

@@ -42,6 +42,8 @@ UNREADABLE = (
     struct.error,
 )
 
+NOT_WHOLE = "it cannot be written in full; make room there, then start again"  # what torch and safetensors do not tell apart
+
 
 class Misfit(UserError):
     """A state dict that does not fit a network; the message names the file and the tensors. `state_dict`: what was to fit."""
@@ -52,9 +54,13 @@ class Misfit(UserError):
 
 
 def save(obj, path):
-    """torch.save, atomically."""
+    """torch.save, atomically. Raises OSError, which names `path`, where it cannot be written."""
     with replacing(path) as beside:
-        torch.save(obj, beside)
+        try:
+            torch.save(obj, beside)
+        except RuntimeError as error:
+            # torch has its own word for what the system refuses.
+            raise OSError(None, NOT_WHOLE, str(path)) from error
 
 
 def load(path):
@@ -70,10 +76,13 @@ def load(path):
 
 
 def save_safetensors(tensors, path, metadata):
-    """{name: tensor} and {name: str} -> a safetensors file, atomically."""
+    """{name: tensor} and {name: str} -> a safetensors file, atomically. Raises OSError, which names `path`."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as beside:
-        save_file(whole, beside, metadata)
+        try:
+            save_file(whole, beside, metadata)
+        except SafetensorError as error:
+            raise OSError(None, NOT_WHOLE, str(path)) from error
 
 
 def metadata_of(path):

@@ -16,6 +16,8 @@ NO_MEMORY = (
 REMEDIES = {
     errno.ENOSPC: "make room there, then start again",
     errno.EDQUOT: "your quota is used up: make room there, then start again",
+    errno.EFBIG: "files of this size are not allowed there: raise the limit (ulimit -f), or give another place",
+    errno.EIO: "the device failed: give another place",
     errno.EACCES: "change its permissions, or give another place",
     errno.EPERM: "change its permissions, or give another place",
     errno.EROFS: "that file system cannot be written: give another place",

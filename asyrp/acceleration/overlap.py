@@ -15,11 +15,15 @@ def prefetched(iterable, ahead=2):
     An error of the iterable is raised where its item would have been.
     """
     iterator, end = iter(iterable), object()
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         coming = deque(pool.submit(next, iterator, end) for _ in range(ahead))
         while (item := coming.popleft().result()) is not end:
             coming.append(pool.submit(next, iterator, end))
             yield item
+    finally:
+        # Nobody waits here for a read that may never come back, say of a network drive.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Background:

@@ -4,11 +4,10 @@ What the rest of the program relies on: `len(dataset)`, `dataset[i]`, `dataset.n
 """
 
 import io
-import os
 import struct
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import lmdb
@@ -18,9 +17,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from asyrp.data.folders import EXTENSIONS, image_names, is_lmdb, names_below, say_once, what_lies_at
 from utils.errors import UserError
+from utils.files import one_line, printable
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # What Pillow raises for damaged files; the last two come from EXIF data.
 DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, TypeError, struct.error)
 
@@ -30,12 +30,26 @@ class UnreadableImage(Exception):
 
 
 def upright_rgb(image):
-    """PIL image of any mode -> RGB, turned upright as its EXIF data says."""
+    """PIL image of any mode -> RGB, turned upright as its EXIF data says; what is transparent shows white.
+
+    Raises ValueError for grey images of more than 16 bits, of which nobody knows what their white is.
+    """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        # 16-bit grey, which Pillow would clip at 255.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() >= 2**16:
+            raise ValueError("grey of 32 bits; save it with 8 or 16")
+        # Pillow would clip at 255.
+        image = Image.fromarray((pixels >> 8).astype(np.uint8))
+    if is_transparent(image):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def is_transparent(image):
+    """Whether any pixel of a PIL image lets something through."""
+    return image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
 
 
 def to_unit_range(image, size):
@@ -79,12 +93,14 @@ class Images(Dataset):
         return self.name(i)
 
     def __getitem__(self, i):
-        path = self.folder / self.name(i)
+        path = printable(self.folder / self.name(i))
         try:
             with Image.open(self.encoded(i)) as image:
+                if is_transparent(image):
+                    say_once(f"{printable(self.folder)}: what is transparent in its images is shown on white")
                 image = upright_rgb(image)
         except DAMAGED as error:
-            reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+            reason = "unknown format" if isinstance(error, UnidentifiedImageError) else one_line(error)
             raise UnreadableImage(f"{path} cannot be read as an image ({reason})") from error
         if self.align:
             image = self.align(image)
@@ -96,25 +112,21 @@ class Images(Dataset):
 # ---- files --------------------------------------------------------------------------------------------------------------
 
 
-def image_names(folder):
-    """Names of the images directly in a folder, sorted; [] for a folder that is not there."""
-    folder = Path(folder)
-    return sorted(name for name in os.listdir(folder) if name.lower().endswith(EXTENSIONS)) if folder.is_dir() else []
-
-
 class ImageFolder(Images):
-    """The images of one folder, sorted by name; or those of its images that `names` lists (relative to it).
+    """The images of one folder, sorted by name; or those of its images that `names` lists (relative to it). recursive: those of
+    its sub-folders too.
 
     Raises UserError when the folder is missing or holds no image.
     """
 
-    def __init__(self, folder, image_size, names=None, align=None):
+    def __init__(self, folder, image_size, names=None, align=None, recursive=False):
         super().__init__(folder, image_size, align)
-        if not self.folder.is_dir():
-            raise UserError(f"{folder}: no such folder of images; check the path")
-        self.names = image_names(folder) if names is None else names
+        self.names = names if names is not None else (names_below if recursive else image_names)(folder)
         if not self.names:
-            raise UserError(f"{folder}: holds no image ({', '.join(EXTENSIONS)}); put images directly into it")
+            raise UserError(
+                f"{printable(folder)} is no folder of images ({', '.join(EXTENSIONS)}): {what_lies_at(folder)}; name the "
+                "folder that they lie in, or an LMDB"
+            )
 
     def __len__(self):
         return len(self.names)
@@ -129,10 +141,6 @@ class ImageFolder(Images):
 # ---- LMDB ---------------------------------------------------------------------------------------------------------------
 
 
-def is_lmdb(folder):
-    return (Path(folder) / "data.mdb").is_file()
-
-
 @cache
 def environment(folder):
     """Resolved LMDB folder -> its handle, read-only and without a lock file.
@@ -141,11 +149,13 @@ def environment(folder):
     """
     try:
         handle = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
-    except lmdb.Error as error:
-        raise UserError(f"{folder} cannot be opened as an LMDB ({error}); make or fetch it again") from error
+    except (lmdb.Error, OSError) as error:
+        raise UserError(
+            f"{printable(folder)} cannot be opened as an LMDB ({one_line(error)}); make or fetch it again"
+        ) from error
     # Reading behind the end of its file would kill the process.
     if (folder / "data.mdb").stat().st_size < (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]:
-        raise UserError(f"{folder}: the end of this LMDB is missing; copy or fetch it again")
+        raise UserError(f"{printable(folder)}: the end of this LMDB is missing; copy or fetch it again")
     return handle
 
 
@@ -154,45 +164,65 @@ class LmdbImages(Images):
 
     With a key `length` (ASCII digits), the keys are <resolution>-<number of five digits>, as in StyleGAN2 and DiffusionCLIP;
     those of `image_size` are read. Without it, every value is an image, in the order of the keys, as in LSUN.
-    Raises UserError when the LMDB cannot be opened, is empty, or holds other resolutions only.
+    Raises UserError when the LMDB cannot be opened, is empty or damaged, or holds other resolutions only.
     """
 
     def __init__(self, folder, image_size, align=None):
         super().__init__(folder, image_size, align)
         with self.read() as txn:
             length = txn.get(b"length")
-            if length is None:
-                # The keys are found when they are needed: LSUN has millions.
-                self.keys, self.length = [], environment(self.folder.resolve()).stat()["entries"]
-            else:
-                self.keys = self.numbered(length, txn)
-                self.length = len(self.keys)
+            self.numbered = length is not None
+            self.length = self._length(length, txn) if self.numbered else txn.stat()["entries"]
+        # Of keys without numbers. They are found when they are needed: LSUN has millions.
+        self.keys = []
         if not self.length:
-            raise UserError(f"{folder}: this LMDB holds no image")
+            raise UserError(f"{printable(folder)}: this LMDB holds no image")
 
+    @contextmanager
     def read(self):
-        """A read transaction."""
-        return environment(self.folder.resolve()).begin()
+        """A read transaction. Raises UserError where the LMDB is damaged."""
+        try:
+            with environment(self.folder.resolve()).begin() as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise UserError(
+                f"{printable(self.folder)}: this LMDB is damaged ({one_line(error)}); copy or fetch it again"
+            ) from error
 
-    def numbered(self, length, txn):
-        """The value of the key `length` -> the keys of the images."""
-        if not length.isdigit():
-            raise UserError(f"{self.folder}: the value of the key `length` is {length!r}, no number; make the LMDB again")
+    def _length(self, length, txn):
+        """The value of the key `length` -> the number of images."""
+        # So many digits number every image that a disk can hold.
+        if not length.isdigit() or len(length) > 18:
+            raise UserError(
+                f"{printable(self.folder)}: the value of the key `length` is {length[:30]!r}, no number of images; make the "
+                "LMDB again"
+            )
         there = resolutions(txn)
         if there and str(self.image_size) not in there:
             raise UserError(
-                f"{self.folder} holds images at {', '.join(there)} px only, and {self.image_size} are needed: make the LMDB at "
-                "that resolution, or put a folder of images in its place"
+                f"{printable(self.folder)} holds images at {', '.join(there)} px only, and {self.image_size} are needed: make "
+                "the LMDB at that resolution, or put a folder of images in its place"
             )
-        return [f"{self.image_size}-{i:05d}".encode() for i in range(int(length) if there else 0)]
+        n = int(length) if there else 0
+        if n and txn.get(last := self._numbered_key(n - 1)) is None:
+            raise UserError(
+                f"{printable(self.folder)}: the key `length` says {n} images, and {last.decode()} is not there; make the LMDB "
+                "again"
+            )
+        return n
 
     def __len__(self):
         return self.length
+
+    def _numbered_key(self, i):
+        return f"{self.image_size}-{i:05d}".encode()
 
     def file(self, i):
         return "data.mdb"
 
     def key(self, i):
+        if self.numbered:
+            return self._numbered_key(i)
         if i >= len(self.keys):
             with self.read() as txn:
                 cursor = txn.cursor()
@@ -229,9 +259,15 @@ def resolutions(txn):
 # -------------------------------------------------------------------------------------------------------------------------
 
 
-def open_folder(folder, image_size, align=None):
-    """A folder of images, or an LMDB folder -> dataset. Raises UserError when it is neither."""
-    return (LmdbImages if is_lmdb(folder) else ImageFolder)(folder, image_size, align=align)
+def open_folder(folder, image_size, align=None, recursive=False):
+    """A folder of images, or an LMDB folder -> dataset. Raises UserError, which says what it is, when it is neither. recursive:
+    take the images of its sub-folders too."""
+    if is_lmdb(folder):
+        return LmdbImages(folder, image_size, align=align)
+    return ImageFolder(folder, image_size, align=align, recursive=recursive)
+
+
+# ---- images that cannot be read ---------------------------------------------------------------------------------------------
 
 
 def load_batch(dataset, indices):
@@ -244,3 +280,46 @@ def load_batch(dataset, indices):
         except UnreadableImage as error:
             messages.append(str(error))
     return good, torch.stack(images) if images else None, messages
+
+
+class Readable(Dataset):
+    """The images of a dataset; in the place of one that cannot be read stands the next one that can.
+
+    dataset[i] -> (image, or None when none is left; what could not be read: list of str).
+    """
+
+    def __init__(self, dataset):
+        self.dataset, self.faulty = dataset, set()
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, i):
+        messages = []
+        for k in chain(range(i, len(self)), range(i)):
+            if k not in self.faulty:
+                try:
+                    return self.dataset[k], messages
+                except UnreadableImage as error:
+                    self.faulty.add(k)
+                    messages.append(str(error))
+        return None, messages
+
+
+def collate(items):
+    """Items of `Readable` -> (images (B, 3, H, W) or None, messages)."""
+    images = [image for image, _ in items if image is not None]
+    return torch.stack(images) if images else None, [message for _, messages in items for message in messages]
+
+
+def first_images(dataset, n):
+    """The first n images that can be read (n, 3, H, W), or all of them. Raises UserError when none can."""
+    images, start = [], 0
+    while len(images) < n and start < len(dataset):
+        numbers = range(start, min(start + n - len(images), len(dataset)))
+        _, read, messages = load_batch(dataset, numbers)
+        images += [] if read is None else list(read)
+        start = numbers.stop
+    if not images:
+        raise UserError(f"{dataset.folder}: none of its {len(dataset)} images can be used; the last: {messages[-1]}")
+    return torch.stack(images)

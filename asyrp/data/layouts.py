@@ -1,11 +1,10 @@
-"""Where the images of a dataset lie: (configuration, split, flags) -> dataset."""
+"""Where the images of a dataset lie: (configuration, split) -> dataset."""
 
-import re
-from pathlib import Path
-
-from asyrp.data.datasets import ImageFolder, image_names, is_lmdb, open_folder
-from utils.errors import UserError
+from asyrp.data.datasets import ImageFolder, open_folder
+from asyrp.data.folders import is_lmdb, names_within, what_lies_at
 from configs.paths_config import CUSTOM, dataset_folder, dataset_variable
+from utils.errors import UserError
+from utils.files import printable
 
 # data.dataset -> split -> where its images may lie in the dataset's folder, besides train/, test/, LMDB_train/, LMDB_test/.
 # Each place is a folder of images or an LMDB. These are the layouts as published: LSUN's, AFHQ's, ImageNet's.
@@ -22,8 +21,8 @@ LAYOUTS = {
 }
 # data.dataset -> sub-folders whose images belong to the folder: FFHQ's thousands, ImageNet's classes.
 SUBFOLDERS = {"FFHQ": r"\d+", "MetFACE": r"\d+", "IMAGENET": r"n\d{8}"}
-# Published as one folder: its last images are for testing.
-UNDIVIDED = ("FFHQ", "MetFACE")
+# Published as one folder, below the dataset's or the dataset's own: its last images are for testing.
+UNDIVIDED = {"FFHQ": ["images1024x1024", "images", "."], "MetFACE": ["images", "."]}
 TEST_IMAGES = 500
 
 
@@ -40,8 +39,9 @@ def check_image_settings(config, train_folder, test_folder, class_number, align_
 def open_split(config, split, folder=None, class_number=None, align=None):
     """The images of "train" or "test" -> dataset.
 
-    A --custom_<split>_dataset_dir wins over the configuration's folder. align: see `Images`; for images of one's own only.
-    Raises UserError when there are none, naming every place that was looked at.
+    folder: of images of one's own; it wins over the configuration's. class_number: of ImageNet, or a WordNet id. align: see
+    `Images`; for images of one's own only. Raises UserError when there are none, naming every place that was looked at and what
+    lies there instead.
     """
     size, kind = config.data.image_size, config.data.dataset
     if folder:
@@ -61,31 +61,23 @@ def open_split(config, split, folder=None, class_number=None, align=None):
             return open_folder(folder / place, size, align)
         if names := names_within(folder / place, SUBFOLDERS.get(kind)):
             return ImageFolder(folder / place, size, names, align)
+    for place in UNDIVIDED.get(kind, []):
+        if names := names_within(folder / place, SUBFOLDERS[kind]):
+            return ImageFolder(folder / place, size, divided(folder / place, names)[split])
     if kind in UNDIVIDED:
-        if names := names_within(folder, SUBFOLDERS[kind]):
-            return ImageFolder(folder, size, divided(folder, names)[split])
-        places += [f"the folder itself (its last {TEST_IMAGES} are for testing)"]
+        places += [*UNDIVIDED[kind][:-1], f"the folder itself (its last {TEST_IMAGES} are for testing)"]
     raise UserError(
-        f"no {split} images in {folder}: put a folder of images or an LMDB at one of {', '.join(places)}; or set "
-        f"{dataset_variable(config)} to another folder, or pass --custom_{split}_dataset_dir"
+        f"no {split} images in {printable(folder)} ({what_lies_at(folder)}): put a folder of images or an LMDB at one of "
+        f"{', '.join(places)}; or set {dataset_variable(config)} to another folder, or pass --custom_{split}_dataset_dir"
     )
-
-
-def names_within(folder, pattern=None):
-    """Sorted names, relative to `folder`, of its images and of those in its sub-folders that match `pattern`."""
-    folder, names = Path(folder), image_names(folder)
-    if pattern and folder.is_dir():
-        for sub in sorted(path.name for path in folder.iterdir() if re.fullmatch(pattern, path.name)):
-            names += [f"{sub}/{name}" for name in image_names(folder / sub)]
-    return names
 
 
 def divided(folder, names):
     """Names of all images -> {"train": all but the last ones, "test": the last ones}."""
     if len(names) <= TEST_IMAGES:
         raise UserError(
-            f"{folder} holds {len(names)} images, and the last {TEST_IMAGES} are for testing: none would be left for training; "
-            "divide them into train/ and test/"
+            f"{printable(folder)} holds {len(names)} images, and the last {TEST_IMAGES} are for testing: none would be left "
+            "for training; divide them into train/ and test/"
         )
     return {"train": names[:-TEST_IMAGES], "test": names[-TEST_IMAGES:]}
 

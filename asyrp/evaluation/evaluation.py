@@ -10,7 +10,7 @@ import torch
 
 from asyrp.evaluation import metrics
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import replacing, write_text
 
 NAME = "evaluation"
 RECONSTRUCTION = "reconstruction"
@@ -82,10 +82,12 @@ class Evaluation:
         """Write evaluation.json and evaluation.csv, a row for each image and picture -> the table as text, and the places."""
         folder = self.folder
         result = self.result()
-        with replacing(folder / f"{NAME}.json") as beside:
-            beside.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        write_text(folder / f"{NAME}.json", json.dumps(result, indent=1))
         names = dict.fromkeys(name for row in self.rows for name in row)
-        with replacing(folder / f"{NAME}.csv") as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+        with (
+            replacing(folder / f"{NAME}.csv") as beside,
+            beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+        ):
             writer = csv.DictWriter(stream, names)
             writer.writeheader()
             writer.writerows(self.rows)

@@ -1,25 +1,67 @@
-"""The losses of a training: losses.csv in the experiment's folder, and TensorBoard events where TensorBoard is installed."""
+"""The losses of a training: a table for each epoch, and TensorBoard events where TensorBoard is installed.
+
+The tables lie under <experiment's folder>/losses/, as epoch_<n>.csv with the columns FIELDS, a row for each optimiser step.
+"""
 
 import csv
-from contextlib import contextmanager, nullcontext
+import logging
+import re
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from asyrp.training import COLUMNS
-from utils.files import replacing
+from utils.files import one_line, printable
 
+log = logging.getLogger(__name__)
+
+FOLDER = "losses"
 FIELDS = ("epoch", "image", "t", *COLUMNS)
 
 
-def read_losses(folder):
-    """The rows of <folder>/losses.csv, one for each optimiser step -> list of {field of FIELDS: str}; [] without the file.
+def tables(folder):
+    """{epoch: path of its table}, ascending."""
+    found = {path: re.fullmatch(r"epoch_(\d+)\.csv", path.name) for path in Path(folder, FOLDER).glob("epoch_*.csv")}
+    return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
 
-    A line that a killed run left unfinished is no row.
+
+def read_losses(folder):
+    """Yield the rows of all epochs in order, {field of FIELDS: str}; no more than the text of one epoch is held.
+
+    A line that a killed run left unfinished is no row. A damaged table is renamed, with a line, and left out.
     """
-    table = Path(folder) / "losses.csv"
-    if not table.exists():
-        return []
-    with table.open(newline="") as stream:
-        return list(csv.DictReader(line for line in stream if line.endswith("\n")))
+    for epoch, path in tables(folder).items():
+        try:
+            lines = _lines(path)
+            for row in csv.reader(lines, strict=True):
+                _check(row, epoch)
+        except (OSError, ValueError, csv.Error) as error:
+            beside = path.with_name(f"{path.name}.damaged")
+            log.warning("%s is damaged (%s): it is left out, and renamed to %s", path, one_line(error), beside.name)
+            with suppress(OSError):
+                path.replace(beside)
+            continue
+        for row in csv.reader(lines):
+            yield dict(zip(FIELDS, row, strict=True))
+
+
+def _lines(path):
+    """The finished lines of a table, without its header. Raises ValueError for a file that is no such table."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        header, *lines = stream.readlines() or [""]
+    if header.rstrip("\r\n") != ",".join(FIELDS):
+        raise ValueError("it has another header" if header else "it is empty")
+    return lines if not lines or lines[-1].endswith("\n") else lines[:-1]
+
+
+def _check(row, epoch):
+    if len(row) != len(FIELDS):
+        raise ValueError(f"a row has {len(row)} values, not {len(FIELDS)}")
+    number, _, t, *values = row
+    if int(number) != epoch:
+        raise ValueError(f"a row is of epoch {int(number)}")
+    int(t)
+    for value in values:
+        float(value)
 
 
 @contextmanager
@@ -30,21 +72,22 @@ def loss_log(folder, epoch, n_images):
     axis counts images. What an earlier run logged of this epoch and of later ones is dropped: it was stopped there, or is being
     done again.
     """
-    table, seen = Path(folder) / "losses.csv", epoch * n_images
-    kept = [row for row in read_losses(folder) if int(row["epoch"]) < epoch]
-    with replacing(table) as beside, beside.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, FIELDS)
-        writer.writeheader()
-        writer.writerows(kept)
+    for later, path in tables(folder).items():
+        if later > epoch:
+            path.unlink()
+    table, seen = Path(folder, FOLDER, f"epoch_{epoch}.csv"), epoch * n_images
+    table.parent.mkdir(parents=True, exist_ok=True)
     events_of_epoch = event_writer(Path(folder) / "tensorboard", seen + 1) or nullcontext()
-    with table.open("a", newline="") as stream, events_of_epoch as events:
+    with table.open("w", encoding="utf-8", newline="") as stream, events_of_epoch as events:
         writer = csv.writer(stream)
+        writer.writerow(FIELDS)
+        stream.flush()  # so that a table without its header is a damaged one
 
         def record(names, timesteps, losses):
             nonlocal seen
             seen += len(names)
             for t, row in zip(timesteps, losses.tolist(), strict=True):
-                writer.writerow([epoch, " ".join(names), t, *(f"{value:.6g}" for value in row)])
+                writer.writerow([epoch, printable(" ".join(names)), t, *(f"{value:.6g}" for value in row)])
             if events:
                 for name, value in zip(COLUMNS, losses.mean(0).tolist(), strict=True):
                     events.add_scalar(f"loss/{name}", value, seen)

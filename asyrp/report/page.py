@@ -3,7 +3,12 @@
 import base64
 import io
 import json
+import logging
+from collections import defaultdict
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 import numpy as np
@@ -14,10 +19,13 @@ from asyrp.report import pictures as drawing
 from asyrp.report.charts import HEIGHT, WIDTH, Line, Span, line_chart
 from asyrp.report.losslog import read_losses
 from asyrp.training import COLUMNS
-from utils.files import replacing
+from utils.files import printable, write_text
+
+log = logging.getLogger(__name__)
 
 NAME = "report.html"
 PICTURES = "report_pictures.json"
+MEASURED = ("settings", "summary", "distances", "left_out")  # of evaluation.json
 MOST_IMAGES, MOST_PICTURES = 64, 512  # test images, and pictures of them in all: what keeps the file below some ten megabytes
 LARGEST, SHARP = 256, 64  # pixels; larger pictures are scaled down, those up to SHARP are kept without loss
 POINTS = 60  # of the loss curve over a whole training
@@ -60,32 +68,35 @@ class Gallery:
         self.labels = [label for label, _ in columns]
         room = min(MOST_IMAGES, max(1, MOST_PICTURES // len(columns))) - len(self.shown)
         for i, name in enumerate(batch.names[:room]):
-            self.shown.append({"name": Path(name).stem, "pictures": [data_uri(pictures[i]) for _, pictures in columns]})
+            self.shown.append(
+                {"name": printable(Path(name).stem), "pictures": [data_uri(pictures[i]) for _, pictures in columns]}
+            )
 
     def save(self):
-        with replacing(self.folder / PICTURES) as beside:
-            beside.write_text(json.dumps({**self.about, "labels": self.labels, "images": self.shown}))
+        write_text(self.folder / PICTURES, json.dumps({**self.about, "labels": self.labels, "images": self.shown}))
 
 
 def write(folder, curve=None, curve_name="", defaults=None):
     """Write the report of an experiment's folder -> its path. curve: the LPIPS curves its intervals belong to, or None.
     defaults: {flag: default}, so that the page can mark what is another value.
 
-    Read are settings_<mode>.yml, losses.csv, the pictures that a Gallery saved, and evaluation.json; what is not there is left
-    out.
+    Read are settings_<mode>.yml, the tables of losses, the pictures that a Gallery saved, and evaluation.json; what is not
+    there is left out.
     """
     folder = Path(folder)
     paths = {mode: folder / f"settings_{mode}.yml" for mode in ("train", "test", "evaluate")}
-    settings = {mode: yaml.safe_load(path.read_text()) for mode, path in paths.items() if path.exists()}
+    settings = {mode: found for mode, path in paths.items() if (found := read_settings(path))}
     dates = {mode: found.get("date", "").replace("T", " ") for mode, found in settings.items()}
     latest = settings[max(reversed(settings), key=dates.get)]
-    pictures = read_json(folder / PICTURES)
+    pictures = read_json(folder / PICTURES, ("labels", "images", "n_edits", "directions", "tested"))
     page = TEMPLATES.get_template("report.html.j2").render(
         experiment=folder.name,
         latest=latest,
         dates=dates,
         gallery=pictures and gallery(pictures),
-        evaluation=metrics_table(read_json(folder / f"{evaluation.NAME}.json")),
+        evaluation=metrics_table(
+            read_json(folder / f"{evaluation.NAME}.json", ("settings", "summary", "distances", "left_out"))
+        ),
         curve=curve and intervals_chart(curve, latest["t_edit"], latest["t_boost"]),
         curve_name=curve_name,
         losses=loss_charts(read_losses(folder)),
@@ -94,13 +105,34 @@ def write(folder, curve=None, curve_name="", defaults=None):
         width=WIDTH,
         height=HEIGHT,
     )
-    with replacing(folder / NAME) as beside:
-        beside.write_text(page, encoding="utf-8")
+    write_text(folder / NAME, page)
     return folder / NAME
 
 
-def read_json(path):
-    return json.loads(path.read_text()) if path.exists() else None
+def read_settings(path):
+    """What settings_<mode>.yml holds, or None; a damaged one is set aside."""
+    return _read(path, yaml.safe_load, ("flags", "config", "date"))
+
+
+def read_json(path, keys=()):
+    """What a JSON file holds, or None; a damaged one is set aside."""
+    return _read(path, json.loads, keys)
+
+
+def _read(path, parse, keys):
+    """A file that stands beside the results -> the mapping in it, which has these keys."""
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and all(key in found for key in keys):
+            return found
+    except FileNotFoundError:
+        return None
+    except (ValueError, yaml.YAMLError, RecursionError):
+        pass
+    aside = path.with_name(f"{path.name}.damaged")
+    path.replace(aside)
+    log.warning("%s is damaged: set aside as %s, and left out of the report", path, aside.name)
+    return None
 
 
 def metrics_table(result):
@@ -169,39 +201,53 @@ def intervals_chart(curve, t_edit, t_boost):
 def loss_charts(rows):
     """Rows of `read_losses` -> means of every epoch, and the losses over training and over timesteps; None without rows.
 
-    Losses that are 0 throughout, of terms that were not used, are left out.
+    Losses that are 0 throughout, of terms that were not used, are left out. Of each epoch, only means are held.
     """
-    if not rows:
+    found = [epoch_means(int(epoch), of_epoch) for epoch, of_epoch in groupby(rows, key=itemgetter("epoch"))]
+    if not found:
         return None
-    values = {name: np.array([float(row[name]) for row in rows]) for name in COLUMNS}
-    used = [name for name in COLUMNS if values[name].any()]
-    epoch_of, t_of = (np.array([int(row[name]) for row in rows]) for name in ("epoch", "t"))
-    epochs = np.unique(epoch_of).tolist()
+    used = [i for i, name in enumerate(COLUMNS) if any(means.batches[:, i].any() for means in found)]
 
-    # Where in training a row stands, in epochs: one stretch for every point of the curve.
-    progress = np.concatenate([epoch + np.arange(n) / n for epoch in epochs if (n := (epoch_of == epoch).sum())])
-    per_epoch = max(1, min(POINTS // len(epochs), len({row["image"] for row in rows})))
-    stretch = np.floor(progress * per_epoch).astype(int)
-    found, stretch = np.unique(stretch, return_inverse=True)
-    training = [Line(name, (found + 0.5) / per_epoch, means(values[name], stretch)) for name in used]
-
-    timesteps = []
-    for epoch in sorted({epochs[0], epochs[-1]}):
-        chosen = epoch_of == epoch
-        t, which = np.unique(t_of[chosen], return_inverse=True)
-        timesteps.append(Line(f"total, epoch {epoch}", t, means(values["total"][chosen], which)))
+    # One stretch of training for every point of the curve.
+    per_epoch = max(1, min(POINTS // len(found), max(len(means.batches) for means in found)))
+    x, y = [], []
+    for means in found:
+        for k, stretch in enumerate(np.array_split(means.batches, per_epoch)):
+            if len(stretch):
+                x.append(means.epoch + (k + 0.5) / per_epoch)
+                y.append(stretch.mean(0))
+    training = [Line(COLUMNS[i], np.array(x), np.array(y)[:, i]) for i in used]
+    ends = [found[0], found[-1]] if len(found) > 1 else found
+    timesteps = [Line(f"total, epoch {means.epoch}", means.t, means.total_at_t) for means in ends]
     return {
-        "names": used,
-        "epochs": [(epoch, [values[name][epoch_of == epoch].mean() for name in used]) for epoch in epochs],
-        "training": line_chart(f"Losses over {len(epochs)} epochs; the table has the means", "epoch", "loss", training),
+        "names": [COLUMNS[i] for i in used],
+        "epochs": [(means.epoch, means.batches.mean(0)[used].tolist()) for means in found],
+        "training": line_chart(f"Losses over {len(found)} epochs; the table has the means", "epoch", "loss", training),
         "timesteps": line_chart("Total loss at each timestep that was trained", "timestep t", "loss", timesteps),
         "points": per_epoch,
     }
 
 
-def means(values, groups):
-    """The mean of the values of every group; groups: an array of their numbers from 0 on."""
-    return np.bincount(groups, values) / np.bincount(groups)
+class EpochMeans(NamedTuple):
+    """Mean losses of an epoch: of each batch over its timesteps, (n, len(COLUMNS)); the total at each timestep t."""
+
+    epoch: int
+    batches: np.ndarray
+    t: np.ndarray
+    total_at_t: np.ndarray
+
+
+def epoch_means(epoch, rows):
+    """Rows of one epoch, those of a batch one after the other -> EpochMeans."""
+    batches, totals = [], defaultdict(list)
+    for _, of_batch in groupby(rows, key=itemgetter("image")):
+        steps = []
+        for row in of_batch:
+            steps.append([float(row[name]) for name in COLUMNS])
+            totals[int(row["t"])].append(steps[-1][COLUMNS.index("total")])
+        batches.append(np.mean(steps, 0))
+    t = sorted(totals)
+    return EpochMeans(epoch, np.array(batches), np.array(t), np.array([np.mean(totals[k]) for k in t]))
 
 
 def flag_rows(settings, defaults):

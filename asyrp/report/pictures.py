@@ -7,8 +7,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image
 
+from utils.files import printable
+
 SMALLEST_CELL = 96  # pixels; smaller images are enlarged in whole multiples, so that labels fit and pixels stay sharp
 GAP = 4
+EXACT = 17  # significant digits; so many tell any two float64 apart
 FRAME = 300  # milliseconds that an animation shows each strength
 
 
@@ -26,7 +29,8 @@ def labelled_grid(rows, columns, names=None):
     size = rows[0][-1].shape[-1]
     cell = size * max(1, -(-SMALLEST_CELL // size))
     font = ImageFont.load_default(12)
-    labels = [textwrap.fill(text, max(8, cell // 7)) for text in columns]
+    labels = [textwrap.fill(printable(text), max(8, cell // 7)) for text in columns]
+    names = names and [printable(name) for name in names]
     top = 8 + 15 * max(label.count("\n") + 1 for label in labels)
     left = 8 + max((int(font.getlength(name)) for name in names), default=0) if names else GAP
     canvas = Image.new("RGB", (left + len(columns) * (cell + GAP), top + len(rows) * (cell + GAP)), "white")
@@ -104,5 +108,27 @@ def plot_curves(curve, path, title, t_edit=None, t_boost=None):
     figure.savefig(path, dpi=120)
 
 
+# ---- labels -----------------------------------------------------------------------------------------------------------------
+
+
+def strength_labels(values):
+    """Strengths of one run -> their labels, as "+1", "+0", "-0.5": two significant digits, or as many more as it takes until
+    different numbers have different labels. Equal numbers have equal labels. What rounding left of a zero is written as one."""
+    values = [float(value) for value in values]
+    for digits in range(2, EXACT):
+        labels = [_signed(value, digits, values) for value in values]
+        if len(set(labels)) == len(set(values)):
+            return labels
+    return [f"{value + 0.0:+}".removesuffix(".0") for value in values]
+
+
+def _signed(value, digits, values):
+    """One strength with so many significant digits, or all those before the point."""
+    if abs(value) < max(map(abs, values)) * 10.0 ** (-7 - digits):
+        value = 0.0
+    return f"{value + 0.0:+.{max(digits, len(f'{abs(value):.0f}'))}g}"
+
+
 def point_labels(points):
-    return [", ".join(f"{x:+.4g}" for x in p) for p in points]
+    """Strengths of several directions together, a sequence of numbers for each picture -> labels such as "+1, -0.5"."""
+    return [", ".join(labels) for labels in zip(*map(strength_labels, zip(*points, strict=True)), strict=True)]

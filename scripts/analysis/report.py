@@ -7,8 +7,8 @@ from analysis import figures
 from analysis.claims import CLAIMS
 from analysis.measures import Result
 
-from utils.files import replacing
 from asyrp.evaluation.metrics import Summary
+from utils.files import replacing
 
 
 def plain(value):

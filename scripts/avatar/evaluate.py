@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from asyrp import checkpoints, hspace, images
 from asyrp.config import ROOT, load_config
-from utils.errors import UserError
 from asyrp.options import parse_args
 from asyrp.runner import Asyrp
+from utils.errors import UserError
 
 STACK = ROOT / "pretrained" / "avatar"
 CREDIT = 'artwork: "Toon Head" by Johan Melin, CC BY 4.0'

@@ -1,8 +1,9 @@
-"""What the trainings of the CLIP and of the judge both need: labelled faces as tensors, and ways to spoil an image.
+"""What the trainings of CLIP, judge and segmenter share: labelled faces as tensors, ways to spoil an image, a learning rate.
 
 Images are float tensors (B, 3, H, W) in [-1, 1] throughout; each function draws anew for every image of the batch.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -26,6 +27,13 @@ def load_faces(folder, image_size=32):
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{folder}: labels.csv does not fit the images ({error}); render the folder with render.py") from error
     return torch.stack([to_bytes(dataset[i]) for i in range(len(dataset))]), torch.tensor(numbers)
+
+
+def learning_rate(peak, progress, warmup):
+    """Linear warm-up over the share `warmup` of the training, then a cosine to zero; progress in 0..1."""
+    if progress < warmup:
+        return peak * progress / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
 
 
 def to_bytes(images):

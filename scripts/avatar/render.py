@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import random
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from importlib.resources import files
@@ -22,6 +23,10 @@ import resvg_py
 from dicebear import Avatar, Style
 from PIL import Image
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.terminal import guarded
 
 LABELS = {
     "expression": ("smiling", "sad", "angry", "surprised"),
@@ -124,16 +129,16 @@ def read_labels(folder):
         return list(csv.DictReader(stream))
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=("train", "test"), required=True)
     parser.add_argument("--count", type=int, required=True, help="number of faces; face i is the same whatever the count")
     parser.add_argument("--out", type=Path, required=True, help="folder for the images and labels.csv")
     parser.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     render_folder(args.split, args.count, args.out, args.size, args.workers)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -34,19 +34,20 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from captions import LEFT_OUT, caption, edit_prompts, fits
-from faces import blur, flip, from_bytes, load_faces, move, noise, per_image, recolour, sometimes, to_bytes
+from faces import blur, flip, from_bytes, learning_rate, load_faces, move, noise, per_image, recolour, sometimes, to_bytes
 from render import LABELS
 from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
-from train_ddpm import learning_rate
 from twins import Twins, all_twins, random_twins
 
-from asyrp import checkpoints, process
-from asyrp.acceleration.fast_unet import FastUNet
-from asyrp.config import load_config
-from utils.errors import UserError
+import asyrp
+from asyrp import process
 from losses.clip_loss import TEMPLATES, ClipLoss
+from utils import tensors
+from utils.devices import find_device
+from utils.files import replacing
+from utils.terminal import guarded
 
 # A ResNet and not a ViT: every reduction in it but the first one averages, so its gradients show no grid of patches. It looks
 # at 64 pixels, twice the faces' size: its stem divides by four, and at 32 pixels no expression was learned.
@@ -72,16 +73,15 @@ def spoil(images, strength=1.0):
 
 
 @torch.no_grad()
-def predictions(unet, images, schedule, t_low, t_high, device, batch_size=50):
-    """x_0 uint8 (N, 3, H, W) -> P_t uint8 of the same shape: x_0 noised to a random t, and what the U-Net makes of it."""
+def predictions(model, images, t_low, t_high, batch_size=50):
+    """x_0 uint8 (N, 3, H, W) -> P_t uint8 of the same shape: x_0 noised to a random t, and what the model makes of it."""
     results = []
     for chunk in tqdm(images.split(batch_size), desc="predicting x_0", mininterval=5):
         t = int(torch.randint(t_low, t_high, ()))
-        alpha_bar = schedule.alpha_bar(t)
-        x_0 = from_bytes(chunk.to(device))
-        x_t = math.sqrt(alpha_bar) * x_0 + math.sqrt(1 - alpha_bar) * torch.randn_like(x_0)
-        eps, _ = process.split_prediction(unet(x_t, process.time_batch(x_t, t)))
-        results.append(to_bytes(process.predict_x0(x_t, eps, t, schedule)).cpu())
+        x_0 = from_bytes(chunk.to(model.device))
+        x_t, _ = process.ddim_step(x_0, torch.randn_like(x_0), process.END, t, model.schedule)
+        eps = process.frozen_branch(model.unet, x_t, t).eps
+        results.append(to_bytes(process.predict_x0(x_t, eps, t, model.schedule)).cpu())
     return torch.cat(results)
 
 
@@ -125,7 +125,7 @@ class Trainer:
 
     def __init__(self, args):
         self.args = args
-        self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = find_device(args.device)
         self.rng = random.Random(args.seed)
         torch.manual_seed(args.seed)
         self.images, self.labels = load_faces(args.images)
@@ -135,8 +135,8 @@ class Trainer:
             self.add_predictions()
         self.model = open_clip.CLIP(**CONFIG)
         if args.init:
-            weights = checkpoints.state_dict_of(checkpoints.load(args.init), args.init)
-            checkpoints.load_strictly(self.model, weights, args.init, "the CLIP of train_clip.py")
+            weights = tensors.state_dict_of(tensors.load(args.init), args.init)
+            tensors.load_strictly(self.model, weights, args.init, "the CLIP of train_clip.py")
         self.model = self.model.to(self.device).train()
         self.model.visual.to(memory_format=torch.channels_last)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=self.model.context_length)
@@ -161,15 +161,12 @@ class Trainer:
     def add_predictions(self):
         """Some faces once more, as P_t of a diffusion model; twins see them too."""
         args = self.args
-        config = load_config(args.config)
-        d = config.diffusion
-        schedule = process.Schedule.linear(d.beta_start, d.beta_end, d.num_diffusion_timesteps)
-        unet = FastUNet(checkpoints.load_unet(config, args.unet, self.device))
+        model = asyrp.open_model(args.config, args.unet, self.device)
         chosen = torch.randperm(len(self.images))[: args.unet_faces]
-        seen = predictions(unet, self.images[chosen], schedule, *args.unet_t, self.device)
+        seen = predictions(model, self.images[chosen], *args.unet_t)
         self.images, self.labels = torch.cat([self.images, seen]), torch.cat([self.labels, self.labels[chosen]])
         chosen = torch.randperm(len(self.twins.edited))[: args.unet_faces // 4]
-        edited = predictions(unet, self.twins.edited[chosen], schedule, *args.unet_t, self.device)
+        edited = predictions(model, self.twins.edited[chosen], *args.unet_t)
         again = Twins(*(part[chosen] for part in self.twins))._replace(edited=edited)
         self.twins = Twins(*(torch.cat(parts) for parts in zip(self.twins, again, strict=True)))
 
@@ -258,8 +255,8 @@ class Trainer:
 
     def save(self):
         out = Path(self.args.out)
-        checkpoints.save({key: half(value) for key, value in self.model.state_dict().items()}, out)
-        with checkpoints.replacing(out.with_suffix(".json")) as beside:
+        tensors.save({key: half(value) for key, value in self.model.state_dict().items()}, out)
+        with replacing(out.with_suffix(".json")) as beside:
             beside.write_text(json.dumps(CONFIG, indent=2) + "\n")
         print(f"weights in {out}, {out.stat().st_size / 2**20:.2f} MiB; config in {out.with_suffix('.json')}")
 
@@ -313,7 +310,7 @@ def report(path, folder, device, faces=60):
             print(f"  {column:13}" + "".join(f"{100 * value:7.0f}" for value in row))
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--images", required=True, help="folder of render.py to learn from")
@@ -334,15 +331,12 @@ def main():
     add("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (2e-3)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
     add("--seed", type=int, default=0)
-    args = parser.parse_args()
-    try:
-        trainer = Trainer(args)
-        trainer.run()
-        if args.test:
-            report(str(Path(args.out).with_suffix(".json")), args.test, trainer.device)
-    except UserError as error:
-        sys.exit(f"train_clip.py: {error}")
+    args = parser.parse_args(argv)
+    trainer = Trainer(args)
+    trainer.run()
+    if args.test:
+        report(str(Path(args.out).with_suffix(".json")), args.test, trainer.device)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

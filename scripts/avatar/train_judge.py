@@ -17,13 +17,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from faces import blur, flip, from_bytes, load_faces, move, noise, recolour, sometimes
+from faces import blur, flip, from_bytes, learning_rate, load_faces, move, noise, recolour, sometimes
 from render import LABELS
-from train_ddpm import learning_rate
 
-from asyrp.checkpoints import load_judge, save_judge
-from utils.errors import UserError
-from models.judge import Judge
+from models.judge import Judge, load_judge, save_judge
+from utils.devices import find_device
+from utils.terminal import guarded
 
 
 def spoil(images):
@@ -80,7 +79,7 @@ def report(judge, folder, device):
 
 def run(args):
     torch.manual_seed(args.seed)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = find_device(args.device)
     images, labels = load_faces(args.images)
     judge = load_judge(args.init) if args.init else Judge(LABELS)
     judge = judge.to(device, memory_format=torch.channels_last).requires_grad_(True).train()
@@ -91,7 +90,7 @@ def run(args):
         report(load_judge(args.out, device), args.test, device)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--images", required=True, help="folder of render.py to learn from")
@@ -104,12 +103,8 @@ def main():
     add("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (2e-3)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
     add("--seed", type=int, default=1)
-    args = parser.parse_args()
-    try:
-        run(args)
-    except UserError as error:
-        sys.exit(f"train_judge.py: {error}")
+    run(parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

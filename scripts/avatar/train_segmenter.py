@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from faces import blur, flip_with, from_bytes, noise, recolour, sometimes
+from faces import blur, flip_with, from_bytes, learning_rate, noise, recolour, sometimes
 from masks import SEGMENTS, faces_and_masks
-from train_ddpm import learning_rate
 
+from utils.devices import find_device
 from utils.files import replacing
+from utils.terminal import guarded
 
 WIDTHS = (24, 48, 96)
 
@@ -83,7 +84,7 @@ def report(segmenter, faces, masks):
         print(f"  {name:10} IoU {both / either:.3f}")
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", required=True, help="TorchScript file to write")
@@ -95,9 +96,9 @@ def main():
     add("--lr", type=float, default=3e-3, help="peak learning rate of AdamW (3e-3)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
     add("--seed", type=int, default=2)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = find_device(args.device)
     faces, masks = map(torch.from_numpy, faces_and_masks("train", args.count, args.size))
     segmenter = Segmenter().to(device)
     train(segmenter, faces, masks, args, device)
@@ -111,4 +112,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -1,0 +1,243 @@
+"""Training a base model: a U-Net on images, by the objective of DDPM.
+
+What is written in the end is a moving average of the weights. A training goes on from its state, which holds all of it.
+"""
+
+import copy
+import logging
+import math
+import signal
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, RandomSampler
+from tqdm import tqdm
+
+from asyrp import process
+from asyrp.acceleration.fast_unet import LAYOUTS, autocast
+from asyrp.base_model.files import model_sections
+from asyrp.base_model.settings import learning_rate, loss_weights
+from asyrp.config import to_dict
+from asyrp.data.datasets import Readable, collate
+from models import build_unet
+from models.convert import read_unet_weights
+from utils import tensors
+from utils.errors import UserError
+from utils.files import one_line
+from utils.terminal import line_of
+
+log = logging.getLogger(__name__)
+
+COLD_STEPS = 100  # over which the learning rate rises where trained weights meet a new optimiser
+SMOOTHING = 0.02  # share of the newest batch in the loss that is shown
+
+
+def antithetic_timesteps(batch, T, device):
+    """t and T-1-t in pairs: the loss depends strongly on t, and pairs even that out (iDDPM section 3.3 has the aim)."""
+    half = torch.randint(T, ((batch + 1) // 2,), device=device)
+    return torch.cat([half, T - 1 - half])[:batch]
+
+
+@torch.no_grad()
+def update_ema(ema, model, decay):
+    for slow, fast in zip(ema.parameters(), model.parameters(), strict=True):
+        slow.lerp_(fast, 1 - decay)
+
+
+def seed_at(seed, images_seen):
+    """The seed of a training that begins, or goes on, after so many images: no stretch repeats another's random numbers."""
+    return int(np.random.SeedSequence((seed, images_seen)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@torch.no_grad()
+def reconstruct_and_sample(unet, images, schedule, steps=40):
+    """images (B, 3, H, W) -> their reconstructions (inverted and generated back), and as many samples from noise."""
+    t = process.timesteps(min(steps, len(schedule.betas)), len(schedule.betas) - 1)
+    noise = process.image_noise(0, range(len(images)))(-1, images.shape).to(images.device)
+    reconstructions = process.generate(unet, process.invert(unet, images, schedule, t), schedule, t)
+    return reconstructions, process.generate(unet, noise, schedule, t)
+
+
+class Trainer:
+    """A U-Net in training (`unet`), its moving average (`ema`), its optimiser, and how far it has come.
+
+    config: a model's settings (`asyrp.config.load_config`). init: a weight file to begin from. state: of `Trainer.state`,
+    to go on from; it comes before `init`. Seeds PyTorch's random numbers, by the images seen.
+    Raises UserError when weights are missing, damaged, or of another network.
+    """
+
+    def __init__(self, config, settings, device="cpu", init=None, state=None):
+        self.settings, self.device, self.model = settings, torch.device(device), model_sections(config)
+        self.images_seen, self.seconds, self.sessions = settings.images_seen, 0.0, []
+        if state:
+            self.images_seen, self.seconds, self.sessions = (state[key] for key in ("images_seen", "seconds", "sessions"))
+        self.began_at, self.began_from = self.images_seen, str(init) if init and not state else None
+        torch.manual_seed(seed_at(settings.seed, self.images_seen))
+        automatic = "channels_last" if self.device.type == "cuda" else "contiguous"
+        self.layout = LAYOUTS[automatic if settings.memory_format == "auto" else settings.memory_format]
+        self._make_networks(config, init, state)
+        self._make_optimizer(state)
+        is_trained, has_moments = bool(init or state), bool(state) and "optimizer" in state
+        self.cold_steps_left = COLD_STEPS if is_trained and not has_moments else 0
+        self.schedule = process.Schedule.of(config.diffusion)
+        self.alpha_bars = torch.from_numpy(self.schedule.alpha_bars).float().to(self.device)
+        self.weights = loss_weights(self.schedule, settings).to(self.device)
+        self.forward = torch.compile(self.unet) if settings.compile else self.unet
+        self.loss = None  # its running mean
+
+    def _make_networks(self, config, init, state):
+        unet = build_unet(config)
+        ema, what = copy.deepcopy(unet), f"the U-Net of {config.path.name}"
+        if state:
+            tensors.load_strictly(unet, state["unet"], "the state", what)
+            tensors.load_strictly(ema, state["ema"], "the state", what)
+        elif init:
+            weights = read_unet_weights(init)
+            for network in (unet, ema):
+                tensors.load_strictly(network, weights, init, what)
+        self.unet = unet.to(self.device, memory_format=self.layout).requires_grad_(True).train()
+        self.ema = ema.to(self.device, memory_format=self.layout).requires_grad_(False).eval()
+
+    def _make_optimizer(self, state):
+        s = self.settings
+        self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=s.lr, betas=s.betas, weight_decay=0.0)
+        if state and "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:
+                group["betas"] = s.betas
+
+    # ---- one step -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def progress(self):
+        """Share of the training done, 0..1, by images or by minutes, whichever is further."""
+        by_time = self.seconds / (60 * self.settings.minutes) if self.settings.minutes else 0.0
+        return max(self.images_seen / self.settings.total_images, by_time)
+
+    def rate(self):
+        """The learning rate of the next step."""
+        return learning_rate(self.settings, self.progress) * (1 - self.cold_steps_left / (COLD_STEPS + 1))
+
+    def step(self, x_0):
+        """One step of the optimiser on images (B, 3, H, W) in [-1, 1]."""
+        s = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        x_0 = x_0.to(self.device, non_blocking=True).contiguous(memory_format=self.layout)
+        if s.flip:
+            x_0 = torch.where(torch.rand(len(x_0), 1, 1, 1, device=self.device) < 0.5, x_0.flip(3), x_0)
+        t = antithetic_timesteps(len(x_0), len(self.alpha_bars), self.device)
+        alpha_bar = self.alpha_bars[t][:, None, None, None]
+        eps = torch.randn_like(x_0)
+        x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+        with autocast(s.precision, self.device):
+            prediction, _ = process.split_prediction(self.forward(x_t, t))
+        loss = ((prediction.float() - eps).square().mean((1, 2, 3)) * self.weights[t]).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), s.clip_norm)
+        self.optimizer.step()
+        # A short memory at first, so that the average soon forgets the random start (Karras et al. 2019, rampup).
+        update_ema(self.ema, self.unet, min(s.ema, (1 + self.images_seen) / (10 * s.batch_size + self.images_seen)))
+        self.images_seen += len(x_0)
+        self.cold_steps_left = max(0, self.cold_steps_left - 1)
+        loss = loss.detach()
+        self.loss = loss if self.loss is None else self.loss.lerp(loss, SMOOTHING)
+
+    # ---- all steps ----------------------------------------------------------------------------------------------------------
+
+    def loader(self, dataset):
+        """As many batches of the dataset as are left, with each image as often as any other."""
+        s = self.settings
+        steps = math.ceil((s.total_images - self.images_seen) / s.batch_size)
+        return DataLoader(
+            Readable(dataset),
+            s.batch_size,
+            sampler=RandomSampler(dataset, num_samples=steps * s.batch_size),
+            num_workers=s.workers,
+            collate_fn=collate,
+            worker_init_fn=leave_signals_to_the_parent,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def run(self, dataset, save, stopped=lambda: False):
+        """Train to the end, or until `stopped()`; `save()` is called every now and then, and at last.
+
+        A save that fails (OSError) on the way is told in one line and tried again later; the last one's error is raised.
+        """
+        told, last = set(), time.monotonic()
+        saved = last
+        with tqdm(total=self.settings.total_images, initial=self.images_seen, unit="img", desc="training") as bar:
+            for x_0, messages in self.loader(dataset):
+                for message in dict.fromkeys(messages):
+                    if message not in told:
+                        log.warning("%s: left out", message)
+                told.update(messages)
+                if x_0 is None:
+                    raise UserError(f"{dataset.folder}: none of its images can be read any more")
+                with compiling():
+                    self.step(x_0)
+                now = time.monotonic()
+                self.seconds, last = self.seconds + now - last, now
+                if bar.update(len(x_0)):
+                    bar.set_postfix(loss=f"{self.loss.item():.4f}", done=f"{self.progress:.1%}", refresh=False)
+                if stopped() or self.progress >= 1:
+                    break
+                if now - saved > 60 * self.settings.save_minutes:
+                    self.check()
+                    try:
+                        save()
+                    except OSError as error:
+                        log.warning("%s; what was saved before is kept, and training goes on", line_of(error))
+                    saved = last = time.monotonic()
+        self.check()
+        save()
+
+    def check(self):
+        """Raise UserError when the weights are of no use any more, before they are written over good ones."""
+        if not self.loss.isfinite():
+            raise UserError(
+                f"the loss is no number any more, {self.images_seen:,} images seen: lower --lr; what was saved before is kept"
+            )
+
+    # ---- what is kept -------------------------------------------------------------------------------------------------------
+
+    def state(self):
+        """All that a training needs to go on, for `torch.save`."""
+        return {
+            "model": self.model,
+            "unet": self.unet.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "images_seen": self.images_seen,
+            "seconds": self.seconds,
+            "sessions": self.history(),
+        }
+
+    def history(self):
+        """Each stretch of the training: images seen when it began and ended, and its settings -> list of plain dicts."""
+        if self.images_seen == self.began_at:
+            return self.sessions
+        stretch = {"from": self.began_at, "to": self.images_seen, "settings": to_dict(self.settings)}
+        return [*self.sessions, stretch | ({"init": self.began_from} if self.began_from else {})]
+
+    def averaged_weights(self, dtype=torch.float32):
+        """The moving average as a state dict in `dtype`, on the CPU."""
+        return {key: value.to("cpu", dtype).contiguous() for key, value in self.ema.state_dict().items()}
+
+
+def leave_signals_to_the_parent(_):
+    """In a process that reads images: Ctrl-C in a terminal reaches it too, and the step under way still needs its images."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def compiling():
+    """Tell in one line that the compiler failed."""
+    try:
+        yield
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        raise UserError(f"--compile: this U-Net cannot be compiled here ({one_line(error)}); leave --compile out") from error

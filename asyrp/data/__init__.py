@@ -1,0 +1,1 @@
+"""Images on disk -> tensors, and the latents that belong to them."""

@@ -1,0 +1,56 @@
+"""The digests of images' pixels, so that a run that has all its latents decodes no image to find them."""
+
+import json
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+from utils.digests import digest
+from utils.terminal import line_of
+
+log = logging.getLogger(__name__)
+
+
+class PixelIndex:
+    """Digest of every image of a dataset that was looked at, found again by its name, size in bytes and time of change.
+
+    One file for a folder of images, an image size and an alignment; a line is added for each image. A line that is damaged is
+    no line, and its image is decoded again; a file that cannot be written costs nothing but time.
+    """
+
+    def __init__(self, dataset, folder):
+        self.dataset = dataset
+        place = str(Path(dataset.folder).resolve()).encode(errors="surrogateescape").decode(errors="backslashreplace")
+        name = digest("pixels", place, dataset.image_size, dataset.align is not None)
+        self.path = Path(folder) / f"{name}.jsonl"
+        self.known, self.full = self._read(), False
+
+    def _read(self):
+        known = {}
+        with suppress(OSError), self.path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with suppress(ValueError, TypeError):
+                    name, size, changed, pixels = json.loads(line)
+                    known[name] = (size, changed, pixels)
+        return known
+
+    def get(self, i):
+        """The digest of image i, or None when it is not known, or the file has changed since."""
+        size, changed, pixels = self.known.get(self.dataset.name(i), (None, None, None))
+        return pixels if pixels is not None and (size, changed) == self.dataset.stamp(i) else None
+
+    def add(self, indices, pixels):
+        """Note the digests of images."""
+        rows = []
+        for i, text in zip(indices, pixels, strict=True):
+            if self.get(i) != text and (stamp := self.dataset.stamp(i)) is not None:
+                self.known[self.dataset.name(i)] = (*stamp, text)
+                rows.append(json.dumps([self.dataset.name(i), *stamp, text]) + "\n")
+        if rows and not self.full:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as stream:
+                    stream.write("".join(rows))
+            except OSError as error:
+                self.full = True
+                log.warning("images will be decoded again in the next run: %s", line_of(error))
