@@ -210,7 +210,7 @@ def _archived(path):
         with warnings.catch_warnings():  # torch calls TorchScript deprecated; OpenAI publishes nothing else
             warnings.simplefilter("ignore", FutureWarning)
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
-    except RuntimeError as error:
+    except tensors.UNREADABLE as error:
         raise UserError(f"{path} is a damaged TorchScript archive; fetch it again") from error
 
 
@@ -222,7 +222,7 @@ def _computes_quick_gelu(path):
         with zipfile.ZipFile(path) as archive:
             files = [name for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
             code = "\n".join(archive.read(name).decode() for name in files)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except tensors.UNREADABLE as error:
         raise UserError(f"{path} is a damaged TorchScript archive; fetch it again") from error
     if re.search(r"torch\.gelu\([^)]*tanh", code):
         raise UserError(f"{path} computes GELU in its tanh form: give an open_clip config as --clip_model_name that says so")

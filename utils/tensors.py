@@ -6,6 +6,7 @@ import pickletools
 import re
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,8 @@ UNREADABLE = (
     AssertionError,
     OverflowError,
     struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 
 NOT_WHOLE = "it cannot be written in full; make room there, then start again"  # what torch and safetensors do not tell apart
@@ -109,7 +112,7 @@ def is_torchscript(path):
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except UNREADABLE:
         return False
 
 
@@ -148,7 +151,7 @@ def _is_whole_pickle(path):
                 if stream.peek(1)[:1] == b"\x80":
                     _calls_for_pickle(pickletools.genops(stream))
             return whole
-    except (ValueError, OSError, LookupError, zipfile.BadZipFile, NotImplementedError):
+    except UNREADABLE:
         return False
 
 
