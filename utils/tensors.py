@@ -134,7 +134,7 @@ def _complaint(path, error):
     if isinstance(error, PermissionError):
         return "cannot be read: permission denied; change its permissions"
     reason = "" if isinstance(error, pickle.UnpicklingError) or not str(error) else f" ({one_line(error)[:80]})"
-    return f"cannot be read{reason}: it is damaged, or no file of weights; fetch or write it again"
+    return f"cannot be read as a file of weights{reason}: it is damaged, or of another kind; fetch or write it again"
 
 
 def _is_whole_pickle(path):
