@@ -233,7 +233,8 @@ def _deltas(stored, model):
     shape = (1, model.unet.h_ch, model.unet.h_size, model.unet.h_size)
     if any(part.shape != shape for part in stored.parts.values()):
         raise UserError(f"{stored.path} is a direction of another model: its delta_h is not {' x '.join(map(str, shape[1:]))}")
-    return {None: stored.parts[0]} if list(stored.parts) == [0] else stored.parts
+    # In the order of training, whatever that of the file: safetensors sorts by name.
+    return {None: stored.parts[0]} if list(stored.parts) == [0] else dict(sorted(stored.parts.items(), reverse=True))
 
 
 def check_model(stored, model):
@@ -274,9 +275,8 @@ def find(name, category, suffix="", images=None):
         found += _epochs(re.escape(stem), images)
     if not found:
         found = _only_experiment(name, category, images)
-    if images is None:
-        shipped = SHIPPED / category.lower() / "directions"
-        found += [path for end in SUFFIXES if (path := shipped / f"{name}{end}").is_file()]
+    if images is None and name in (ships := shipped(category)):
+        found.append(ships[name])
     if not found:
         within = "" if images is None else f" after {images} images (--choose_checkpoint_num)"
         raise UserError(
@@ -284,6 +284,12 @@ def find(name, category, suffix="", images=None):
             "train it with --run_train, or give --manual_checkpoint_name"
         )
     return found[0]
+
+
+def shipped(category):
+    """The directions that ship with the model of a category -> {name: path}."""
+    folder = SHIPPED / category.lower() / "directions"
+    return {path.stem: path for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES}
 
 
 def _only_experiment(name, category, images):

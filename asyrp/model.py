@@ -56,7 +56,7 @@ def load_unet(config, path):
     with torch.device("meta"):
         # Without memory for weights that are replaced at once.
         unet = build_unet(config)
-    state_dict = read_unet_weights(path)
+    state_dict = read_unet_weights(path, unet.settings["norm_groups"])
     try:
         tensors.load_strictly(unet, state_dict, path, f"the U-Net of {config.path.name}")
     except tensors.Misfit as error:

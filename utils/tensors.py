@@ -27,6 +27,9 @@ RAW = ("state_dict", "model", "params", "model_state_dict", "net", "unet", "modu
 # have other networks and buffers.
 WRAPPERS = ("module.", "model.", "unet.")
 COUNTERS = {"n_averaged", "num_updates", "decay", "step", "initted"}  # single numbers beside an average
+DEEPEST = 8  # keys inside keys in which weights are looked for: a checkpoint may hold itself
+# What torch and safetensors say, in words of their own, when the system refuses to write.
+NOT_WHOLE = "it cannot be written in full; make room there, then start again"
 # What torch and safetensors raise for a file that is damaged or of another kind.
 UNREADABLE = (
     RuntimeError,
@@ -45,8 +48,6 @@ UNREADABLE = (
     zlib.error,
 )
 
-NOT_WHOLE = "it cannot be written in full; make room there, then start again"  # what torch and safetensors do not tell apart
-
 
 class Misfit(UserError):
     """A state dict that does not fit a network; the message names the file and the tensors. `state_dict`: what was to fit."""
@@ -62,7 +63,6 @@ def save(obj, path):
         try:
             torch.save(obj, beside)
         except RuntimeError as error:
-            # torch has its own word for what the system refuses.
             raise OSError(None, NOT_WHOLE, str(path)) from error
 
 
@@ -197,18 +197,22 @@ def _tell(path, taken, others):
         log.info(f"{path}: left out {len(taken.left_out)} tensors beside the network's (first: {taken.left_out[0]})")
 
 
-def _found(contents, where="", averaged=False):
+def _found(contents, where="", averaged=False, depth=0):
     """Every state dict in the contents of a file, the preferred keys first."""
+    if depth > DEEPEST:
+        return
     if isinstance(contents, list | tuple):
         if len(contents) >= 4:  # DDIM's: weights, optimizer, epoch, step, and the average where there is one
-            yield from _found(contents[0], f"{where}[0]", averaged)
-            yield from _found(contents[-1], f"{where}[-1]", True)
+            yield from _found(contents[0], f"{where}[0]", averaged, depth + 1)
+            yield from _found(contents[-1], f"{where}[-1]", True, depth + 1)
         return
     if not isinstance(contents, dict):
         return
     averages = [key for key in contents if isinstance(key, str) and AVERAGE.search(key)]
     nested = [key for key in (*averages, *RAW) if isinstance(contents.get(key), dict | list | tuple)]
-    inside = {key: list(_found(contents[key], f"{where}.{key}".strip("."), averaged or key in averages)) for key in nested}
+    inside = {
+        key: list(_found(contents[key], f"{where}.{key}".strip("."), averaged or key in averages, depth + 1)) for key in nested
+    }
     if any(inside.values()):
         for key, found in inside.items():
             yield from found

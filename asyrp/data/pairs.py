@@ -122,6 +122,11 @@ class InvertedPairs:
                 found = [self._found(one) for one in pixels]
             yield Batch(good, [self.dataset.name(i) for i in good], x_0, torch.stack(found))
 
+    def batch(self, indices, batch_size):
+        """All of these images as one Batch, inverted first, `batch_size` at a time, where they are not yet."""
+        self.fill(indices, batch_size)
+        return next(self.batches(indices, len(indices)))
+
 
 class SampledPairs:
     """x_T drawn from noise instead of inverted; the "real image" is then the plain sample (never a grey image).

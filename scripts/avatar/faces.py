@@ -1,9 +1,8 @@
-"""What the trainings of CLIP, judge and segmenter share: labelled faces as tensors, ways to spoil an image, a learning rate.
+"""What the trainings of CLIP, judge and segmenter share: labelled faces as tensors, and ways to spoil an image.
 
 Images are float tensors (B, 3, H, W) in [-1, 1] throughout; each function draws anew for every image of the batch.
 """
 
-import math
 import sys
 from pathlib import Path
 
@@ -18,22 +17,29 @@ from asyrp.data.datasets import ImageFolder
 from utils.errors import UserError
 
 
-def load_faces(folder, image_size=32):
-    """A folder of render.py -> (images (N, 3, H, W) uint8, labels (N, 5) long: positions in LABELS' tuples)."""
+def open_faces(folder, image_size=32):
+    """A folder of render.py -> (dataset, labels of each of its images: list of {label: class}).
+
+    Raises UserError where labels.csv is missing or does not fit the images.
+    """
+    if not (Path(folder) / "labels.csv").is_file():
+        raise UserError(f"{folder}: no labelled faces; draw them with scripts/avatar/render.py")
     dataset = ImageFolder(folder, image_size)
     try:
         rows = {row["file"]: row for row in read_labels(folder)}
-        numbers = [[names.index(rows[file][label]) for label, names in LABELS.items()] for file in dataset.names]
+        labels = [{label: rows[file][label] for label in LABELS} for file in dataset.names]
+        if unknown := [row for row in labels if any(row[label] not in names for label, names in LABELS.items())]:
+            raise ValueError(f"it has {unknown[0]}")
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{folder}: labels.csv does not fit the images ({error}); render the folder with render.py") from error
+    return dataset, labels
+
+
+def load_faces(folder, image_size=32):
+    """A folder of render.py -> (images (N, 3, H, W) uint8, labels (N, 5) long: positions in LABELS' tuples)."""
+    dataset, labels = open_faces(folder, image_size)
+    numbers = [[names.index(row[label]) for label, names in LABELS.items()] for row in labels]
     return torch.stack([to_bytes(dataset[i]) for i in range(len(dataset))]), torch.tensor(numbers)
-
-
-def learning_rate(peak, progress, warmup):
-    """Linear warm-up over the share `warmup` of the training, then a cosine to zero; progress in 0..1."""
-    if progress < warmup:
-        return peak * progress / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
 
 
 def to_bytes(images):

@@ -34,7 +34,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from captions import LEFT_OUT, caption, edit_prompts, fits
-from faces import blur, flip, from_bytes, learning_rate, load_faces, move, noise, per_image, recolour, sometimes, to_bytes
+from faces import blur, flip, from_bytes, load_faces, move, noise, per_image, recolour, sometimes, to_bytes
 from render import LABELS
 from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
@@ -43,6 +43,7 @@ from twins import Twins, all_twins, random_twins
 
 import asyrp
 from asyrp import process
+from asyrp.base_model.settings import Settings, learning_rate
 from losses.clip_loss import TEMPLATES, ClipLoss
 from utils import tensors
 from utils.devices import find_device
@@ -218,7 +219,7 @@ class Trainer:
     def step(self, progress):
         args = self.args
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(args.lr, progress, warmup=0.03)
+            group["lr"] = learning_rate(Settings(lr=args.lr, warmup=0.03), progress)
         # Small things first: a mouth is a few pixels, and is found at all only where it is seen clearly.
         strength = min(1.0, 0.3 + progress)
         faces, texts, *labels = self.draw_faces(strength)

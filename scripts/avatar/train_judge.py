@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from faces import blur, flip, from_bytes, learning_rate, load_faces, move, noise, recolour, sometimes
+from faces import blur, flip, from_bytes, load_faces, move, noise, recolour, sometimes
 from render import LABELS
 
+from asyrp.base_model.settings import Settings, learning_rate
 from models.judge import Judge, load_judge, save_judge
 from utils.devices import find_device
 from utils.terminal import guarded
@@ -44,7 +45,7 @@ def train(judge, images, labels, args, device):
         if progress >= 1:
             break
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(args.lr, progress, warmup=0.05)
+            group["lr"] = learning_rate(Settings(lr=args.lr, warmup=0.05), progress)
         batch = torch.randint(len(images), (args.batch_size,))
         x = spoil(from_bytes(images[batch].to(device))).contiguous(memory_format=torch.channels_last)
         answers = judge(x)

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from faces import blur, flip_with, from_bytes, learning_rate, noise, recolour, sometimes
+from faces import blur, flip_with, from_bytes, noise, recolour, sometimes
 from masks import SEGMENTS, faces_and_masks
 
+from asyrp.base_model.settings import Settings, learning_rate
 from utils.devices import find_device
 from utils.files import replacing
 from utils.terminal import guarded
@@ -63,7 +64,7 @@ def train(segmenter, faces, masks, args, device):
     bar = tqdm(range(args.steps), desc="training the segmenter", mininterval=5)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(args.lr, step / args.steps, warmup=0.05)
+            group["lr"] = learning_rate(Settings(lr=args.lr, warmup=0.05), step / args.steps)
         batch = torch.randint(len(faces), (args.batch_size,))
         x, y = flip_with(from_bytes(faces[batch].to(device)), masks[batch].to(device))
         loss = F.cross_entropy(segmenter(spoil(x)), y.long())
