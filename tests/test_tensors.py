@@ -233,7 +233,7 @@ def test_a_truncated_file_is_damaged(large, tmp_path, suffix, keep):
 )
 def test_a_file_of_another_kind(tmp_path, contents):
     (tmp_path / "w.pt").write_bytes(contents)
-    refused(tmp_path / "w.pt", "cannot be read.*no file of weights")
+    refused(tmp_path / "w.pt", "cannot be read as a file of weights.*damaged, or of another kind")
 
 
 class Harmful:

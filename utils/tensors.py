@@ -6,6 +6,7 @@ import pickletools
 import re
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,8 @@ UNREADABLE = (
     AssertionError,
     OverflowError,
     struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 
 
@@ -109,7 +112,7 @@ def is_torchscript(path):
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except UNREADABLE:
         return False
 
 
@@ -131,7 +134,7 @@ def _complaint(path, error):
     if isinstance(error, PermissionError):
         return "cannot be read: permission denied; change its permissions"
     reason = "" if isinstance(error, pickle.UnpicklingError) or not str(error) else f" ({one_line(error)[:80]})"
-    return f"cannot be read{reason}: it is damaged, or no file of weights; fetch or write it again"
+    return f"cannot be read as a file of weights{reason}: it is damaged, or of another kind; fetch or write it again"
 
 
 def _is_whole_pickle(path):
@@ -148,7 +151,7 @@ def _is_whole_pickle(path):
                 if stream.peek(1)[:1] == b"\x80":
                     _calls_for_pickle(pickletools.genops(stream))
             return whole
-    except (ValueError, OSError, LookupError, zipfile.BadZipFile, NotImplementedError):
+    except UNREADABLE:
         return False
 
 
