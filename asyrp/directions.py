@@ -233,7 +233,8 @@ def _deltas(stored, model):
     shape = (1, model.unet.h_ch, model.unet.h_size, model.unet.h_size)
     if any(part.shape != shape for part in stored.parts.values()):
         raise UserError(f"{stored.path} is a direction of another model: its delta_h is not {' x '.join(map(str, shape[1:]))}")
-    return {None: stored.parts[0]} if list(stored.parts) == [0] else stored.parts
+    # In the order of training, whatever that of the file: safetensors sorts by name.
+    return {None: stored.parts[0]} if list(stored.parts) == [0] else dict(sorted(stored.parts.items(), reverse=True))
 
 
 def check_model(stored, model):

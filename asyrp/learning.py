@@ -19,8 +19,7 @@ from utils.terminal import line_of
 log = logging.getLogger(__name__)
 
 DIGESTS = ("images", "clip", "identity", "started_from")  # of a record; their values tell nobody anything
-# Of a record's `training`: what later epochs may do otherwise.
-FREE = ("lr_training", "scheduler_step_size", "sch_gamma", "epochs", "started_from")
+RATE = ("lr_training", "scheduler_step_size", "sch_gamma")  # what later epochs may do otherwise
 
 
 class Learning:
@@ -67,10 +66,17 @@ class Learning:
             return epochs
         stored = directions.read(self.experiment.checkpoint(done[-1]))
         todo = range(done[-1] + 1, epochs.stop if s.do_train else 0)
-        self._check_alike(stored, bool(todo))
+        # A checkpoint of the 2023 release, and one that goes on from it, has a schedule of its own; flags that are given win.
+        follows = {"optimizer", "scheduler"} <= stored.more.keys()
+        if follows and set(RATE) & s.given.keys():
+            follows = False
+            log.info("%s has a learning rate of its own; that of the flags is used", stored.path)
+        if not name:  # where it began is no matter of the epochs to come
+            self.record["training"]["started_from"] = stored.record.get("training", {}).get("started_from")
+        self._check_alike(stored, free=RATE if todo else (), own=RATE if follows else ())
         self._load(stored)
         log.info("resuming after epoch %d: %s", done[-1], stored.path)
-        if "training" not in stored.record and {"optimizer", "scheduler"} <= stored.more.keys():
+        if todo and follows:
             self._follow_2023(stored)
         return todo
 
@@ -78,40 +84,40 @@ class Learning:
         if stored.kind != self.record["kind"]:
             raise UserError(f"{stored.path} was trained with {directions.FLAG[stored.kind]}: give that flag instead")
         loaded = directions.build(stored, self.model, self.record["ignore_timesteps"]).function
-        if loaded.state_dict().keys() != self.function.state_dict().keys():
+        if getattr(loaded, "keys", None) != getattr(self.function, "keys", None):
             raise UserError(f"{stored.path} has other timesteps than this training: give the steps it was trained with")
         self.function.load_state_dict(loaded.state_dict())
 
-    def _check_alike(self, stored, more_to_do):
-        """A training goes on only from a checkpoint of the same settings. The 2023 release left none to compare, besides the
-        steps that stand in the file's name, and this experiment has the same name."""
+    def _check_alike(self, stored, free, own):
+        """A training goes on only from a checkpoint of the same settings. free: what may be another from now on, with a line;
+        own: what the file itself decides. The 2023 release left no settings to compare, besides the steps that stand in the
+        file's name, and this experiment has the same name."""
         if "training" not in stored.record:
             return
-        free = FREE if more_to_do else ("epochs",)
         for name, there, here in differing(stored.record, self.record):
+            if name in ("epochs", *own):
+                continue
             if name not in free:
                 said = f"other {name}" if name in DIGESTS else f"{name} {there}, and this run has {here}"
                 remedies = "--retrain 1 trains it anew, another --exp leaves it alone"
                 raise UserError(f"{stored.path} was trained with {said}: {remedies}")
-            if name != "epochs":
-                log.warning("epochs before were trained with %s %s; from here on it is %s", name, there, here)
+            log.warning("epochs before were trained with %s %s; from here on it is %s", name, there, here)
 
     def _follow_2023(self, stored):
-        """A checkpoint of the 2023 release goes on with the learning rate it would have had there: its scheduler was saved
-        before the epoch's step. Flags that are given win."""
-        given = {"lr_training", "scheduler_step_size", "sch_gamma"} & self.settings.given.keys()
-        if given:
-            log.info("%s: the learning rate is that of the flags", stored.path)
-            return
+        """Go on with the learning rate that the file would have had in the 2023 release: its scheduler was saved before the
+        epoch's step."""
         try:
             self.optimizer.load_state_dict(stored.more["optimizer"])
-            scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 1)
-            scheduler.load_state_dict(stored.more["scheduler"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            saved = stored.more["scheduler"]
+            scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, saved["step_size"], saved["gamma"])
+            scheduler.load_state_dict(saved)
+            self.optimizer.step()  # it has no gradients yet; the scheduler wants one before its own
+            scheduler.step()
+            rate = (scheduler.base_lrs[0], scheduler.step_size, scheduler.gamma)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
             raise UserError(f"{stored.path}: its optimizer cannot be read; --retrain 1 trains it anew") from error
-        self.optimizer.step()  # it has no gradients yet; the scheduler wants one before its own
-        scheduler.step()
         self.schedule_of_file = scheduler
+        self.record["training"].update(zip(RATE, rate, strict=True))
         log.info("learning rate of the file: %g", scheduler.get_last_lr()[0])
 
     # ---- an epoch -----------------------------------------------------------------------------------------------------------
@@ -125,10 +131,10 @@ class Learning:
                 lr = training.learning_rate(s.lr_training, s.scheduler_step_size, s.sch_gamma, number)
                 training.set_learning_rate(self.optimizer, lr)
             self._train_epoch(epoch, pairs, indices, loss, plain)
-            if self.schedule_of_file is not None:
-                self.schedule_of_file.step()
             if epoch == epochs[-1] or not s.save_checkpoint_only_last_iter:
                 self.save(self.experiment.checkpoint(epoch))
+            if self.schedule_of_file is not None:
+                self.schedule_of_file.step()
 
     def _train_epoch(self, epoch, pairs, indices, loss, plain):
         s, done = self.settings, 0
@@ -165,6 +171,8 @@ class Learning:
         UserError then: it says where, and how the same command goes on.
         """
         direction, more = Direction(self.function, self.record, path.name), {"optimizer": self.optimizer.state_dict()}
+        if self.schedule_of_file is not None:
+            more["scheduler"] = self.schedule_of_file.state_dict()
         reason = None
         for place in (path, self.experiment.folder / path.name, Path(tempfile.gettempdir()) / path.name):
             try:

@@ -58,9 +58,10 @@ class Asyrp:
         )
         find_device(s.device)
         trains = bool(s.run_train and not s.just_precompute)  # the published script_precompute.sh gives both
-        tests = bool(s.run_test or s.evaluate) and not (trains and s.do_test)
-        stored = find_directions(s, Experiment(s)) if tests and not s.pass_editing else []
+        tests = bool(s.run_test or s.evaluate or (trains and s.do_test))
         self.check_images(trains, tests)
+        # What is trained is tested; else what the flags name.
+        stored = find_directions(s, Experiment(s)) if tests and not trains and not s.pass_editing else []
         torch.manual_seed(s.seed)
         keep_freed_memory(find_device(s.device))
         self.model = open_model(self.config, s.model_path, s.device, s.precision, s.compile, s.checkpoint_decoder)
@@ -69,10 +70,9 @@ class Asyrp:
                 self.measure_lpips()
             if s.just_precompute:
                 self.precompute()
-            if trains:
-                self.train()
+            learned = [self.train()] if trains else []
             if tests:
-                self.test([directions.build(one, self.model, s.ignore_timesteps) for one in stored])
+                self.test(learned or [directions.build(one, self.model, s.ignore_timesteps) for one in stored])
 
     # ---- modes --------------------------------------------------------------------------------------------------------------
 
@@ -123,13 +123,16 @@ class Asyrp:
                     self.save_reconstructions(pairs, indices, split)
 
     def train(self):
-        """--run_train: learn a direction, one checkpoint an epoch; goes on after the last epoch whose checkpoint exists."""
+        """--run_train: learn a direction, one checkpoint an epoch; goes on after the last epoch whose checkpoint exists.
+
+        -> the Direction.
+        """
         s, [prompts] = self.settings, self.prompts()
         # Everything that can be missing is asked for here, before the hours of inversion and training.
         timesteps = self.model.timesteps(s.n_train_step, s.t_0)
         name = s.edit_attr or "the edit"
         [t_edit] = settings.decide_t_edit(s, [(name, {}, prompts)], self.curve, self.cosine)
-        t_boost = settings.decide_t_boost(s, [], self.curve) if s.do_test else None
+        t_boost = settings.decide_t_boost(s, [], self.curve) if s.do_test or s.run_test or s.evaluate else None
         steps = training.edit_steps(timesteps, t_edit.value)
         id_loss = IdLoss(weights_at(IR_SE50), self.model.device) if s.use_id_loss else None
         weights = training.Weights(s.clip_loss_w, s.l1_loss_w, s.id_loss_w)
@@ -146,8 +149,7 @@ class Asyrp:
                 found = {"prompts": [prompts], "t_edit": t_edit.value, "t_boost": t_boost and t_boost.value}
                 experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
                 learning.train(todo, pairs, indices, loss, self.plain_trajectories(len(todo), len(steps), len(indices)))
-        if s.do_test:
-            self.test([learning.direction])
+        return learning.direction
 
     def test(self, found):
         """--run_test and --evaluate: edit test images with the Directions `found`, and draw them or measure what the edit did.
@@ -198,7 +200,7 @@ class Asyrp:
         s = self.settings
         if s.load_random_noise:
             return
-        splits = {"train": trains or s.lpips or (tests and s.num_mean_of_delta_hs), "test": tests or (trains and s.do_test)}
+        splits = {"train": trains or s.lpips or (tests and s.num_mean_of_delta_hs), "test": tests}
         for split, wanted in splits.items():
             if wanted:
                 self.indices(len(self.dataset(split)), 1)

@@ -5,6 +5,8 @@ Directional loss: Gal et al. 2021, "StyleGAN-NADA" (arXiv 2108.00946) eq. 2; pro
 """
 
 import json
+import logging
+import re
 import warnings
 import zipfile
 from difflib import get_close_matches
@@ -21,13 +23,18 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from utils import tensors
+from utils.digests import digest
 from utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 OPENAI_NAMES = ("ViT-B/16", "ViT-B/32", "ViT-L/14", "ViT-L/14@336px", "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
 FILE_SUFFIXES = {".json", ".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
 WEIGHT_SUFFIXES = (".safetensors", ".pt")
+CONFIG_OF_A_FOLDER = "open_clip_config.json"  # as open_clip names it beside the weights it publishes
 VOCABULARY = 49408  # of CLIP's byte-pair tokenizer
 TEMPLATES = tuple(t for t in open_clip.OPENAI_IMAGENET_TEMPLATES if t("") != "a photo of many .")
+OPENAI_NORMALISATION = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 # Whatever open_clip raises when settings or tensors make no model.
 MISFITS = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError, ZeroDivisionError)
 
@@ -53,6 +60,8 @@ class ClipLoss(nn.Module):
 
     model: an OpenAI name such as "ViT-B/16" (fetched once, then cached); a file of weights in OpenAI's layout; or an
     open_clip config `name.json` with its weights beside it as `name.safetensors` or `name.pt`; or what `load_clip` returns.
+    A file of weights with `name.json` or open_clip_config.json beside it is what that config says. Otherwise the activation is
+    the one that a TorchScript archive computes; a plain state dict does not say, and is read with QuickGELU and a warning.
     Raises UserError when there is no such model, or its weights cannot be fetched or do not fit.
     """
 
@@ -65,13 +74,15 @@ class ClipLoss(nn.Module):
         self.tokenizer = open_clip.SimpleTokenizer(context_length=self.model.context_length)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
-        self._cosines, self._directions = {}, {}
+        self._cosines, self._directions, self._identity = {}, {}, None
         self.to(device)
 
     def identity(self):
-        from utils.digests import digest
-
-        return digest(dict(self.model.state_dict()))
+        """A text that changes with the weights and with every setting that the features depend on. Computed once."""
+        if self._identity is None:
+            settings = getattr(self.model, "described_as", str(self.model))
+            self._identity = digest(settings, self.model.state_dict(), self.mean, self.std)
+        return self._identity
 
     def encode_images(self, images):
         """(B, 3, H, W) in [-1, 1], any size -> normalised features (B, D); differentiable."""
@@ -132,10 +143,12 @@ def load_clip(model):
     """What names a model (see ClipLoss) -> (open_clip model on the CPU, mean, std of its image normalisation)."""
     path = Path(model)
     if path.suffix.lower() not in FILE_SUFFIXES and not path.is_file():
-        path = fetch_openai(str(model))
+        return from_openai_layout(fetch_openai(str(model)), quick_gelu=True), *OPENAI_NORMALISATION
     if path.suffix.lower() == ".json":
         return from_config(path)
-    return from_openai_layout(path), open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    if config := _config_beside(path):
+        return from_config(config, path)
+    return from_openai_layout(path), *OPENAI_NORMALISATION
 
 
 def fetch_openai(name):
@@ -160,39 +173,81 @@ def fetch_openai(name):
         ) from error
 
 
-def from_openai_layout(path):
-    """A file in OpenAI's layout (state dict or TorchScript archive; sizes are read off the tensors) -> model in float32."""
-    state_dict = _openai_state_dict(path)
-    for key in ("input_resolution", "context_length", "vocab_size"):  # plain numbers in OpenAI's archives
-        state_dict.pop(key, None)
+def from_openai_layout(path, quick_gelu=None):
+    """A file in OpenAI's layout (state dict or TorchScript archive; sizes are read off the tensors) -> model in float32.
+
+    quick_gelu: whether its activation is QuickGELU rather than GELU; None: as the file says.
+    """
+    state_dict = _state_dict(path)
+    if quick_gelu is None:
+        quick_gelu = _computes_quick_gelu(path)
+    if quick_gelu is None:
+        log.warning(
+            f"{path} does not say which activation it was trained with: read with QuickGELU, as OpenAI's; for GELU, put an "
+            f"open_clip config beside it as {Path(path).with_suffix('.json').name}, or give one as --clip_model_name"
+        )
+        quick_gelu = True
     try:
-        model = build_model_from_openai_state_dict(dict(state_dict), cast_dtype=torch.float32).float()
+        model = build_model_from_openai_state_dict(dict(state_dict), quick_gelu, cast_dtype=torch.float32).float()
     except MISFITS as error:
         hint = "where the weights have an open_clip config (.json), name that instead"
         raise UserError(f"{path} does not hold a CLIP in OpenAI's layout; {hint}") from error
     # open_clip has rounded the weights to half precision on the way in.
     tensors.load_strictly(model, state_dict, path, "OpenAI's CLIP")
+    model.described_as = {"layout": "OpenAI", "quick_gelu": quick_gelu}
     return model
 
 
-def _openai_state_dict(path):
-    if Path(path).is_file() and zipfile.is_zipfile(path):
+def _state_dict(path):
+    """The tensors of a state dict or of a TorchScript archive, without the plain numbers that OpenAI's archives hold."""
+    contents = _archived(path) if Path(path).is_file() and tensors.is_torchscript(path) else tensors.load(path)
+    numbers = ("input_resolution", "context_length", "vocab_size")
+    return {name: tensor for name, tensor in tensors.state_dict_of(contents, path).items() if name not in numbers}
+
+
+def _archived(path):
+    try:
+        with warnings.catch_warnings():  # torch calls TorchScript deprecated; OpenAI publishes nothing else
+            warnings.simplefilter("ignore", FutureWarning)
+            return dict(torch.jit.load(path, map_location="cpu").state_dict())
+    except tensors.UNREADABLE as error:
+        raise UserError(f"{path} is a damaged TorchScript archive; fetch it again") from error
+
+
+def _computes_quick_gelu(path):
+    """Whether a TorchScript archive computes QuickGELU (True) or GELU (False), by its code; None where that does not show."""
+    if not tensors.is_torchscript(path):
+        return None
+    try:
         with zipfile.ZipFile(path) as archive:
-            is_torchscript = any(name.endswith("/constants.pkl") for name in archive.namelist())
-        if is_torchscript:
-            with warnings.catch_warnings():  # torch calls TorchScript deprecated; OpenAI publishes nothing else
-                warnings.simplefilter("ignore", FutureWarning)
-                contents = dict(torch.jit.load(path, map_location="cpu").state_dict())
-            return tensors.state_dict_of(contents, path)
-    return tensors.state_dict_of(tensors.load(path), path)
+            files = [name for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
+            code = "\n".join(archive.read(name).decode() for name in files)
+    except tensors.UNREADABLE as error:
+        raise UserError(f"{path} is a damaged TorchScript archive; fetch it again") from error
+    if re.search(r"torch\.gelu\([^)]*tanh", code):
+        raise UserError(f"{path} computes GELU in its tanh form: give an open_clip config as --clip_model_name that says so")
+    # QuickGELU is x * sigmoid(1.702 x).
+    quick, exact = "torch.sigmoid(" in code, "torch.gelu(" in code
+    return None if quick == exact else quick
 
 
-def from_config(path):
-    """An open_clip config, plain or with `model_cfg` and `preprocess_cfg`, and the weights beside it -> (model, mean, std)."""
+def _config_beside(path):
+    """The open_clip config that belongs to a file of weights, or None."""
+    for candidate in (path.with_suffix(".json"), path.with_name(CONFIG_OF_A_FOLDER)):
+        if candidate.is_file() and not {"model_cfg", "embed_dim"}.isdisjoint(_read_settings(candidate)):
+            return candidate
+    return None
+
+
+def from_config(path, weights=None):
+    """An open_clip config, plain or with `model_cfg` and `preprocess_cfg`, and its weights -> (model, mean, std).
+
+    weights: a file; by default the one beside the config that has its name.
+    """
     settings = _read_settings(path)
     preprocess = settings.pop("preprocess_cfg", {})
     settings = settings.get("model_cfg", settings)
-    weights = next((w for suffix in WEIGHT_SUFFIXES if (w := path.with_suffix(suffix)).is_file()), None)
+    weights = weights or next((w for suffix in WEIGHT_SUFFIXES if (w := path.with_suffix(suffix)).is_file()), None)
     if weights is None:
         names = " or ".join(path.with_suffix(suffix).name for suffix in WEIGHT_SUFFIXES)
         raise UserError(f"{path}: its weights are missing; put {names} beside it")
@@ -204,16 +259,20 @@ def from_config(path):
             raise ValueError(f"vocab_size {model.vocab_size} is too small for CLIP's tokenizer")
     except MISFITS as error:
         raise UserError(f"{path} does not describe a CLIP that can be built here: {_line(error)}; correct it") from error
-    state_dict = tensors.state_dict_of(tensors.load(weights), weights)
+    state_dict = _state_dict(weights)
+    computed = _computes_quick_gelu(weights)
+    if computed not in (None, bool(settings.get("quick_gelu", False))):
+        raise UserError(f"{path}: the archive {weights} was made with quick_gelu {str(computed).lower()}; correct the config")
     tensors.load_strictly(model, state_dict, weights, f"the CLIP of {path.name}")
-    return model, preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN), preprocess.get("std", open_clip.OPENAI_DATASET_STD)
+    model.described_as = settings
+    return model, preprocess.get("mean", OPENAI_NORMALISATION[0]), preprocess.get("std", OPENAI_NORMALISATION[1])
 
 
 def _read_settings(path):
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path given as --clip_model_name")
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {_line(error)}; correct it") from error
     if not isinstance(settings, dict):

@@ -1,10 +1,20 @@
 """DDPM++ weights in the layout of the diffusers library (`UNet2DModel`) -> the names of models/ddpm.py.
 
 The same network with its tensors under other names: google/ddpm-ema-celebahq-256, -bedroom-256 and -church-256 are published
-so. Attention is written with linear layers there, and has been named in two ways.
+so. Attention is written with linear layers there, and has been named in two ways. What a `UNet2DModel` computes depends on
+settings that leave no trace in its tensors; they stand in the `config.json` beside the file.
 """
 
+import json
+import logging
 import re
+from pathlib import Path
+
+from utils import tensors
+from utils.errors import SettingsError
+from utils.files import one_line
+
+log = logging.getLogger(__name__)
 
 OUTSIDE = {
     "time_embedding.linear_1": "temb.dense.0",
@@ -29,14 +39,65 @@ INSIDE = {
 }
 PROJECTIONS = ("q", "k", "v", "proj_out")
 
+# Setting of UNet2DModel -> (what it is where config.json does not say, what models/ddpm.py computes, as google/ddpm-ema-* do).
+# Those that decide the names and shapes of tensors are checked when the weights are loaded.
+SETTINGS = {
+    "act_fn": ("silu", "silu"),
+    "add_attention": (True, True),
+    "attention_head_dim": (8, None),
+    "center_input_sample": (False, False),
+    "class_embed_type": (None, None),
+    "downsample_padding": (1, 0),
+    "downsample_type": ("conv", "conv"),
+    "flip_sin_to_cos": (True, False),
+    "freq_shift": (0, 1),
+    "mid_block_scale_factor": (1, 1),
+    "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2D"),
+    "norm_eps": (1e-5, 1e-6),
+    "num_class_embeds": (None, None),
+    "resnet_time_scale_shift": ("default", "default"),
+    "time_embedding_type": ("positional", "positional"),
+    "upsample_type": ("conv", "conv"),
+}
+ASSUMED = ("downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_eps", "attention_head_dim")  # what differs most often
+
 
 def is_diffusers(state_dict):
     """Whether a state dict is named as diffusers names it."""
     return "time_embedding.linear_1.weight" in state_dict
 
 
-def from_diffusers(state_dict):
-    """A state dict of `UNet2DModel` -> one of `DDPM`, with the same tensors. Names that DDPM++ lacks are left as they are."""
+def check_diffusers_config(config, norm_groups=32, where="config.json"):
+    """Raise SettingsError, naming the settings, for a `UNet2DModel` that computes something else than models/ddpm.py.
+
+    config: its config.json. norm_groups: of ours. `where` begins the message.
+    """
+    kind = config.get("_class_name", "UNet2DModel")
+    if kind != "UNet2DModel":
+        raise SettingsError(f"{where} describes a {kind}: of diffusers' networks only a UNet2DModel can be read")
+    wanted = {name: here for name, (_, here) in SETTINGS.items()}
+    given = {name: config.get(name, silent) for name, (silent, _) in SETTINGS.items()}
+    wanted |= {"norm_num_groups": norm_groups, "attn_norm_num_groups": norm_groups}
+    given["norm_num_groups"] = config.get("norm_num_groups", 32)
+    given["attn_norm_num_groups"] = config.get("attn_norm_num_groups") or norm_groups  # of the middle block
+    if _one_head(given["attention_head_dim"], config.get("block_out_channels")):
+        given["attention_head_dim"] = None
+    pairs = {name: (given[name], here) for name, here in wanted.items() if given[name] != here}
+    differing = [f"{name} {json.dumps(there)} (here {json.dumps(here)})" for name, (there, here) in pairs.items()]
+    if differing:
+        raise SettingsError(
+            f"{where} says {', '.join(differing)}: the DDPM++ here would compute something else with these weights; use "
+            "weights whose settings are those of google/ddpm-ema-celebahq-256"
+        )
+
+
+def from_diffusers(state_dict, config=None, norm_groups=32, where="config.json"):
+    """A state dict of `UNet2DModel` -> one of `DDPM`, with the same tensors. Names that DDPM++ lacks are left as they are.
+
+    config: its config.json, checked as `check_diffusers_config` does. Raises SettingsError.
+    """
+    if config is not None:
+        check_diffusers_config(config, norm_groups, where)
     levels = 1 + max((int(m[1]) for key in state_dict if (m := re.match(r"up_blocks\.(\d+)\.", key))), default=0)
     converted = {}
     for key, value in state_dict.items():
@@ -62,8 +123,37 @@ def _renamed(key, levels):
     return key
 
 
-def read_unet_weights(path):
-    from utils import tensors
+def read_unet_weights(path, norm_groups=32):
+    """A file of U-Net weights, in any layout and wrapping that is known -> state dict in float32, in the names of models/.
 
+    norm_groups: of the network they are for, which no tensor tells. Weights of diffusers need the `config.json` beside them to
+    say what models/ddpm.py computes; where there is none, a line says what is assumed. Raises UserError.
+    """
     state_dict = tensors.state_dict_of(tensors.load(path), path)
-    return from_diffusers(state_dict) if is_diffusers(state_dict) else state_dict
+    if not is_diffusers(state_dict):
+        return state_dict
+    beside = Path(path).with_name("config.json")
+    config = _read_config(beside)
+    if config is None:
+        assumed = ", ".join(f"{name} {json.dumps(SETTINGS[name][1])}" for name in ASSUMED)
+        log.info(f"{path} has no config.json of diffusers beside it: taken as google/ddpm-ema-* are ({assumed})")
+    return from_diffusers(state_dict, config, norm_groups, beside)
+
+
+def _read_config(path):
+    """The settings of a diffusers network; None where there is no such file, or one of something else."""
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{path}, beside weights of diffusers, is not valid JSON ({one_line(error)}): fetch it again"
+        ) from error
+    of_diffusers = isinstance(config, dict) and not config.keys().isdisjoint({"_class_name", "_diffusers_version", *SETTINGS})
+    return config if of_diffusers else None
+
+
+def _one_head(head_dim, widths):
+    """Whether heads of so many channels are one head at each of the widths that have attention."""
+    return isinstance(head_dim, int) and isinstance(widths, list | tuple) and set(widths) == {head_dim}

@@ -114,7 +114,10 @@ def draw(images, trainer, path):
 
 @contextmanager
 def signals():
-    """Ctrl-C and SIGTERM as numbers in a list, instead of ending the program; a second one ends it at once."""
+    """Ctrl-C and SIGTERM as numbers in a list, instead of ending the program; a second one ends it at once.
+
+    One that is ignored stays so: a shell starts what runs in its background without Ctrl-C.
+    """
     received, former = [], {}
 
     def remember(number, _):
@@ -122,7 +125,8 @@ def signals():
         signal.signal(number, former[number])
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        former[number] = signal.signal(number, remember)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            former[number] = signal.signal(number, remember)
     try:
         yield received
     finally:

@@ -6,7 +6,7 @@ import socket
 import pytest
 import torch
 from local_server import PAGE, WEIGHTS, published, serving
-from tiny_world import INTERVALS, NAME, TRAIN, call, write_world
+from tiny_world import NAME, TRAIN, call, write_world
 
 from asyrp import process
 from asyrp.config import load_config
@@ -35,8 +35,8 @@ def run(tiny, tmp_path, monkeypatch, capsys):
     """run(*flags, ...) -> exit status of main.py in tmp_path; run.error(*flags, ...) -> the one line of a user's error."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*flags, model="ddpm", intervals=INTERVALS):
-        return call(tiny, *flags, model=model, intervals=intervals)
+    def run(*flags, **more):
+        return call(tiny, *flags, **more)
 
     def error(*flags, **more):
         capsys.readouterr()

@@ -1,7 +1,6 @@
 """Low precision, compilation and recomputed activations: what they change, and what they leave alone."""
 
 import copy
-import csv
 import os
 import platform
 import subprocess
@@ -11,9 +10,10 @@ import textwrap
 import pytest
 import torch
 from golden_unets import golden_unet, gradient_at_h, relative_l2
-from tiny_world import SMILE
+from tiny_world import SMILE, losses, stored
 
-from asyrp import acceleration, process, workbench
+from asyrp import process, runner
+from asyrp.acceleration import fast_unet as acceleration
 from asyrp.acceleration.fast_unet import FastUNet, set_tf32
 from asyrp.config import ROOT
 from utils.errors import UserError
@@ -129,22 +129,21 @@ def test_tf32_is_refused_on_a_cpu_and_off_unless_wanted(monkeypatch):
 
 def test_a_run_on_a_cpu_keeps_freed_memory(run, monkeypatch):
     called = []
-    monkeypatch.setattr(workbench, "keep_freed_memory", lambda device: called.append(device.type))
+    monkeypatch.setattr(runner, "keep_freed_memory", lambda device: called.append(device.type))
     assert run("--just_precompute", "--n_precomp_img", "1") == 0
     assert called == ["cpu"]
 
 
-def test_training_in_low_precision_has_latents_of_its_own(run, tmp_path):
+def test_training_in_low_precision_has_latents_of_its_own(run, results):
     train = ("--run_train", *SMILE, "--l1_loss_w", "1", "--do_test", "0")
-    losses = []
+    totals = []
     for flags in ((), ("--checkpoint_decoder",), ("--precision", "bf16")):
         assert run(*train, *flags, "--retrain") == 0
-        with (tmp_path / "runs/smile_LC_CUSTOM_t999_ninv4_ngen4/losses.csv").open() as stream:
-            losses.append([float(row["total"]) for row in csv.DictReader(stream)])
-    plain, again, low = losses
+        totals.append([float(row["total"]) for row in losses(results)])
+    plain, again, low = totals
     assert plain == again
     assert plain != low == pytest.approx(plain, rel=0.05)
-    assert len(list((tmp_path / "precomputed").iterdir())) == 2
+    assert len(stored("latent")) == 4  # of two images, in two precisions
 
 
 def test_editing_in_low_precision(run_learned, tmp_path):

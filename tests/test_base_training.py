@@ -124,6 +124,14 @@ def test_settings_of_layout_precision_and_compilation_are_followed(config, monke
     assert not weights["channels_last"].is_contiguous()
 
 
+def test_what_cannot_be_read_is_told_once(config, monkeypatch, caplog):
+    trainer, x_0 = trained(config, 0, total_images=12), smooth_images(4)
+    # As several processes tell it, each of them once.
+    monkeypatch.setattr(trainer, "loader", lambda dataset: [(x_0, ["a", "b", "a"]), (x_0, ["a"]), (x_0, ["c"])])
+    trainer.run(None, save=lambda: None)
+    assert [line.getMessage() for line in caplog.records] == [f"{name}: left out" for name in "abc"]
+
+
 # ---- the moving average -----------------------------------------------------------------------------------------------------
 
 

@@ -191,7 +191,7 @@ def test_worker_processes_read_an_lmdb(train, world, out, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_first_and_a_second_one_does_not(train, out, monkeypatch, number, status):
+def test_a_signal_saves_first_and_a_second_one_does_not(train, out, monkeypatch, request, number, status):
     step, times = Trainer.step, 1
 
     def interrupted(self, x_0):
@@ -200,6 +200,8 @@ def test_a_signal_saves_first_and_a_second_one_does_not(train, out, monkeypatch,
             signal.raise_signal(number)
 
     monkeypatch.setattr(Trainer, "step", interrupted)
+    own_ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, own_ctrl_c))
     former = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
     found, lines = train()
     assert found == status
@@ -211,6 +213,15 @@ def test_a_signal_saves_first_and_a_second_one_does_not(train, out, monkeypatch,
     assert lines[-1] == train_base_model.STOPPED
     assert state_of(out)["images_seen"] == 4
     assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] == former
+
+
+def test_ctrl_c_that_is_ignored_stays_so(train, out, monkeypatch, request):
+    own_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, own_ctrl_c))
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, x_0: (step(self, x_0), signal.raise_signal(signal.SIGINT)))
+    assert train()[0] == 0
+    assert state_of(out)["images_seen"] == 8
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_weights import filled, golden_json
+from clip_files import Archived, openai_weights
+from golden_weights import golden_json
 from safetensors.torch import save_file
 
 from losses import clip_loss
@@ -22,10 +23,6 @@ TINY = {
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
-
-
-def openai_weights():
-    return filled(golden_json("keys_clip.json"), unet=False)
 
 
 def smooth(noise):
@@ -171,22 +168,6 @@ def test_openai_layout_with_its_numbers_in_half_precision(tmp_path):
     assert {v.dtype for v in clip.state_dict().values()} == {torch.float32}
 
 
-class Archived(torch.nn.Module):
-    """A module that holds tensors under given dotted names, as OpenAI's TorchScript archives do."""
-
-    def __init__(self, tensors):
-        super().__init__()
-        for head in dict.fromkeys(key.split(".")[0] for key in tensors):
-            inner = {key.removeprefix(f"{head}."): v for key, v in tensors.items() if key.split(".")[0] == head}
-            if head in inner:
-                self.register_buffer(head, inner[head])
-            else:
-                self.add_module(head, Archived(inner))
-
-    def forward(self, x: torch.Tensor):
-        return x
-
-
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of writing the archive
 def test_openai_layout_in_a_torchscript_archive(tmp_path, clip):
     torch.jit.save(torch.jit.script(Archived(openai_weights())), tmp_path / "ViT-tiny.pt")
@@ -235,6 +216,41 @@ def test_model_hub_when_the_server_refuses(tmp_path, monkeypatch):
 
     monkeypatch.setattr(clip_loss, "download_pretrained", download)
     assert ClipLoss("ViT-B/16").image_size == 224
+
+
+# Identity
+
+
+def test_an_identity_is_that_of_the_content(tiny, tmp_path):
+    first, again = ClipLoss(tiny()), ClipLoss(tiny(".pt"))
+    assert first.identity() == again.identity() and len(first.identity()) == 16
+    with torch.no_grad():
+        again = ClipLoss(tiny())
+        again.model.token_embedding.weight[7, 3] += 1e-4
+    identities = {
+        "itself": first.identity(),
+        "weights": again.identity(),
+        "heads": ClipLoss(tiny(text_cfg=TINY["text_cfg"] | {"heads": 4})).identity(),
+        "activation": ClipLoss(tiny(quick_gelu=True)).identity(),
+        "colours": ClipLoss(tiny(preprocess_cfg={"mean": [0, 0, 0]})).identity(),
+    }
+    assert len(set(identities.values())) == len(identities), identities
+
+
+def test_an_identity_of_openais_layout_knows_the_activation(tmp_path):
+    torch.save(openai_weights(), tmp_path / "clip.pt")
+    models = [clip_loss.from_openai_layout(tmp_path / "clip.pt", quick) for quick in (True, False, True)]
+    quick, exact, again = (ClipLoss((model, *clip_loss.OPENAI_NORMALISATION)).identity() for model in models)
+    assert quick == again != exact
+
+
+def test_an_identity_is_computed_once(tiny, monkeypatch):
+    calls = []
+    monkeypatch.setattr(clip_loss, "digest", lambda *parts: calls.append(parts) or "0123456789abcdef")
+    clip = ClipLoss(tiny())
+    assert not calls
+    assert clip.identity() == clip.identity() == "0123456789abcdef"
+    assert len(calls) == 1
 
 
 # What is said when there is no model

@@ -6,7 +6,8 @@
 import pytest
 from tiny_world import SMILE
 
-from asyrp.runner import Asyrp
+import asyrp.runner
+from asyrp import training
 
 FORTY = ("--n_inv_step", "40", "--n_train_step", "40", "--n_test_step", "40")
 CASES = pytest.mark.parametrize(("t_edit", "k", "batch"), [("512", 20, "1"), ("513", 19, "2")])
@@ -30,24 +31,25 @@ def work(monkeypatch):
         counts.clear()
         return found
 
-    def unet(self):
-        unet = build(self)
-        unet.encode, unet.decode = counted("encode", unet.encode), counted("decode", unet.decode)
-        return unet
+    def open_model(*args):
+        model = opened(*args)
+        model.unet.encode, model.unet.decode = counted("encode", model.unet.encode), counted("decode", model.unet.decode)
+        return model
 
-    def new_loss(self, *prompts):
-        self.clip.encode_images = counted("clip", self.clip.encode_images)
-        return build_loss(self, *prompts)
+    def new_clip(*args):
+        clip = clip_loss(*args)
+        clip.encode_images = counted("clip", clip.encode_images)
+        return clip
 
-    def train_epoch(self, *args):
+    def train_epoch(*args):
         since()
-        train(self, *args)
+        yield from train(*args)
         epochs.append(since())
 
-    build, build_loss, train, epochs = Asyrp.unet.func, Asyrp.new_loss, Asyrp.train_epoch, []
-    monkeypatch.setattr(Asyrp.unet, "func", unet)
-    monkeypatch.setattr(Asyrp, "new_loss", new_loss)
-    monkeypatch.setattr(Asyrp, "train_epoch", train_epoch)
+    opened, clip_loss, train, epochs = asyrp.runner.open_model, asyrp.runner.ClipLoss, training.train_epoch, []
+    monkeypatch.setattr(asyrp.runner, "open_model", open_model)
+    monkeypatch.setattr(asyrp.runner, "ClipLoss", new_clip)
+    monkeypatch.setattr(training, "train_epoch", train_epoch)
     since.epochs = epochs
     return since
 

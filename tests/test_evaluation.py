@@ -13,13 +13,15 @@ import yaml
 from tiny_world import SMILE, TEST, call, names, settings, smooth_images
 from torch import nn
 
-from asyrp import checkpoints, gauges, metrics, process
+from asyrp import process
 from asyrp.config import ROOT
 from asyrp.data.datasets import ImageFolder
 from asyrp.data.pairs import Batch
+from asyrp.evaluation import gauges, metrics
 from asyrp.evaluation.evaluation import Evaluation
 from asyrp.evaluation.segmenter import open_segmenter
 from losses.clip_loss import ClipLoss
+from models.judge import load_judge
 from utils.errors import UserError
 
 sys.path.insert(0, str(ROOT / "scripts" / "avatar"))
@@ -172,7 +174,7 @@ def test_flags_that_contradict_evaluation(run):
     assert "leaves it out" in run.error("--evaluate", *SMILE, "--pass_editing")
     assert "leave out --multiple_attr" in run.error("--evaluate", "--train_delta_block", "--multiple_attr", "a b")
     assert run.error(*TEST, "--segmenter", "x.pt") == "--segmenter needs --evaluate"
-    assert "give --get_h_num 1" in run.error("--evaluate", "--train_delta_block", "--edit_attr", "smiling")
+    assert "give --get_h_num 1" in run.error("--evaluate", "--get_h_num", "0", "--edit_attr", "smiling")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
@@ -326,7 +328,7 @@ def test_inception(tmp_path, monkeypatch):
 def test_a_judge_without_labels(tmp_path):
     torch.save({"model": {}}, tmp_path / "judge.pt")
     with pytest.raises(UserError, match=r"judge\.pt is no judge"):
-        checkpoints.load_judge(tmp_path / "judge.pt")
+        load_judge(tmp_path / "judge.pt")
 
 
 def test_the_default_stack_is_evaluated(tiny, tmp_path, monkeypatch):

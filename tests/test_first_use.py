@@ -7,7 +7,7 @@ import torch
 import yaml
 from golden_weights import filled
 from local_server import serving
-from tiny_world import DDPM, SIZE, SMILE, STEPS
+from tiny_world import DDPM, SIZE, SMILE
 
 from asyrp.config import load_config
 from configs import paths_config
@@ -31,7 +31,7 @@ def celeba(tmp_path):
     """Flags for a tiny U-Net that stands in for the published one."""
     data = {"dataset": "CelebA_HQ", "category": "CelebA_HQ", "image_size": SIZE}
     (tmp_path / "celeba.yml").write_text(yaml.safe_dump({"data": data, "model": DDPM}))
-    return ("--config", tmp_path / "celeba.yml", "--model_path", "")
+    return ("--config", tmp_path / "celeba.yml")
 
 
 # ---- networks ---------------------------------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ def test_a_missing_unet_is_fetched_once(run, tiny, celeba, tmp_path, monkeypatch
         server.files["/ddpm.pt"] = (tiny.folder / "ddpm.pt").read_bytes()
         monkeypatch.setitem(PUBLISHED, "CELEBA_HQ", Published("https://page", "file", (server.url("/ddpm.pt"),)))
         for _ in range(2):
-            assert run("--just_precompute", "--n_precomp_img", "1", *celeba) == 0
+            assert run("--just_precompute", "--n_precomp_img", "1", *celeba, weights=False) == 0
     assert len(server.asked) == 1
     said = capsys.readouterr().err
     assert said.count(f"fetching {tmp_path / 'pretrained' / 'celeba_hq.ckpt'} from {server.url('/ddpm.pt')}\n") == 1
@@ -51,23 +51,25 @@ def test_a_missing_unet_is_fetched_once(run, tiny, celeba, tmp_path, monkeypatch
 def test_a_missing_unet_that_cannot_be_fetched(run, celeba, tmp_path, monkeypatch):
     with serving() as server:
         monkeypatch.setitem(PUBLISHED, "CELEBA_HQ", Published("https://page", "file", (server.url("/gone"),)))
-        message = run.error("--just_precompute", *celeba)
+        message = run.error("--just_precompute", *celeba, weights=False)
     path = tmp_path / "pretrained" / "celeba_hq.ckpt"
     assert message.endswith(f"answers 404): get file by way of https://page and save it as {path}")
 
 
 def test_what_the_user_names_is_not_fetched(run, celeba, monkeypatch):
     monkeypatch.setitem(PUBLISHED, "CELEBA_HQ", Published("https://page", "file"))
-    assert "only a browser can fetch it" in run.error("--just_precompute", *celeba)
-    assert "mine.pt: no such file; check the path" in run.error("--just_precompute", *celeba, "--model_path", "mine.pt")
+    assert "only a browser can fetch it" in run.error("--just_precompute", *celeba, weights=False)
+    assert "mine.pt: no such file; check the path" in run.error(
+        "--just_precompute", *celeba, "--model_path", "mine.pt", weights=False
+    )
     monkeypatch.setenv("ASYRP_MODEL_CELEBA_HQ", "mine.ckpt")
-    assert "mine.ckpt: no such file; check the path" in run.error("--just_precompute", *celeba)
+    assert "mine.ckpt: no such file; check the path" in run.error("--just_precompute", *celeba, weights=False)
 
 
 def test_what_nobody_publishes_is_a_missing_file(run):
-    unpublished = ("--just_precompute", "--model_path", "")
-    assert "avatar/ddpm.pt: no such file; check the path" in run.error(*unpublished, "--config", "avatar.yml")
-    assert "dataset TINY, category CUSTOM: pass --model_path" in run.error(*unpublished)
+    said = run.error("--just_precompute", "--config", "avatar.yml", weights=False)
+    assert "avatar/ddpm.pt: no such file; check the path" in said
+    assert "dataset TINY, category CUSTOM: pass --model_path" in run.error("--just_precompute", weights=False)
 
 
 def test_a_missing_face_recogniser(run):
@@ -134,9 +136,9 @@ def test_a_published_direction_edits_by_whichever_name(run, release, tmp_path):
 
 def test_training_goes_on_from_a_published_direction(run, release):
     model, before = release
-    assert run(*TRAIN, "--exp", "runs/smiling", "--n_iter", "2", *STEPS, model=model) == 0
+    assert run(*TRAIN, "--exp", "runs/smiling", "--n_iter", "2", model=model) == 0
     after = torch.load(f"checkpoint/{NAME.replace('_0.pth', '_1.pth')}", weights_only=True)
     assert after["0"].keys() == before.keys()
     assert any(not torch.equal(after["0"][key], before[key]) for key in before)
     assert after["optimizer"]["param_groups"][0]["lr"] == 0.5
-    assert after["scheduler"]["last_epoch"] == 2
+    assert after["scheduler"]["last_epoch"] == 2  # one epoch further, and again before that epoch's step

@@ -83,8 +83,8 @@ def test_neighbouring_timesteps_are_taken_as_they_are():
 
 def test_a_threshold_just_above_a_row_leads_past_it():
     value = 0.1 + 0.2
-    curve = Curve(np.array([0, 900]), np.zeros(2), np.zeros(2), np.array([value, 1e6]), np.zeros(2))
-    assert choose_t_edit(curve, 1.0, np.nextafter(value, 1)) == 1
+    curve = Curve(np.array([900, 990]), np.zeros(2), np.zeros(2), np.array([value, 1e6]), np.zeros(2))
+    assert choose_t_edit(curve, 1.0, np.nextafter(value, 1)) == 901
 
 
 def test_which_curve_t_boost_is_read_from(curve):
@@ -129,7 +129,7 @@ def test_to_tensors_and_back(curve):
 
 def test_a_table_from_a_spreadsheet(tmp_path):
     """A byte order mark, an empty line, other columns and another order of them do no harm."""
-    (tmp_path / "curve.csv").write_text("\ufeffnote,lpips_x_t_std,lpips_x_t,lpips_x0_t,lpips_x0_t_std,t\n\na,1,2,3,4,5\n\n")
+    (tmp_path / "curve.csv").write_text("\ufefflpips_x_t_std,note,lpips_x_t,lpips_x0_t,lpips_x0_t_std,t\n\n1,a,2,3,4,5\n\n")
     assert Curve.read(tmp_path / "curve.csv").lpips_x0_t.tolist() == [3.0]
 
 

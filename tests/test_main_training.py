@@ -202,22 +202,6 @@ def test_a_block_without_timesteps_stays_one(run, results):
     )
 
 
-def test_resumed_training_equals_uninterrupted_training(run, results):
-    """Also in the learning rate, and in the order of the images, which is another one in each epoch."""
-    long = (*TRAIN, "--l1_loss_w", "1", "--shuffle_train_dataloader", "--scheduler_step_size", "2", "--n_train_img", "4")
-    assert run(*long, "--n_iter", "1") == 0
-    first = directions()
-    assert run(*long, "--n_iter", "3") == 0
-    resumed = directions()
-    shutil.rmtree("checkpoint")
-    assert run(*long, "--n_iter", "3") == 0
-    assert tensors_equal(resumed, directions())
-    assert tensors_equal(first[f"{NAME}_0.pth"], resumed[f"{NAME}_0.pth"])
-    assert not tensors_equal(resumed[f"{NAME}_0.pth"], resumed[f"{NAME}_2.pth"])
-    rows = losses(results)
-    assert len({tuple(row["image"] for row in rows if row["epoch"] == epoch) for epoch in "012"}) > 1
-
-
 def test_finished_epochs_are_not_run_again_unless_told(run_learned, learned, capsys):
     assert run_learned(*TRAIN) == 0
     assert tensors_equal(directions(), directions(learned / "checkpoint"))
@@ -284,14 +268,6 @@ def test_sampled_latents_are_drawn_beforehand(run):
     assert sorted(Store().about("noise", key)["number"] for key in drawn) == [0, 1, 1_000_000, 1_000_001]  # training, testing
     assert run("--run_train", *SMILE, *noise, "--seed", "7") == 0
     assert tensors_equal(stored("noise"), drawn)
-
-
-def test_training_may_begin_at_another_direction(run_learned, learned):
-    begin = ("--exp", "runs/other", "--load_from_checkpoint", "smile", "--edit_attr", "sad")
-    assert run_learned(*TRAIN, *begin, "--lr_training", "0") == 0
-    [before] = directions(learned / "checkpoint").values()
-    assert tensors_equal(directions()[NAME.replace("smile", "other") + "_0.pth"], before)
-    assert "no direction nobody" in run_learned.error(*TRAIN, "--exp", "runs/third", "--load_from_checkpoint", "nobody")
 
 
 def test_an_epoch_trained_again_has_its_losses_once(run, results):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from tiny_world import smooth_images
 
-from asyrp import metrics
+from asyrp.evaluation import metrics
 
 
 def test_summary():

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from tiny_world import TRAIN, directions, losses, tensors_equal
+from tiny_world import TRAIN, directions, losses, stored, tensors_equal
 
-from asyrp import checkpoints
+from asyrp.store import Store
+from utils import tensors
 
 TESTS = Path(__file__).parent
 INVERT = ("--just_precompute", "--n_precomp_img", "4", "--bs_precompute", "1", "--do_test", "0")
@@ -30,35 +30,33 @@ def killed(tiny, flags, where, n):
     assert start(tiny, flags, where, n).wait() == -signal.SIGKILL
 
 
-def latents(folder="precomputed"):
-    """{file name: latent} of the cache; every file is whole."""
-    return {path.name: torch.load(path, weights_only=True) for path in Path(folder).glob("*/*.pt")}
-
-
-def test_killed_while_inverting(run, tiny, tmp_path, monkeypatch):
-    killed(tiny, INVERT, "invert", 3)
-    done = {path: path.stat().st_mtime_ns for path in Path("precomputed").glob("*/*.pt")}
+@pytest.mark.parametrize(("where", "n"), [("invert", 3), ("save_file", 3)])
+def test_killed_while_inverting(run, tiny, tmp_path, monkeypatch, where, n):
+    """What was finished is kept, half a file is nobody's latent, and the rest is as if nothing had happened."""
+    killed(tiny, INVERT, where, n)
+    done = {key: Store().path("latent", key).stat().st_mtime_ns for key in stored("latent")}
     assert len(done) == 2
+    assert len(list(Path("precomputed/latent").glob("*/.*"))) == (where == "save_file")
     assert run(*INVERT) == 0
-    assert all(path.stat().st_mtime_ns == then for path, then in done.items())
-    kept = latents()
+    assert all(Store().path("latent", key).stat().st_mtime_ns == then for key, then in done.items())
+    kept = stored("latent")
     (tmp_path / "fresh").mkdir()
     monkeypatch.chdir("fresh")
     assert run(*INVERT) == 0
-    assert tensors_equal(kept, latents())
+    assert tensors_equal(kept, stored("latent"))
 
 
 @pytest.mark.parametrize(
     ("where", "n", "left"),
     [
         ("train_batch", 4, ["_0.pth"]),  # in the second epoch
-        ("save", 4, ["_0.pth"]),  # two latents, the first checkpoint, half of the second
+        ("save", 2, ["_0.pth"]),  # the first checkpoint, half of the second
     ],
 )
 def test_killed_while_training(run, tiny, results, where, n, left):
     killed(tiny, LEARN, where, n)
     assert [name[-6:] for name in directions()] == left
-    half = list(Path("checkpoint").glob(".*"))
+    half = list(Path("checkpoint").glob(".*.pth.*"))
     assert len(half) == (where == "save")
     assert run(*LEARN) == 0
     resumed, rows = directions(), losses(results)
@@ -73,15 +71,30 @@ def test_what_a_killed_writer_left_is_swept_up(tmp_path):
     for path, age in ((old, 7200), (new, 0), (other, 7200)):
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age,) * 2)
-    checkpoints.save({}, target)
+    tensors.save({}, target)
     assert [path.exists() for path in (target, old, new, other)] == [True, False, True, True]
 
 
-def test_two_processes_on_one_cache(run, tiny, tmp_path, monkeypatch):
+def test_two_processes_on_one_store(run, tiny, tmp_path, monkeypatch):
     both = [start(tiny, INVERT), start(tiny, INVERT)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
-    shared = latents()
+    shared = stored("latent")
     (tmp_path / "alone").mkdir()
     monkeypatch.chdir("alone")
     assert run(*INVERT) == 0
-    assert tensors_equal(shared, latents())
+    assert tensors_equal(shared, stored("latent"))
+
+
+def test_two_processes_do_not_train_one_experiment(run, tiny):
+    """The second one says who is at it, and the first one's direction is that of a run alone."""
+    long = (*TRAIN, "--n_train_img", "4", "--n_iter", "8")
+    first = start(tiny, long)
+    while not directions():
+        assert first.poll() is None
+        time.sleep(0.05)
+    said = run.error(*long)
+    assert "the experiment smile_LC_CUSTOM_t999_ninv4_ngen4 is in use by process" in said
+    assert "wait for it, or give another --exp" in said
+    assert first.wait(timeout=120) == 0
+    assert len(directions()) == 8
+    assert run(*long) == 0

@@ -16,10 +16,11 @@ import yaml
 from PIL import Image
 from tiny_world import SMILE, call
 
-from asyrp import process, report
+from asyrp import process
 from asyrp.config import load_config
 from asyrp.intervals import Curve
-from asyrp.report import Gallery, gallery, loss_charts, strength_sliders, write
+from asyrp.report import page as report
+from asyrp.report.page import Gallery, gallery, loss_charts, strength_sliders, write
 from asyrp.report.pictures import save_animation, to_pil
 from asyrp.training import COLUMNS
 

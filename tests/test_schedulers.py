@@ -17,18 +17,11 @@ SHAPE = (2, 3, 8, 8)
 NAMES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}  # what diffusers calls them
 
 
-def cosine(T):
-    """Nichol & Dhariwal 2021 eq. 17, written out."""
-    f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * math.pi / 2) ** 2
-    betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
-    return Schedule(betas, np.cumprod(1 - betas))
-
-
 @pytest.fixture(params=[(kind, T) for kind in NAMES for T in (1000, 250)], ids=lambda param: f"{param[0]}-{param[1]}")
 def world(request):
     """A schedule, its timesteps, and `scheduler(Class, **settings)` -> that scheduler of diffusers, set to the same."""
     kind, T = request.param
-    ours = cosine(T) if kind == "cosine" else Schedule.linear(T=T)
+    ours = getattr(Schedule, kind)(T=T)
     steps = [i * T // STEPS for i in range(STEPS)]
 
     def scheduler(kind_of, **settings):

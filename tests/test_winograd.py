@@ -13,7 +13,8 @@ from golden_unets import golden_unet, gradient_at_h, relative_l2
 from torch import nn
 from torch._inductor import compile_fx as inductor
 
-from asyrp import process, winograd
+from asyrp import process
+from asyrp.acceleration import winograd
 from asyrp.acceleration.fast_unet import FastUNet
 from asyrp.config import ROOT
 from models.adm import ADM
@@ -154,7 +155,7 @@ def test_a_process_that_asked_nothing_can_convolve():
     """NNPACK has to be made ready first; this process has done so long ago."""
     work = """
         import torch
-        from asyrp import winograd
+        from asyrp.acceleration import winograd
         x, weight = torch.ones(1, 1, 32, 32), torch.ones(1, 1, 3, 3)
         print(winograd.convolve(x, weight, None)[0, 0, 16, 16].item())
     """

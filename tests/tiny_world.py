@@ -83,9 +83,10 @@ def world_at(folder):
     return SimpleNamespace(folder=folder, train=folder / "train", test=folder / "test", clip=folder / "clip.json")
 
 
-def call(tiny, *flags, model="ddpm", intervals=INTERVALS):
-    """main.py on the tiny world, in the current folder -> exit status."""
-    given = ["--config", tiny.folder / f"{model}.yml", "--model_path", tiny.folder / f"{model}.pt", "--device", DEVICE]
+def call(tiny, *flags, model="ddpm", intervals=INTERVALS, weights=True):
+    """main.py on the tiny world, in the current folder -> exit status. weights: whether the file of the U-Net is named."""
+    given = ["--config", tiny.folder / f"{model}.yml", "--device", DEVICE]
+    given += ["--model_path", tiny.folder / f"{model}.pt"] if weights else []
     given += ["--custom_train_dataset_dir", tiny.train, "--custom_test_dataset_dir", tiny.test, "--exp", "runs/smile"]
     given += ["--clip_model_name", tiny.clip, "--n_train_img", "2", "--n_test_img", "2", *STEPS, *intervals]
     handlers = logging.root.handlers[:]
@@ -134,7 +135,7 @@ def open_tiny(tiny, model="ddpm", **more):
 def stored(kind):
     """{key: tensors} of one kind, in the store of the current folder; every file is whole."""
     store = Store()
-    paths = sorted(store.folder(kind).glob("*/*"))
+    paths = sorted(store.folder(kind).glob("??/*.safetensors"))
     found = {path.stem: store.read(kind, path.stem) for path in paths}
     assert all(path == store.path(kind, path.stem) for path in paths)
     assert None not in found.values()

@@ -1,6 +1,7 @@
 """python victim.py WORLD WHERE N FLAG...: main.py on a tiny world, killed without notice at its N-th call of a function.
 
-WHERE: "invert" or "train_batch", killed before the call; "save", killed when half of the file is written; "nowhere".
+WHERE: "invert" or "train_batch", killed before the call; "save" (a checkpoint) or "save_file" (a file of the store), killed
+when half of the file is written; "nowhere".
 """
 
 import os
@@ -12,8 +13,9 @@ import torch
 from tiny_world import call, world_at
 
 from asyrp import process, training
+from utils import tensors
 
-HOME = {"invert": process, "train_batch": training, "save": torch}
+HOME = {"invert": process, "train_batch": training, "save": torch, "save_file": tensors}
 
 
 def deadly(function, n, halve):
@@ -36,5 +38,5 @@ if __name__ == "__main__":
     world, where, n, *flags = sys.argv[1:]
     if where != "nowhere":
         home = HOME[where]
-        setattr(home, where, deadly(getattr(home, where), int(n), halve=where == "save"))
+        setattr(home, where, deadly(getattr(home, where), int(n), halve=where.startswith("save")))
     sys.exit(call(world_at(Path(world)), *flags))

@@ -1,22 +1,52 @@
 """Files of tensors: read without running code, written whole, and loaded into a network completely or not at all."""
 
+import logging
 import pickle
+import pickletools
+import re
+import struct
+import zipfile
+import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import one_line, replacing
 
-# Where a file holds a network's weights; the moving average before the raw ones.
-AVERAGES = ("ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema", "ema_model")
-RAW = ("state_dict", "model", "params", "model_state_dict", "net")
-# What wrappers put before each name; they may be nested.
-PREFIXES = ("module.", "_orig_mod.", "model.")
+log = logging.getLogger(__name__)
 
-NOT_WHOLE = "it cannot be written in full; make room there, then start again"  # what torch and safetensors do not tell apart
+# Where a file holds a network's weights, in the order of preference: `ema`, `model_ema`, `state_dict_ema`, `ema_state_dict`,
+# `params_ema` and the like are moving averages, and those are meant; the others are the raw weights.
+AVERAGE = re.compile(r"(^|_)(ema|averaged?)(_|$)")
+RAW = ("state_dict", "model", "params", "model_state_dict", "net", "unet", "module", "shadow", "checkpoint", "weights")
+# What wrappers put before each name; they may be nested. Beside what stands under one of the last two, a Lightning module may
+# have other networks and buffers.
+WRAPPERS = ("module.", "model.", "unet.")
+COUNTERS = {"n_averaged", "num_updates", "decay", "step", "initted"}  # single numbers beside an average
+DEEPEST = 8  # keys inside keys in which weights are looked for: a checkpoint may hold itself
+# What torch and safetensors say, in words of their own, when the system refuses to write.
+NOT_WHOLE = "it cannot be written in full; make room there, then start again"
+# What torch and safetensors raise for a file that is damaged or of another kind.
+UNREADABLE = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    SafetensorError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Misfit(UserError):
@@ -33,21 +63,19 @@ def save(obj, path):
         try:
             torch.save(obj, beside)
         except RuntimeError as error:
-            # torch has its own word for what the system refuses.
             raise OSError(None, NOT_WHOLE, str(path)) from error
 
 
 def load(path):
-    """A file of tensors -> its contents on the CPU (`weights_only`). Raises UserError when missing or unreadable."""
+    """A file of tensors -> its contents on the CPU; nothing in it is run. Raises UserError when it is missing, damaged, of
+    another kind, or a pickle that holds more than tensors and plain data."""
     path = _existing(path)
     try:
         if is_safetensors(path):
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"{path} cannot be read as a file of weights ({_first_line(error)}); fetch or write it again"
-        ) from error
+    except UNREADABLE as error:
+        raise UserError(f"{path} {_complaint(path, error)}") from error
 
 
 def save_safetensors(tensors, path, metadata):
@@ -69,7 +97,7 @@ def metadata_of(path):
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({_first_line(error)}); fetch or write it again") from error
+        raise UserError(f"{path} {_complaint(path, error)}") from error
 
 
 def is_safetensors(path):
@@ -79,6 +107,15 @@ def is_safetensors(path):
         return stream.read(9)[8:] == b"{"
 
 
+def is_torchscript(path):
+    """Whether a file is a TorchScript archive: a program with its weights."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except UNREADABLE:
+        return False
+
+
 def _existing(path):
     path = Path(path)
     if not path.is_file():
@@ -86,17 +123,150 @@ def _existing(path):
     return path
 
 
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _complaint(path, error):
+    """Why a file could not be read, in words of our own: torch's advise to run what is in it."""
+    if is_torchscript(path):
+        return "is a TorchScript archive, a program: a file of weights alone is expected; save its state_dict"
+    if isinstance(error, pickle.UnpicklingError) and _is_whole_pickle(path):
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({named[1]})" if named else ""
+        return f"holds more than tensors{what} and was not run; where you trust it, save its state_dict alone and use that"
+    if isinstance(error, PermissionError):
+        return "cannot be read: permission denied; change its permissions"
+    reason = "" if isinstance(error, pickle.UnpicklingError) or not str(error) else f" ({one_line(error)[:80]})"
+    return f"cannot be read as a file of weights{reason}: it is damaged, or of another kind; fetch or write it again"
+
+
+def _is_whole_pickle(path):
+    """Whether a file is a pickle, or a zip archive of torch's with one, to its last byte. Nothing is run."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                [name] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+                return _calls_for_pickle(pickletools.genops(archive.read(name)))  # the read checks a sum
+        with path.open("rb") as stream:
+            # torch's old form has four pickles before its tensors: a number, a version, the machine, and what was saved.
+            whole = _calls_for_pickle(pickletools.genops(stream))
+            for _ in range(3):
+                if stream.peek(1)[:1] == b"\x80":
+                    _calls_for_pickle(pickletools.genops(stream))
+            return whole
+    except UNREADABLE:
+        return False
+
+
+def _calls_for_pickle(operations):
+    # Read to the end, where a torn one is found out. A text that begins with a dot would be a pickle too, of nothing.
+    return any([operation.name in ("PROTO", "GLOBAL", "REDUCE") for operation, _, _ in operations])
+
+
+class _Found(NamedTuple):
+    """A state dict in a file: the keys that lead to it, whether it is an average, its tensors (None: an average without names),
+    and the names beside it that belong to something else."""
+
+    where: str
+    averaged: bool
+    tensors: dict | None
+    left_out: tuple = ()
 
 
 def state_dict_of(contents, path):
-    """The tensors of a weight file: plain, or under state_dict / model / ema, with or without `module.`; in float32."""
-    while isinstance(contents, dict) and (keys := [key for key in (*AVERAGES, *RAW) if isinstance(contents.get(key), dict)]):
-        contents = contents[keys[0]]
-    if not isinstance(contents, dict) or not all(isinstance(v, torch.Tensor) for v in contents.values()):
+    """What `load` gave -> {name: tensor}, in float32.
+
+    The weights may lie at any depth under the usual keys (AVERAGE, RAW), in a checkpoint of Lightning, or in DDIM's list; the
+    moving average is taken where there is one. Prefixes of wrappers (`module.`, `model.`, `_orig_mod.`), however often, and the
+    counters of averages are taken off. Where there was a choice, a line is logged that says what was taken.
+    Raises UserError when there is no state dict.
+    """
+    found = list(_found(contents))
+    named = [f for f in found if f.tensors]
+    if not named:
         raise UserError(f"{path} holds no state dict: a file of weights is expected")
-    return {key.removeprefix("module."): v.float() if v.is_floating_point() else v for key, v in contents.items()}
+    taken = next((f for f in named if f.averaged), named[0])
+    _tell(path, taken, [f for f in found if f is not taken])
+    return {name: t.detach().float() if t.is_floating_point() else t for name, t in taken.tensors.items()}
+
+
+def _tell(path, taken, others):
+    if others:
+        kind = "moving average" if taken.averaged else "raw weights"
+        told = ", ".join(f"{f.where}{'' if f.tensors else ' (an average without names)'}" for f in others)
+        level = logging.INFO if all(f.tensors for f in others) else logging.WARNING
+        log.log(level, f"{path}: took the {kind} under {taken.where}, not what is under {told}")
+    if taken.left_out:
+        log.info(f"{path}: left out {len(taken.left_out)} tensors beside the network's (first: {taken.left_out[0]})")
+
+
+def _found(contents, where="", averaged=False, depth=0):
+    """Every state dict in the contents of a file, the preferred keys first."""
+    if depth > DEEPEST:
+        return
+    if isinstance(contents, list | tuple):
+        if len(contents) >= 4:  # DDIM's: weights, optimizer, epoch, step, and the average where there is one
+            yield from _found(contents[0], f"{where}[0]", averaged, depth + 1)
+            yield from _found(contents[-1], f"{where}[-1]", True, depth + 1)
+        return
+    if not isinstance(contents, dict):
+        return
+    averages = [key for key in contents if isinstance(key, str) and AVERAGE.search(key)]
+    nested = [key for key in (*averages, *RAW) if isinstance(contents.get(key), dict | list | tuple)]
+    inside = {
+        key: list(_found(contents[key], f"{where}.{key}".strip("."), averaged or key in averages, depth + 1)) for key in nested
+    }
+    if any(inside.values()):
+        for key, found in inside.items():
+            yield from found
+            if not found and key in averages:
+                yield _Found(f"{where}.{key}".strip("."), True, None)
+    elif contents and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in contents.items()):
+        yield from _networks(contents, where or "its top level", averaged)
+
+
+def _networks(tensors, where, averaged):
+    """A flat state dict -> the network in it, and the averages that stand beside it under prefixes of their own."""
+    tensors = _uncounted({name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()})
+    while inside := next((under for p in WRAPPERS if len(under := _under(p, tensors)) == len(tensors) > 0), None):
+        tensors = _uncounted(inside)
+    groups, raw = {}, {}
+    for name, tensor in tensors.items():
+        head, dot, tail = name.partition(".")
+        if dot and AVERAGE.search(head):
+            groups.setdefault(head, {})[tail] = tensor
+        else:
+            raw[name] = tensor
+    for head, group in groups.items():
+        yield _unwrapped(_dotted(_uncounted(group), raw), f"{where} ({head}.)", True)
+    if raw:
+        yield _unwrapped(raw, where, averaged and not groups)
+
+
+def _unwrapped(tensors, where, averaged):
+    """The names without what wrappers put before them."""
+    left_out = []
+    while under := next(((p, under) for p in WRAPPERS if (under := _under(p, tensors))), None):
+        prefix, inside = under
+        if prefix == "module." and len(inside) < len(tensors):
+            break
+        left_out += [name for name in tensors if not name.startswith(prefix)]
+        tensors = _uncounted(inside)
+    return _Found(where, averaged, tensors, tuple(left_out))
+
+
+def _under(prefix, tensors):
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _uncounted(tensors):
+    return {name: tensor for name, tensor in tensors.items() if name not in COUNTERS or tensor.numel() > 1}
+
+
+def _dotted(average, raw):
+    """LitEma writes an average's names without their dots; the raw weights beside it say where they were."""
+    for names in (raw, [name.removeprefix("model.") for name in raw], _unwrapped(raw, "", False).tensors):
+        dotted = {name.replace(".", ""): name for name in names}
+        if average.keys() <= dotted.keys():
+            return {dotted[name]: tensor for name, tensor in average.items()}
+    return average
 
 
 def load_strictly(module, state_dict, path, what):

@@ -1,0 +1,273 @@
+"""A training on disk: where it goes on, what it refuses to go on from, and which learning rate each epoch has."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_world import DELTA_H, NAME, TRAIN, call, directions, losses, settings, tensors_equal
+
+from asyrp.directions import read
+from asyrp.training import learning_rate
+
+LONG = (*TRAIN, "--l1_loss_w", "1", "--shuffle_train_dataloader", "--scheduler_step_size", "2", "--n_train_img", "4")
+EPOCHS = [f"{NAME}_{epoch}.pth" for epoch in range(3)]
+
+
+@pytest.fixture(scope="session")
+def three_epochs(tiny, tmp_path_factory):
+    """The folder of three epochs in one go."""
+    folder = tmp_path_factory.mktemp("three")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert call(tiny, *LONG, "--n_iter", "3") == 0
+    return folder
+
+
+@pytest.fixture
+def run_after(run, three_epochs, tmp_path):
+    """run_after(number of epochs that are done) -> `run` in a folder of its own."""
+
+    def after(n):
+        shutil.copytree(three_epochs, tmp_path, dirs_exist_ok=True)
+        for name in EPOCHS[n:]:
+            Path("checkpoint", name).unlink()
+        return run
+
+    return after
+
+
+def rate(epoch):
+    """The learning rate that an epoch was trained with."""
+    contents = torch.load(f"checkpoint/{NAME}_{epoch}.pth", weights_only=True)
+    return contents["optimizer"]["param_groups"][0]["lr"]
+
+
+# ---- going on ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("done", [1, 2])
+def test_resumed_training_equals_uninterrupted_training(run_after, three_epochs, results, done):
+    """Bit for bit; also in the learning rate, and in the order of the images, which is another one in each epoch."""
+    run = run_after(done)
+    assert run(*LONG, "--n_iter", "3") == 0
+    assert tensors_equal(directions(), directions(three_epochs / "checkpoint"))
+    assert losses(results) == losses(three_epochs / "runs" / NAME)
+    assert [rate(epoch) for epoch in range(3)] == pytest.approx([0.2, 0.2, 0.02])
+
+
+def test_two_epochs_and_one_more_equal_three(run, three_epochs):
+    for n in ("2", "3"):
+        assert run(*LONG, "--n_iter", n) == 0
+    assert tensors_equal(directions(), directions(three_epochs / "checkpoint"))
+
+
+def test_each_epoch_learns_and_has_an_order_of_its_own(three_epochs):
+    learned = directions(three_epochs / "checkpoint")
+    assert list(learned) == EPOCHS
+    assert not tensors_equal(learned[EPOCHS[0]], learned[EPOCHS[1]])
+    assert not tensors_equal(learned[EPOCHS[1]], learned[EPOCHS[2]])
+    rows = losses(three_epochs / "runs" / NAME)
+    orders = {tuple(row["image"] for row in rows if row["epoch"] == epoch) for epoch in "012"}
+    assert len(orders) > 1
+    assert all(sorted(order) == sorted(rows_of_one) for order in orders for rows_of_one in orders)
+
+
+def test_the_latest_epoch_is_gone_on_from(run_after, three_epochs, capsys):
+    run = run_after(2)
+    assert run(*LONG, "--n_iter", "3") == 0
+    assert f"resuming after epoch 1: checkpoint/{NAME}_1.pth" in capsys.readouterr().err
+    assert Path("checkpoint", EPOCHS[0]).stat().st_mtime_ns == (three_epochs / "checkpoint" / EPOCHS[0]).stat().st_mtime_ns
+
+
+def test_an_epoch_beyond_those_asked_for_is_left_alone(run_after, three_epochs):
+    run = run_after(3)
+    assert run(*LONG, "--n_iter", "2") == 0
+    assert tensors_equal(directions(), directions(three_epochs / "checkpoint"))
+
+
+# ---- not going on -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        (("--edit_attr", "sad"), "prompts ['face', 'smiling face'], and this run has ['face', 'sad face']"),
+        (("--user_defined_t_edit", "300"), "t_edit 500, and this run has 300"),
+        (("--ignore_timesteps",), "ignore_timesteps False, and this run has True"),
+        (("--clip_loss_w", "1"), "clip_loss_w 3.0, and this run has 1.0"),
+        (("--l1_loss_w", "0"), "l1_loss_w 1.0, and this run has 0.0"),
+        (("--clip_source", "origin"), "clip_source x0, and this run has origin"),
+        (("--bs_train", "2"), "bs_train 1, and this run has 2"),
+        (("--seed", "1"), "seed 1234, and this run has 1"),
+        (("--n_train_img", "3"), "n_images 4, and this run has 3"),
+        (("--shuffle_train_dataloader", "0"), "shuffle True, and this run has False"),
+        (("--precision", "bf16"), "precision fp32, and this run has bf16"),
+    ],
+)
+def test_training_does_not_go_on_from_other_settings(run_after, flags, difference):
+    """Neither with epochs to come nor without; the first difference is named, and both remedies."""
+    run = run_after(2)
+    for n in ("2", "3"):
+        said = run.error(*LONG, "--n_iter", n, *flags)
+        assert said == (
+            f"checkpoint/{NAME}_1.pth was trained with {difference}: --retrain 1 trains it anew, another --exp leaves it alone"
+        )
+
+
+def test_training_does_not_go_on_from_another_kind(run_after):
+    said = run_after(1).error("--run_train", *DELTA_H, "--do_test", "0")
+    assert "was trained with kind delta_block, and this run has delta_h" in said
+
+
+def test_training_does_not_go_on_with_other_images_weights_or_clip(run_after, tiny, tmp_path):
+    run = run_after(1)
+    assert "was trained with other images: --retrain 1" in run.error(*LONG, "--custom_train_dataset_dir", tiny.test)
+    weights = torch.load(tiny.folder / "ddpm.pt", weights_only=True)
+    torch.save({key: 1.01 * value for key, value in weights.items()}, tmp_path / "other.pt")
+    assert "was trained with other identity: --retrain 1" in run.error(*LONG, "--model_path", "other.pt")
+    weights = torch.load(tiny.clip.with_suffix(".pt"), weights_only=True)
+    torch.save({key: 1.01 * value for key, value in weights.items()}, tmp_path / "clip.pt")
+    shutil.copy(tiny.clip, tmp_path / "clip.json")
+    assert "was trained with other clip: --retrain 1" in run.error(*LONG, "--clip_model_name", "clip.json")
+
+
+def test_a_second_experiment_of_the_same_last_name_is_not_the_first_one(run_after):
+    """In another folder: its checkpoints have the names of the first one's."""
+    run = run_after(3)
+    same = (*LONG, "--n_iter", "3", "--exp", "elsewhere/smile")
+    assert "was trained with lr_training 0.2, and this run has 0.01" in run.error(*same, "--lr_training", "0.01")
+    assert not Path("elsewhere").exists()
+    assert run(*same, "--lr_training", "0.01", "--retrain", "1") == 0
+    assert settings(Path("elsewhere", NAME), "train")["record"]["training"]["lr_training"] == 0.01
+
+
+@pytest.mark.parametrize(
+    "flags", [("--device", "cpu"), ("--save_train_image", "0"), ("--bs_precompute", "1"), ("--do_test", "0")]
+)
+def test_what_changes_no_result_may_differ(run_after, flags):
+    assert run_after(2)(*LONG, "--n_iter", "2", *flags) == 0
+
+
+# ---- learning rates ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_falls_after_every_so_many_epochs():
+    assert [learning_rate(0.5, 2, 0.1, epoch) for epoch in range(5)] == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005])
+
+
+def test_the_learning_rate_is_what_the_flags_say_from_here_on(run_after, capsys):
+    run = run_after(1)
+    assert run(*LONG, "--n_iter", "3", "--lr_training", "0.1", "--sch_gamma", "0.5") == 0
+    assert [rate(epoch) for epoch in range(3)] == pytest.approx([0.2, 0.1, 0.05])
+    said = capsys.readouterr().err
+    assert "epochs before were trained with lr_training 0.2; from here on it is 0.1" in said
+    assert "epochs before were trained with sch_gamma 0.1; from here on it is 0.5" in said
+    assert read(f"checkpoint/{NAME}_2.pth").record["training"]["lr_training"] == 0.1
+
+
+def as_in_2023(epoch, last_epoch, lr=0.5):
+    """Turn an epoch's checkpoint into one as the 2023 release saved it: before the epoch's step of its scheduler."""
+    path = Path("checkpoint", f"{NAME}_{epoch}.pth")
+    contents = torch.load(path, weights_only=True)
+    scheduler = {"step_size": 20, "gamma": 0.9, "base_lrs": [0.5], "last_epoch": last_epoch, "_step_count": last_epoch + 1}
+    scheduler |= {"verbose": False, "_get_lr_called_within_step": False, "_last_lr": [lr]}
+    contents["optimizer"]["param_groups"][0]["lr"] = lr
+    torch.save({"0": contents["0"], "optimizer": contents["optimizer"], "scheduler": scheduler}, path)
+
+
+def rates_of_2023(last_epoch, n, lr=0.5):
+    """What that program did: load optimizer and scheduler, step, and step after each epoch."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 20, 0.9)
+    for _ in range(last_epoch):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
+    rates = []
+    for _ in range(n):
+        optimizer.step()
+        scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+@pytest.mark.parametrize(("last_epoch", "lr"), [(0, 0.5), (18, 0.5), (19, 0.5), (38, 0.45), (39, 0.45)])
+def test_a_checkpoint_of_2023_goes_on_as_it_would_have_there(run_after, last_epoch, lr):
+    """Step size 20, gamma 0.9: of the scheduler's two saved numbers the step that is still to come decides."""
+    run = run_after(1)
+    as_in_2023(0, last_epoch, lr)
+    assert run(*TRAIN, "--n_iter", "3") == 0
+    assert [rate(epoch) for epoch in (1, 2)] == pytest.approx(rates_of_2023(last_epoch, 2, lr))
+    record = read(f"checkpoint/{NAME}_2.pth").record["training"]
+    assert (record["lr_training"], record["scheduler_step_size"], record["sch_gamma"]) == (0.5, 20, 0.9)
+
+
+def test_what_goes_on_from_2023_can_be_interrupted_as_well(run_after):
+    run = run_after(1)
+    as_in_2023(0, 18)
+    assert run(*TRAIN, "--n_iter", "3") == 0
+    at_once = directions()
+    for name in EPOCHS[2:]:
+        Path("checkpoint", name).unlink()
+    assert run(*TRAIN, "--n_iter", "3") == 0
+    assert rate(2) == pytest.approx(0.45)
+    assert tensors_equal(directions(), at_once)
+    assert run(*TRAIN, "--n_iter", "3") == 0  # nothing is left to do, and nothing to complain of
+
+
+def test_given_flags_win_over_the_schedule_of_2023(run_after, capsys):
+    run = run_after(1)
+    as_in_2023(0, 18)
+    assert run(*TRAIN, "--n_iter", "2", "--lr_training", "0.1") == 0
+    assert f"checkpoint/{NAME}_0.pth has a learning rate of its own; that of the flags is used" in capsys.readouterr().err
+    assert rate(1) == 0.1
+
+
+@pytest.mark.parametrize("spoil", [{"scheduler": {}}, {"optimizer": {}}, {"scheduler": {"step_size": 0, "last_epoch": 1}}])
+def test_an_optimizer_of_2023_that_cannot_be_read(run_after, spoil):
+    run = run_after(1)
+    as_in_2023(0, 18)
+    path = Path("checkpoint", EPOCHS[0])
+    torch.save(torch.load(path, weights_only=True) | spoil, path)
+    assert "its optimizer cannot be read; --retrain 1 trains it anew" in run.error(*TRAIN, "--n_iter", "2")
+
+
+# ---- a direction to begin at ------------------------------------------------------------------------------------------------
+
+
+def test_training_may_begin_at_another_direction(run_learned, learned):
+    begin = ("--exp", "runs/other", "--load_from_checkpoint", "smile", "--edit_attr", "sad")
+    assert run_learned(*TRAIN, *begin, "--lr_training", "0") == 0
+    [before] = directions(learned / "checkpoint").values()
+    assert tensors_equal(directions()[NAME.replace("smile", "other") + "_0.pth"], before)
+    assert "no direction nobody" in run_learned.error(*TRAIN, "--exp", "runs/third", "--load_from_checkpoint", "nobody")
+
+
+def test_where_it_began_is_part_of_its_settings(run_learned):
+    other = (*TRAIN, "--exp", "runs/other")
+    assert run_learned(*other, "--load_from_checkpoint", "smile") == 0
+    began = read(f"checkpoint/{NAME.replace('smile', 'other')}_0.pth").record["training"]["started_from"]
+    assert len(began) == 16
+    # The same command goes on, and so does one that does not say again where it began.
+    assert run_learned(*other, "--load_from_checkpoint", "smile", "--n_iter", "2") == 0
+    assert run_learned(*other, "--n_iter", "3") == 0
+    assert read(f"checkpoint/{NAME.replace('smile', 'other')}_2.pth").record["training"]["started_from"] == began
+    assert run_learned(*TRAIN, "--exp", "runs/third", "--edit_attr", "sad") == 0
+    assert "was trained with other started_from" in run_learned.error(
+        *other, "--load_from_checkpoint", "third", "--n_iter", "4"
+    )
+
+
+def test_a_delta_h_begins_at_its_own_timesteps(run, tmp_path):
+    """Whatever the order in the file; and not at those of another training."""
+    first = ("--run_train", *DELTA_H, "--do_test", "0")
+    assert run(*first) == 0
+    contents = torch.load(f"checkpoint/{NAME}_0.pth", weights_only=True)
+    torch.save({"666": contents["666"], "999": contents["999"]}, "turned.pth")
+    torch.save({"555": contents["666"], "999": contents["999"]}, "others.pth")
+    begin = (*first, "--exp", "runs/other", "--lr_training", "0", "--manual_checkpoint_name")
+    assert run(*begin, "turned.pth") == 0
+    assert tensors_equal(directions()[NAME.replace("smile", "other") + "_0.pth"], directions()[f"{NAME}_0.pth"])
+    said = run.error(*begin, "others.pth", "--retrain", "1")
+    assert "has other timesteps than this training: give the steps it was trained with" in said
