@@ -1,4 +1,4 @@
-"""How fast inversion, editing and training are, beside a plain schedule that saves nothing (scripts/plain_schedule.py).
+"""How fast inversion, editing and training are, beside a plain schedule that saves nothing (scripts/bench/plain_schedule.py).
 
     python scripts/bench.py --config avatar.yml --images data/avatar/test --direction smiling --batch 1 8
     python scripts/bench.py --config celeba.yml --precision fp32 tf32 bf16 --compile off on --batch 1 8 32   # on a GPU
@@ -21,27 +21,33 @@ from pathlib import Path
 from typing import NamedTuple
 
 import open_clip
-import plain_schedule
 import torch
 import torch.nn.functional as F
-from bench_report import report, write_section
-from counting import Hollow
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+SCRIPTS = Path(__file__).resolve().parent
+sys.path[:0] = [str(SCRIPTS.parent), str(SCRIPTS / "bench")]
 
-from asyrp import checkpoints, process, training
-from asyrp.acceleration.fast_unet import LAYOUTS, FastUNet, autocast, keep_freed_memory, set_tf32
-from asyrp.config import ROOT, load_config
-from asyrp.data.datasets import ImageFolder
+import plain_schedule
+from bench_report import report, write_section
+from counting import Hollow
+
+import asyrp
+from asyrp import training
+from asyrp.acceleration.fast_unet import LAYOUTS, autocast, keep_freed_memory, set_tf32
+from asyrp.config import load_config
+from asyrp.data.datasets import open_folder
 from asyrp.data.pairs import Batch
-from asyrp.hspace import BlockDirection, Edit
+from asyrp.hspace import Edit
+from asyrp.model import load_unet, model_of
 from asyrp.origin import PlainTrajectories
 from configs.paths_config import weight_file, weight_place
 from losses.clip_loss import ClipLoss
 from models import build_unet
-from utils.devices import to_device
+from utils.devices import find_device, to_device
 from utils.errors import UserError
+from utils.files import ROOT
+from utils.terminal import guarded
 
 ENDLESS = 2**62  # bytes of memory for the plain trajectory
 
@@ -59,11 +65,14 @@ PLAIN = Case("fp32", "off", "contiguous", 1)
 
 
 class Counted:
-    """A U-Net and CLIP's image encoder that count their passes, those with a backward pass apart."""
+    """A U-Net and CLIP's image encoder that count their passes, those with a backward pass apart. Else it is the U-Net."""
 
     def __init__(self, unet, encode_images):
         self.unet, self.encode_images = unet, encode_images
         self.passes = Counter()
+
+    def __getattr__(self, name):
+        return getattr(self.unet, name)
 
     def encode(self, x, t):
         self.passes["encode"] += len(x)
@@ -82,45 +91,42 @@ class Counted:
 
 
 class World:
-    """What all contestants share: weights, images, a direction to edit with, schedule and steps."""
+    """What all contestants share: a U-Net, images, a delta block to edit with and one to train, and steps."""
 
     def __init__(self, args):
         self.args, self.config = args, load_config(args.config)
-        self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = find_device(args.device)
         keep_freed_memory(self.device)
-        d = self.config.diffusion
-        self.schedule = process.Schedule.linear(d.beta_start, d.beta_end, d.num_diffusion_timesteps)
-        self.alpha_bars = [*self.schedule.alpha_bars.tolist(), 1.0]
-        self.timesteps = process.timesteps(args.steps, 999)
-        self.edit_steps = training.edit_steps(self.timesteps, args.t_edit)
         torch.manual_seed(args.seed)
         path = Path(args.model_path or weight_file(weight_place(self.config)))
         self.trained = path.is_file() or args.model_path is not None
-        unet = checkpoints.load_unet(self.config, path) if self.trained else build_unet(self.config)
-        self.weights = unet.state_dict()
-        self.new_block = BlockDirection(unet.new_delta_block())
-        self.direction = self.find_direction(unet)
+        self.unet = load_unet(self.config, path) if self.trained else build_unet(self.config)
+        model = model_of(self.config, copy.deepcopy(self.unet), "cpu")
+        self.alpha_bars = [*model.schedule.alpha_bars.tolist(), 1.0]
+        self.timesteps = model.timesteps(args.steps)
+        self.edit_steps = training.edit_steps(self.timesteps, args.t_edit)
+        self.new_block = training.new_function(model, seed=args.seed)
+        self.direction = self.find_direction(model)
         self.clip = self.find_clip()
         # In CLIP's space: random, for its length is all that matters here.
         self.towards = F.normalize(torch.randn(1, self.clip.model.visual.output_dim), dim=-1).to(self.device)
         self.images = self.find_images(max(args.batch))
 
-    def find_direction(self, unet):
-        """The delta block of --direction, a file or one that ships with the model; by default a random one."""
+    def find_direction(self, model):
+        """The delta block of --direction, as main.py finds it; by default the random one that is to be trained."""
         name = self.args.direction
         if name is None:
             return self.new_block
-        shipped = ROOT / "pretrained" / self.config.data.category.lower() / "directions" / f"{name}.pth"
-        direction, _ = checkpoints.load_direction(name if Path(name).is_file() else shipped, unet)
-        if not isinstance(direction, BlockDirection):
+        direction = asyrp.load_direction(name, model)
+        if direction.kind != "delta_block":
             raise UserError(f"--direction {name}: a delta block is wanted, and this is a delta_h")
-        return direction
+        return direction.function
 
     def find_clip(self):
         """The CLIP of the flags or the configuration where its weights are at hand, else one of that size."""
-        name = self.args.clip_model_name or getattr(getattr(self.config, "clip", None), "model", "ViT-B/16")
-        if (ROOT / name).is_file():
-            return ClipLoss(ROOT / name, self.device)
+        name = self.args.clip_model_name or self.config.clip_name()
+        if Path(name).is_file():
+            return ClipLoss(name, self.device)
         settings = open_clip.get_model_config(name.replace("/", "-"))
         if settings is None:
             raise UserError(f"--clip_model_name {name}: neither a file nor the name of an open_clip model")
@@ -131,14 +137,13 @@ class World:
         """The first images of --images, or smooth random ones (n, 3, H, W)."""
         size = self.config.data.image_size
         if self.args.images:
-            dataset = ImageFolder(self.args.images, size)
+            dataset = open_folder(self.args.images, size)
             return torch.stack([dataset[i % len(dataset)] for i in range(n)])
         return torch.tanh(F.interpolate(torch.randn(n, 3, 4, 4), size=size, mode="bicubic"))
 
-    def unet(self):
-        unet = build_unet(self.config)
-        unet.load_state_dict(self.weights)
-        return unet.to(self.device)
+    def model(self, precision, compiled, layout):
+        """The project's own model, as the command line opens it; layout None: the order in memory that it takes by itself."""
+        return model_of(self.config, copy.deepcopy(self.unet), self.device, precision, compiled, layout=layout)
 
 
 class Contestant:
@@ -193,7 +198,8 @@ class Plain(Contestant):
     """The plain schedule: float32, eager, contiguous, one image."""
 
     def __init__(self, world):
-        super().__init__(world, PLAIN, Counted(world.unet(), world.clip.encode_images))
+        unet = copy.deepcopy(world.unet).to(world.device)
+        super().__init__(world, PLAIN, Counted(unet, world.clip.encode_images))
 
     def invert(self, x_0):
         return plain_schedule.invert(self.counted, x_0, self.world.alpha_bars, self.world.timesteps)
@@ -212,25 +218,25 @@ class Plain(Contestant):
 class Ours(Contestant):
     """The project's own code, as the command line runs it."""
 
-    def __init__(self, world, case, unet):
+    def __init__(self, world, case, model):
         encode = autocast(case.precision, world.device)(world.clip.encode_images)
-        super().__init__(world, case, Counted(unet, encode))
-        self.paired = unet.pays_to_pair(case.batch)
+        super().__init__(world, case, Counted(model.unet, encode))
+        self.model = copy.copy(model)
+        self.model.unet = self.counted
 
     def invert(self, x_0):
-        return process.invert(self.counted, x_0, self.world.schedule, self.world.timesteps)
+        return self.model.invert(x_0, self.world.args.steps)
 
     def edit(self, x_T):
         world = self.world
-        edit = Edit([world.direction.to(world.device)], [1.0])
-        settings = {"edit": edit, "t_edit": world.args.t_edit, "paired": self.paired}
-        return process.generate(self.counted, x_T, world.schedule, world.timesteps, **settings)
+        edit = Edit([world.direction.to(world.device)], [1.0], t_edits=[world.args.t_edit])
+        return self.model.run(x_T, world.timesteps, edit, t_edit=edit.t_edit)
 
     def training(self, block, optimizer, indices, x_0, x_T):
         world = self.world
         batch = Batch(indices, [str(i) for i in indices], x_0.cpu(), x_T.cpu())
         loss = training.EditLoss(self.counted.clip, world.towards, 1.0, training.Weights(clip=1, l1=1))
-        settings = (world.schedule, world.edit_steps, loss, optimizer, PlainTrajectories(ENDLESS), world.device)
+        settings = (self.model.schedule, world.edit_steps, loss, optimizer, PlainTrajectories(ENDLESS), world.device)
         return lambda: training.train_batch(self.counted, block, batch, *settings)
 
 
@@ -238,9 +244,9 @@ def contestants(world):
     """The plain schedule, and one contestant for every combination of the flags; the batch sizes of one share a U-Net."""
     args, found = world.args, [Plain(world)]
     for precision, compiled, layout in product(args.precision, args.compile, args.layout):
-        unet = FastUNet(world.unet(), precision, compiled == "on", layout=layout)
-        convolutions = f"{unet.layout}, Winograd" if unet.winograd else unet.layout
-        found += [Ours(world, Case(precision, compiled, convolutions, batch), unet) for batch in args.batch]
+        model = world.model(precision, compiled == "on", layout)
+        convolutions = f"{model.unet.layout}, Winograd" if model.unet.winograd else model.unet.layout
+        found += [Ours(world, Case(precision, compiled, convolutions, batch), model) for batch in args.batch]
     return found
 
 
@@ -283,15 +289,12 @@ def parse_args(argv):
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
-        world = World(args)
-        plain, others = run(world)
-        text = report(world, plain, others, Hollow(world.config, world.clip))
-        print(text)
-        write_section(Path(args.out), text)
-    except UserError as error:
-        sys.exit(f"bench.py: {error}")
+    world = World(args)
+    plain, others = run(world)
+    text = report(world, plain, others, Hollow(world.config, world.clip))
+    print(text)
+    write_section(Path(args.out), text)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

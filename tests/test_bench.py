@@ -9,15 +9,19 @@ import torch.nn.functional as F
 from golden_unets import golden_unet
 from tiny_world import smooth_images
 
-from asyrp import process, training, winograd
-from asyrp.config import ROOT, load_config
+from asyrp import process, training
+from asyrp.acceleration import winograd
+from asyrp.config import load_config
 from asyrp.data.pairs import Batch
 from asyrp.hspace import BlockDirection
 from asyrp.origin import PlainTrajectories
 from losses.clip_loss import ClipLoss
-from models.ddpm import DDPM
+from models import build_unet
+from utils.files import ROOT
+from utils.terminal import guarded
 
 sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 import bench
 import plain_schedule
@@ -66,14 +70,22 @@ def test_the_layout_is_the_one_of_main_by_default(tables):
 
 
 @pytest.mark.skipif(not winograd.available(), reason="no NNPACK in this PyTorch, or no processor for it")
-def test_winograds_convolutions_are_named(monkeypatch):
+def test_winograds_convolutions_are_named():
     world = bench.World(
         bench.parse_args(["--config", "avatar.yml", "--device", "cpu", "--layout", "contiguous", "channels_last"])
     )
-    plan = {"ch": 64, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [], "image_size": 32}
-    monkeypatch.setattr(world, "unet", lambda: DDPM(**plan).eval().requires_grad_(False))
+    data = {"dataset": "TINY", "category": "CUSTOM", "image_size": 32}
+    wide = {"type": "ddpm", "ch": 64, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": []}
+    world.unet = build_unet({"data": data, "model": wide})
     layouts = [contestant.case.layout for contestant in bench.contestants(world)[1:]]
     assert layouts == ["contiguous, Winograd", "channels_last"]
+
+
+def test_a_direction_that_ships_is_edited_with():
+    world = bench.World(bench.parse_args(["--config", "avatar.yml", "--direction", "smiling", "--device", "cpu"]))
+    learned = torch.load(ROOT / "pretrained/avatar/directions/smiling.pth", weights_only=True)["0"]
+    assert all(torch.equal(tensor, learned[name].float()) for name, tensor in world.direction.block.state_dict().items())
+    assert not all(torch.equal(*pair) for pair in zip(world.direction.parameters(), world.new_block.parameters(), strict=True))
 
 
 def test_what_is_missing_is_random(monkeypatch):
@@ -89,16 +101,16 @@ def test_what_is_missing_is_random(monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--config", "nowhere.yml"), "bench.py: --config nowhere.yml: no such file"),
-        (("--model_path", "nowhere.pt"), "bench.py: nowhere.pt: no such file"),
-        (("--clip_model_name", "ViT-Q/7"), "bench.py: --clip_model_name ViT-Q/7: neither a file nor"),
-        (("--precision", "tf32", "--device", "cpu"), "bench.py: --precision tf32 is for CUDA devices"),
+        (("--config", "nowhere.yml"), "--config nowhere.yml: no such file"),
+        (("--model_path", "nowhere.pt"), "nowhere.pt: no such file"),
+        (("--clip_model_name", "ViT-Q/7"), "--clip_model_name ViT-Q/7: neither a file nor"),
+        (("--direction", "nobody"), "no direction nobody: looked for"),
+        (("--precision", "tf32", "--device", "cpu"), "--precision tf32 is for CUDA devices"),
     ],
 )
-def test_what_it_refuses(flags, message):
-    with pytest.raises(SystemExit) as caught:
-        bench.main(["--steps", "2", *flags])
-    assert str(caught.value).startswith(message)
+def test_what_it_refuses(flags, message, capsys):
+    assert guarded(bench.main, ["--steps", "2", *flags]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
 
 
 def plain_and_ours(train):

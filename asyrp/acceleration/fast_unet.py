@@ -74,7 +74,7 @@ class FastUNet(nn.Module):
     are called from C++, and passes without gradients have the weights laid out once for the kernels that read them
     ("freezing"), not anew in each pass: they must not change afterwards. recompute: see `recompute_decoder`. layout: the order
     in memory, a key of LAYOUTS; by default contiguous where Winograd's convolutions are used, which want that (wide
-    networks in float32 on a CPU, see asyrp/winograd.py), and channels_last elsewhere, which tensor cores want and which is the
+    networks in float32 on a CPU, see winograd.py), and channels_last elsewhere, which tensor cores want and which is the
     faster one on a CPU too.
 
     The U-Net is changed in place: from then on it belongs to this object.

@@ -1,16 +1,12 @@
 """What a network costs, found without computing it: on tensors that have a shape and no content ("meta" tensors)."""
 
 import copy
-import sys
 import weakref
-from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asyrp import process
 from asyrp.acceleration.fast_unet import recompute_decoder
