@@ -172,10 +172,18 @@ def record_of_name(stem):
 def save(direction, path, more=None):
     """Write a direction with its record: .safetensors, or the published form of a checkpoint. more: optimizer, scheduler."""
     if Path(path).suffix == ".safetensors":
-        record = json.dumps(direction.record)
-        tensors.save_safetensors(_flat(direction.state()), path, {"format": "asyrp direction", "record": record})
+        _save_safetensors(direction.state(), direction.record, path)
     else:
         tensors.save({**direction.state(), **(more or {}), "record": direction.record}, path)
+
+
+def convert(stored, path):
+    """Write a Stored direction, its record and nothing else, as safetensors: one file that says what it is and runs no code."""
+    _save_safetensors({str(number): part for number, part in stored.parts.items()}, stored.record, path)
+
+
+def _save_safetensors(state, record, path):
+    tensors.save_safetensors(_flat(state), path, {"format": "asyrp direction", "record": json.dumps(record)})
 
 
 def _flat(state):
@@ -289,7 +297,7 @@ def find(name, category, suffix="", images=None):
 def shipped(category):
     """The directions that ship with the model of a category -> {name: path}."""
     folder = SHIPPED / category.lower() / "directions"
-    return {path.stem: path for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES}
+    return {path.stem: path for end in reversed(SUFFIXES) for path in sorted(folder.glob(f"*{end}"))}
 
 
 def _only_experiment(name, category, images):

@@ -1,0 +1,67 @@
+"""A direction's checkpoint -> one safetensors file that says what it is, and that runs no code when it is read.
+
+    python scripts/publish.py checkpoint/smiling_LC_AVATAR_t999_ninv40_ngen40_1.pth --out smiling.safetensors
+
+The file holds the direction and its record: prompts, t_edit, steps, the model it was learned on, and how it was trained; not
+what only a training needs to go on. It edits as the checkpoint does: `asyrp.load_direction("smiling.safetensors", model)`, or
+`main.py --manual_checkpoint_name smiling.safetensors`. Files of the 2023 release are read with what their names say.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from asyrp import directions
+from utils.errors import UserError
+from utils.terminal import guarded
+
+# What a user should know before using it: entry of the record -> how it is told.
+TOLD = {
+    "prompts": "prompts",
+    "t_edit": "t_edit",
+    "t_boost": "t_boost",
+    "t_0": "t_0",
+    "n_inv_step": "steps of inversion",
+    "n_train_step": "steps of training",
+    "ignore_timesteps": "one for all timesteps",
+    "origin": "origin",
+}
+
+
+def publish(source, out):
+    """Write the direction of the file `source` to `out` -> Stored. Raises UserError for a wrong file, or one that is there."""
+    stored = directions.read(source)
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out {out}: its name must end in .safetensors")
+    if out.exists():
+        raise UserError(f"{out} is there already: delete it, or give another --out")
+    directions.convert(stored, out)
+    return stored
+
+
+def lines_of(stored):
+    """What a direction says of itself, and what it does not say."""
+    record = stored.record
+    told = [("kind", stored.kind.replace("_", " "))]
+    told += [(name, record.get(key, "not known")) for key, name in TOLD.items()]
+    model = record.get("model") or {}
+    told += [("model", model.get("identity", "not known")), ("its architecture", model.get("architecture", "not known"))]
+    told += [(f"trained with {name}", value) for name, value in (record.get("training") or {}).items()]
+    return [f"  {name}: {' -> '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in told]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="file of a direction: ours, or of the 2023 release")
+    parser.add_argument("--out", type=Path, help="file to write (by default beside the checkpoint, with its name)")
+    args = parser.parse_args(argv)
+    out = args.out or args.checkpoint.with_suffix(".safetensors")
+    stored = publish(args.checkpoint, out)
+    print(f"{out}: {out.stat().st_size:,} bytes")
+    print("\n".join(lines_of(stored)))
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
