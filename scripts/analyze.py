@@ -27,9 +27,12 @@ from analysis.subject import Attribute, ClipScore, Images, JudgeScore, Subject
 
 import asyrp
 from asyrp import intervals
+from asyrp.config import load_config
 from asyrp.curves import find_curve
-from asyrp.data.datasets import load_batch, open_folder
+from asyrp.data.datasets import load_batch
+from asyrp.data.layouts import open_split
 from asyrp.data.pairs import InvertedPairs
+from asyrp.settings import Settings, decide_t_edit
 from asyrp.store import Store
 from configs.paths_config import dataset_folder
 from losses.clip_loss import ClipLoss
@@ -44,18 +47,21 @@ BOOST_THRESHOLD = 1.2  # LPIPS(x_0, x_t), as published
 CHOSEN_AT_ONCE = 64  # images that are looked at together when images without an attribute are sought
 
 
+def open_images(config, folder=None):
+    """The test images: those of `folder`, else those of the config -> dataset."""
+    if config.data.dataset == "AVATAR" and not (place := folder or dataset_folder(config) / "test").is_dir():
+        raise UserError(f"{place}: no faces; draw them with scripts/avatar/render.py --split test --size 32 --count 300")
+    return open_split(config, "test", folder)
+
+
 class World:
     """A model, the networks that score its edits, and test images with their latents in the store."""
 
     def __init__(self, args):
-        self.args, self.model = args, asyrp.open_model(args.config, args.model_path, args.device)
-        self.config, self.device = self.model.config, self.model.device
-        folder = Path(args.images or dataset_folder(self.config) / "test")
-        if self.config.data.dataset == "AVATAR" and not folder.is_dir():
-            raise UserError(
-                f"{folder}: no faces; draw them with scripts/avatar/render.py --split test --size 32 --count 300 --out {folder}"
-            )
-        self.dataset = open_folder(folder, self.model.image_size)
+        self.args, self.config = args, load_config(args.config)
+        self.dataset = open_images(self.config, args.images)
+        self.model = asyrp.open_model(self.config, args.model_path, args.device)
+        self.device = self.model.device
         self.steps = self.model.timesteps(args.steps)
         self.store = Store()
         self.pairs = InvertedPairs(self.dataset, self.model, self.steps, self.store)
@@ -88,9 +94,9 @@ class World:
             raise UserError(
                 f"{direction.name} does not say what it was trained for: name it after an attribute of utils/text_dic.py"
             )
-        t_edit = direction.record.get("t_edit")
-        if t_edit is None:
-            t_edit = intervals.choose_t_edit(self.curve(), self.clip().cosine(*prompts))
+        use = (direction.name, direction.record, tuple(prompts))
+        [t_edit] = decide_t_edit(Settings({}, self.config), [use], self.curve, lambda *pair: self.clip().cosine(*pair))
+        t_edit = t_edit.value
         scale = direction.scale(len(self.steps))
         score = self.score_of(name, prompts)
         told = {"checkpoint": direction.name, "digest": direction.digest(), "prompts": list(prompts)}

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from golden_unets import relative_l2
 from tiny_world import DDPM, DEVICE, smooth_images, write_images, write_unet
 from torch import nn
 
@@ -114,11 +115,44 @@ def test_theorem_1_leaves_what_the_coefficients_say():
     assert moved["P edited"] == pytest.approx(0.01 * (s(999) + s(666)), rel=1e-3)
     assert moved["D edited"] == pytest.approx(0.01 * (s(666) + s(333)), rel=1e-3)
     assert moved["P and D edited"] == pytest.approx(0.01 * (s(999) - s(333)), rel=1e-3)
+    # Edited to the end, where s is 0: every shift but the first is taken back by the next.
+    assert moved[claims.ONE_PASS] == pytest.approx(0.01 * s(999), rel=1e-3)
     # Four steps are too few for the sums to cancel: the claim fails here and says what was left.
     left = (s(999) - s(333)) / (s(999) + s(666))
     assert claims.left_of_constant_shift(make_subject()) == pytest.approx(left)
     assert not result.holds
     assert f"{measures.Summary(left, 0.0, N)!s}".split(" ")[0] in result.because
+
+
+def test_the_form_of_haas_et_al_runs_the_network_once_a_step(unet):
+    """And it is the process with the edit in P and in D at every timestep."""
+    passes = {"encode": 0, "decode": 0}
+    x_T, attribute = torch.randn(3, 3, 16, 16), lab.Attribute("a", lambda h, emb, t: h.roll(1, 1), 500, 2.0, None)
+
+    class Counting:
+        def encode(self, x, t):
+            passes["encode"] += len(x)
+            return unet.encode(x, t)
+
+        def decode(self, h, skips, emb):
+            passes["decode"] += len(h)
+            return unet.decode(h, skips, emb)
+
+        def parameters(self):
+            return unet.parameters()
+
+    images = lab.Images([0, 1, 2], x_T, x_T)
+    subject = lab.Subject(Counting(), SCHEDULE, STEPS, [attribute], images, images, None, batch_size=2)
+    found = claims.one_pass(subject)
+    assert passes == {"encode": 3 * 4, "decode": 3 * 4}
+
+    def predict(frozen, t):
+        eps_edit = process.edited_branch(unet, frozen, subject.edit(), t)
+        return eps_edit, eps_edit
+
+    with torch.no_grad():
+        assert relative_l2(lab.walk(unet, x_T, SCHEDULE, STEPS, predict, 0), found) < 1e-5
+        assert relative_l2(lab.walk(unet, x_T, SCHEDULE, STEPS, predict, 500), found) > 1e-4
 
 
 def test_theorem_1_holds_where_steps_are_short():
@@ -256,10 +290,11 @@ def test_composition():
     assert result.holds
     reds, greens = column(result, "score: bright"), column(result, "score: second")
     assert (reds["second alone"], greens["bright alone"]) == (0, 0)
-    # Each in its own interval; main.py gives both the shorter one, and divides by the square root of two.
+    # Each in its own interval; main.py divides by the square root of two.
     assert reds["together"] == pytest.approx(0.01 * (s(999) + s(666)), rel=1e-3)
     assert greens["together"] == pytest.approx(0.01 * s(999), rel=1e-3)
-    assert reds["as --multiple_attr"] == pytest.approx(0.01 * s(999) / math.sqrt(2), rel=1e-3)
+    assert reds["as --multiple_attr"] == pytest.approx(0.01 * (s(999) + s(666)) / math.sqrt(2), rel=1e-3)
+    assert greens["as --multiple_attr"] == pytest.approx(0.01 * s(999) / math.sqrt(2), rel=1e-3)
 
     def darker(h, emb, t):
         return -brighter(h, emb, t)

@@ -17,6 +17,7 @@ from asyrp import hspace, process
 
 STRENGTHS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 CANCELLED = 0.5  # at most this share of what editing P alone does may be left
+ONE_PASS = "P and D edited at every timestep (Haas et al.)"
 LINEAR = 0.9  # R^2 of a straight line
 REAL = 1.25  # an image passes for real up to this multiple of the plain one's denoising error; two blended faces come to 2
 
@@ -34,6 +35,8 @@ def asymmetry(subject):
         curves[label] = {t: rms(P_t - plain_steps[t]).mean().item() for t, P_t in steps.items()}
         table.append(row(subject, label, x_0) | {"RMS to plain": summary(moved[where])})
         pictures[label] = x_0
+    pictures[ONE_PASS] = one_pass(subject)
+    table.append(row(subject, ONE_PASS, pictures[ONE_PASS]) | {"RMS to plain": summary(rms(pictures[ONE_PASS] - plain))})
     left = ratio(moved["PD"], moved["P"])
     gains = Gains(subject, whole=pictures["P edited"])
     gained = gains.share(pictures["P and D edited"])
@@ -60,6 +63,30 @@ def trajectory(subject, where):
 
     x_0 = subject.walk(predict, lambda t, P_t: steps[t].append(P_t.cpu()))
     return x_0, {t: torch.cat(chunks) for t, chunks in steps.items()}
+
+
+def one_pass(subject):
+    """The symmetric form of Haas et al. (2023, arXiv 2303.11073): one pass of the U-Net a step, its h edited at every timestep,
+    and its eps~ in P and in D alike -> x_0."""
+
+    def run(x_T, rows):
+        return process.generate(AlwaysEdited(subject.unet, subject.edit()), x_T, subject.schedule, subject.steps)
+
+    return subject.batched(run, subject.images)
+
+
+class AlwaysEdited:
+    """A U-Net whose h is edited before its decoder sees it, whoever asks; one timestep for the whole batch."""
+
+    def __init__(self, unet, edit):
+        self.unet, self.edit = unet, edit
+
+    def encode(self, x, t):
+        h, skips, emb = self.unet.encode(x, t)
+        return self.edit(h, emb, int(t[0])), skips, emb
+
+    def decode(self, h, skips, emb):
+        return self.unet.decode(h, skips, emb)
 
 
 def left_of_constant_shift(subject):
@@ -251,7 +278,8 @@ def intervals(subject):
 
 
 def composition(subject):
-    """Two directions added, each in its own interval; and as `main.py --multiple_attr` adds them."""
+    """Two directions added, each in its own interval; and as `main.py --multiple_attr` adds them, divided by the square root of
+    two."""
     directions = [attribute.direction for attribute in subject.attributes]
     scales = [attribute.scale for attribute in subject.attributes]
     shared = hspace.coefficients(1.0, len(directions), 1, 1, scales)
@@ -259,12 +287,16 @@ def composition(subject):
         f"{a.name} alone": subject.generate(lambda rows, a=a: hspace.Edit([a.direction], [a.scale]), a.t_edit)
         for a in subject.attributes
     }
-    bounded = [within(attribute) for attribute in subject.attributes]
+    t_edits = [attribute.t_edit for attribute in subject.attributes]
+
+    def together(coefficients):
+        return subject.generate(lambda rows: hspace.Edit(directions, coefficients, t_edits=t_edits), min(t_edits))
+
     pictures = {
         "plain": subject.plain,
         **alone,
-        "together": subject.generate(lambda rows: hspace.Edit(bounded, scales), min(a.t_edit for a in subject.attributes)),
-        "as --multiple_attr": subject.generate(lambda rows: hspace.Edit(directions, shared)),
+        "together": together(scales),
+        "as --multiple_attr": together(shared),
     }
     gains = [Gains(subject, a, whole) for a, whole in zip(subject.attributes, alone.values(), strict=True)]
     shares = {label: [found.share(pictures[label]) for found in gains] for label in ("together", "as --multiple_attr")}
@@ -280,15 +312,6 @@ def composition(subject):
         for label, found in shares.items()
     )
     return Result(holds, because, table, pictures)
-
-
-def within(attribute):
-    """The attribute's direction in its own editing interval, nothing below it."""
-
-    def direction(h, emb, t):
-        return attribute.direction(h, emb, t) if t >= attribute.t_edit else torch.zeros_like(h)
-
-    return direction
 
 
 # ---- what they say ----------------------------------------------------------------------------------------------------------
