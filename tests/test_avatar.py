@@ -1,14 +1,20 @@
 """The default stack as it ships: faces, U-Net, CLIP, judge and directions, on a few faces that are drawn here."""
 
+import json
 import sys
 
 import pytest
 import torch
+from tiny_world import DEVICE
 
-from asyrp import checkpoints, hspace, process
-from asyrp.config import ROOT, load_config
+import asyrp
+from asyrp import directions
+from asyrp.config import load_config
 from asyrp.data.datasets import ImageFolder
 from losses.clip_loss import ClipLoss
+from models.judge import load_judge
+from utils.files import ROOT
+from utils.terminal import guarded
 from utils.text_dic import PROMPTS
 
 sys.path.insert(0, str(ROOT / "scripts" / "avatar"))
@@ -21,22 +27,28 @@ N = 24
 
 
 @pytest.fixture(scope="module")
-def faces(tmp_path_factory):
-    """-> (images (N, 3, 32, 32), rows of labels.csv), test faces."""
+def folder(tmp_path_factory):
+    """Test faces, with labels.csv."""
     folder = tmp_path_factory.mktemp("faces")
     render.render_folder("test", N, folder, size=32, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def faces(folder):
+    """-> (images (N, 3, 32, 32), rows of labels.csv)."""
     dataset = ImageFolder(folder, 32)
     return torch.stack([dataset[i] for i in range(N)]), render.read_labels(folder)
 
 
 @pytest.fixture(scope="module")
-def unet():
-    return checkpoints.load_unet(load_config("avatar.yml"), STACK / "ddpm.pt")
+def model():
+    return asyrp.open_model("avatar.yml", STACK / "ddpm.pt", DEVICE)
 
 
 @pytest.fixture(scope="module")
 def judge():
-    return checkpoints.load_judge(STACK / "judge.pt")
+    return load_judge(STACK / "judge.pt", DEVICE)
 
 
 def test_a_face_is_decided_by_its_split_and_index():
@@ -48,13 +60,13 @@ def test_a_face_is_decided_by_its_split_and_index():
 
 def test_the_judge_reads_every_label(faces, judge):
     images, rows = faces
-    for label, found in judge.names(images).items():
+    for label, found in judge.names(images.to(DEVICE)).items():
         assert evaluate.percent(a == row[label] for a, row in zip(found, rows, strict=True)) > 90, label
 
 
 def test_the_clip_tells_expressions_apart(faces):
     images, rows = faces
-    clip = ClipLoss(STACK / "clip.json")
+    clip = ClipLoss(STACK / "clip.json", DEVICE)
     names = render.LABELS["expression"]
     nearest = (clip.encode_images(images) @ clip.encode_text([f"{name} face" for name in names]).T).argmax(1)
     assert evaluate.percent(names[i] == row["expression"] for i, row in zip(nearest.tolist(), rows, strict=True)) > 80
@@ -62,43 +74,122 @@ def test_the_clip_tells_expressions_apart(faces):
 
 def test_the_judge_knows_what_the_directions_aim_at(judge):
     about = load_config("avatar.yml").judge
-    assert sorted(path.stem for path in (STACK / "directions").glob("*.pth")) == sorted(evaluate.DIRECTIONS)
-    for attribute, (label, wanted) in vars(about.aims).items():
+    assert directions.shipped("AVATAR").keys() == evaluate.aims_of(about).keys()
+    for attribute, (label, wanted) in about.aims.items():
         assert wanted in judge.labels[label]
         assert attribute in PROMPTS
     assert set(about.kept) < set(judge.labels)
     assert judge.labels == render.LABELS
 
 
-def test_inversion_and_generation_keep_a_face_and_a_direction_changes_it(faces, unet, judge):
+def test_inversion_and_generation_keep_a_face_and_a_direction_changes_it(faces, model, judge):
     images, rows = faces
     chosen = [i for i, row in enumerate(rows) if row["expression"] != "smiling"][:6]
-    schedule, steps = process.Schedule.linear(), process.timesteps(30, 999)
-    x_T = process.invert(unet, images[chosen], schedule, steps)
-    assert (process.generate(unet, x_T, schedule, steps) - images[chosen]).square().mean() < 0.01
-    direction, contents = checkpoints.load_direction(STACK / "directions" / "smiling.pth", unet)
-    edit = hspace.Edit([direction], [1.0])
-    with torch.no_grad():
-        edited = process.generate(unet, x_T, schedule, steps, edit=edit, t_edit=contents["settings"]["t_edit"])
+    originals = images[chosen].to(DEVICE)
+    x_T = model.invert(originals, n_steps=30)
+    assert (model.generate(x_T, n_steps=30) - originals).square().mean() < 0.01
+    # By its path: a name could be one of checkpoint/.
+    edited = model.edit(x_T, asyrp.load_direction(STACK / "directions" / "smiling.pth", model), n_steps=30)
     smiling = render.LABELS["expression"].index("smiling")
-    before, after = (judge.read(shown)["expression"][:, smiling].mean() for shown in (images[chosen], edited))
+    before, after = (judge.read(shown)["expression"][:, smiling].mean() for shown in (originals, edited))
     assert before < 0.1
     assert after > 0.5
 
 
-@pytest.mark.parametrize("name", evaluate.DIRECTIONS)
-def test_a_direction_has_the_published_form_and_says_how_it_was_made(name, unet):
-    direction, contents = checkpoints.load_direction(STACK / "directions" / f"{name}.pth", unet)
-    assert set(contents) == {"0", "optimizer", "scheduler", "settings"}
-    assert tuple(contents["settings"]["prompts"]) == PROMPTS[f"avatar_{name}"]
-    assert isinstance(direction, hspace.BlockDirection)
+@pytest.mark.parametrize("name", directions.shipped("AVATAR"))
+def test_a_direction_that_ships_says_how_it_was_made(name, model):
+    direction = asyrp.load_direction(directions.shipped("AVATAR")[name], model)
+    record = direction.record
+    assert tuple(record["prompts"]) == PROMPTS[f"avatar_{name}"]
+    assert direction.kind == "delta_block"
+    assert record["model"]["identity"] == model.identity
+    assert (record["t_0"], record["n_inv_step"], record["n_train_step"]) == (999, 40, 40)
+    assert 0 < record["t_edit"] < 999
 
 
 def test_the_report_shows_what_falls_short():
     scores = dict.fromkeys(evaluate.STRENGTHS, 0.5)
     sad = {"n": 4, "t_edit": 300, "success": 25.0, "kept": {"hair": 75.0}, "scores": scores, "monotone": False}
-    report = {"settings": {"strip_count": 2}, "directions": {"sad": sad}}
+    hat = {**sad, "kept": {"hair": 75.0, "skin": 50.0}, "monotone": True}
+    report = {"settings": {"strip_count": 2}, "directions": {"sad": sad, "hat": hat}}
     report["plain"] = {"n": 4, "kept": {"hair": 50.0}, "kept_all": 50.0}
     table = evaluate.as_markdown(report)
-    assert "| sad | 4 | 300 | 25 % | 80 % | 75 % |" in table
-    assert table.splitlines()[-1].endswith("| no |")
+    assert "| sad | 4 | 300 | 25 % | 80 % | 75 % |  | 90 % |" in table
+    assert "| hat | 4 | 300 | 25 % |  | 75 % | 50 % | 90 % |" in table
+    assert [line.rpartition("| ")[2] for line in table.splitlines()[-2:]] == ["no |", "yes |"]
+
+
+# ---- evaluate.py ------------------------------------------------------------------------------------------------------------
+
+
+def evaluated(folder, *flags):
+    """The exit status of evaluate.py, on few faces and steps."""
+    given = ["--images", folder, "--count", 4, "--strip_count", 2, "--steps", 4, "--batch_size", 3, "--out", "out"]
+    return guarded(evaluate.main, [str(flag) for flag in [*given, "--device", DEVICE, *flags]])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_is_judged_is_what_the_library_edits(folder, faces, model, judge, here, capsys):
+    images, rows = faces
+    assert evaluated(folder, "--directions", f"sad={STACK / 'directions' / 'sad.pth'}") == 0
+    report = json.loads((here / "out/report.json").read_text(), parse_constant=pytest.fail)
+    assert report["settings"]["model"] == model.identity
+    found = report["directions"]["sad"]
+    direction = asyrp.load_direction(STACK / "directions" / "sad.pth", model)
+    assert (found["t_edit"], found["direction"]) == (direction.record["t_edit"], direction.digest())
+    chosen = [i for i, row in enumerate(rows) if row["expression"] != "sad"][:4]
+    x_T, sad = model.invert(images[chosen], n_steps=4), render.LABELS["expression"].index("sad")
+    for strength, score in found["scores"].items():
+        # Ten times fewer steps than in training: the library makes each ten times as strong.
+        edited = model.edit(x_T, direction, [float(strength)], n_steps=4)
+        assert score == pytest.approx(judge.read(edited[:2])["expression"][:, sad].mean().item(), abs=1e-3)
+    after = judge.names(model.edit(x_T, direction, n_steps=4))
+    assert found["n"] == 4
+    assert found["success"] == evaluate.percent(name == "sad" for name in after["expression"])
+    kept = {key: evaluate.percent(after[key][k] == rows[i][key] for k, i in enumerate(chosen)) for key in found["kept"]}
+    assert found["kept"] == kept
+    assert set(kept) == {"hair", "skin", "beard", "long_hair"}
+    # Inversion and plain generation of the first faces, whatever they show.
+    plain = judge.names(model.generate(model.invert(images[:4], n_steps=4), n_steps=4))
+    truth = {key: [row[key] for row in rows[:4]] for key in render.LABELS}
+    assert report["plain"]["kept"] == evaluate.keep_rates(truth, plain, render.LABELS)
+    text = (here / "out/report.md").read_text()
+    assert text in capsys.readouterr().out
+    assert {path.name for path in (here / "out").iterdir()} == {"sad.png", "overview.png", "report.json", "report.md"}
+
+
+def test_the_directions_that_ship_are_judged_by_default(here):
+    judged = load_config("avatar.yml").judge
+    found = evaluate.find_directions(None, evaluate.aims_of(judged), "AVATAR")
+    assert found == {name: STACK / "directions" / f"{name}.pth" for name in evaluate.aims_of(judged)}
+
+
+def test_latents_are_found_again(folder, here, monkeypatch):
+    sad = ("--directions", f"sad={STACK / 'directions' / 'sad.pth'}")
+    assert evaluated(folder, *sad) == 0
+    table = (here / "out/report.md").read_text()
+
+    def never(*args):
+        raise AssertionError("inverted again")
+
+    monkeypatch.setattr("asyrp.process.invert", never)
+    assert evaluated(folder, *sad) == 0
+    assert (here / "out/report.md").read_text() == table
+
+
+def test_what_evaluate_refuses(folder, here, capsys):
+    def error(*flags, folder=folder):
+        assert evaluated(folder, *flags) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "no labelled faces; draw them with scripts/avatar/render.py" in error(folder=here)
+    assert "it names no judge" in error("--config", "celeba.yml")
+    assert "give NAME=PATH with a name of smiling, sad" in error("--directions", "hat=hat.pth")
+    assert "no direction gone.pth" in error("--directions", "sad=gone.pth")
+    sad = ("--directions", f"sad={STACK / 'directions' / 'sad.pth'}")
+    assert f"faces without sad; {N} are asked for: render more" in error("--count", N, *sad)
