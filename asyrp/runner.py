@@ -73,6 +73,8 @@ class Asyrp:
             learned = [self.train()] if trains else []
             if tests:
                 self.test(learned or [directions.build(one, self.model, s.ignore_timesteps) for one in stored])
+            elif trains:
+                self.write_report(Experiment(s))
 
     # ---- modes --------------------------------------------------------------------------------------------------------------
 
