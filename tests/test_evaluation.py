@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from tiny_world import SMILE, TEST, call, names, settings, smooth_images
+from tiny_world import DEVICE, SMILE, TEST, call, names, settings, smooth_images
 from torch import nn
 
 from asyrp import process
@@ -49,8 +49,8 @@ def test_s_dir_of_a_run_is_that_of_its_pictures(run_learned, results, tiny, gene
     assert run_learned(*EVALUATE, "--bs_test", "2") == 0
     result = found(results)
     plain, edited = (call["x_0"] for call in generated)
-    clip, prompts = ClipLoss(str(tiny.clip)), ("face", "smiling face")
-    original = torch.stack([ImageFolder(tiny.test, 16)[i] for i in range(2)])
+    clip, prompts = ClipLoss(str(tiny.clip), DEVICE), ("face", "smiling face")
+    original = torch.stack([ImageFolder(tiny.test, 16)[i] for i in range(2)]).to(DEVICE)
     features = [clip.encode_images(images) for images in (original, plain, edited)]
     for metric, before, templates in (
         ("S_dir", 0, True),
