@@ -3,13 +3,10 @@
 # The five published datasets, and the default stack, have theirs in utils/lpips_curves/: then this step can be left out.
 source "$(dirname "$0")/env.sh"
 
-config="avatar.yml"  # a YAML of configs/
-edit_attr="avatar_smiling"  # only to mark its t_edit in the plot
+config="avatar.yml"  # a YAML of configs/; thresholds are those of its section `editing`
+guid="avatar_smiling"  # an attribute of utils/text_dic.py, only to mark its t_edit in the plot
 n_img=64  # images to measure
 n_step=100  # timesteps to measure
-# The paper's thresholds, 0.33 and 1.2, are for photographs at 256 pixels; LPIPS is smaller at 32.
-lpips_edit_th=0.005
-lpips_addnoise_th=0.1
 gpu="0"
 
 if [ "$config" = "avatar.yml" ]; then render_faces 200 100; fi
@@ -17,9 +14,6 @@ if [ "$config" = "avatar.yml" ]; then render_faces 200 100; fi
 CUDA_VISIBLE_DEVICES=$gpu python main.py --lpips \
   --config "$config" \
   --exp ./runs/lpips \
-  --edit_attr "$edit_attr" \
-  --n_train_img "$n_img" \
-  --n_inv_step "$n_step" \
-  --lpips_edit_th "$lpips_edit_th" \
-  --add_noise_from_xt --lpips_addnoise_th "$lpips_addnoise_th" \
+  --edit_attr "$guid" \
+  --n_train_img "$n_img" --n_inv_step "$n_step" \
   --sh_file_name "scripts/$(basename "$0")"

@@ -3,8 +3,7 @@
 # (They invert what is missing by themselves: this step is for doing it ahead.)
 source "$(dirname "$0")/env.sh"
 
-config="avatar.yml"  # a YAML of configs/
-inv_step=40
+config="avatar.yml"  # a YAML of configs/; the number of steps is that of its section `editing`
 n_img=100  # images of the training set, and of the test set
 gpu="0"
 
@@ -13,8 +12,6 @@ if [ "$config" = "avatar.yml" ]; then render_faces 200 100; fi
 CUDA_VISIBLE_DEVICES=$gpu python main.py --just_precompute \
   --config "$config" \
   --exp ./runs/precompute \
-  --n_inv_step "$inv_step" \
   --n_precomp_img "$n_img" \
   --bs_precompute 25 \
-  --do_train 1 --do_test 1 \
   --sh_file_name "scripts/$(basename "$0")"
