@@ -83,11 +83,14 @@ def world_at(folder):
     return SimpleNamespace(folder=folder, train=folder / "train", test=folder / "test", clip=folder / "clip.json")
 
 
-def call(tiny, *flags, model="ddpm", intervals=INTERVALS, steps=STEPS, weights=True):
-    """main.py on the tiny world, in the current folder -> exit status. weights: whether the file of the U-Net is named."""
-    given = ["--config", tiny.folder / f"{model}.yml", "--device", DEVICE]
+def call(tiny, *flags, model="ddpm", intervals=INTERVALS, steps=STEPS, weights=True, images=True):
+    """main.py on the tiny world, in the current folder -> exit status.
+
+    weights, images: whether the file of the U-Net and the folders of images are named.
+    """
+    given = ["--config", tiny.folder / f"{model}.yml", "--device", DEVICE, "--exp", "runs/smile"]
     given += ["--model_path", tiny.folder / f"{model}.pt"] if weights else []
-    given += ["--custom_train_dataset_dir", tiny.train, "--custom_test_dataset_dir", tiny.test, "--exp", "runs/smile"]
+    given += ["--custom_train_dataset_dir", tiny.train, "--custom_test_dataset_dir", tiny.test] if images else []
     given += ["--clip_model_name", tiny.clip, "--n_train_img", "2", "--n_test_img", "2", *steps, *intervals]
     handlers = logging.root.handlers[:]
     try:
