@@ -127,6 +127,30 @@ def test_mean_direction(run_learned, generated, flags, keys):
     assert torch.equal(generated[-1]["x_0"], first)
 
 
+def test_a_mean_is_found_by_everything_that_it_depends_on(run_learned, tiny):
+    """Another strength, interval, process, direction or set of images is another mean; another batch or test image is none."""
+    assert run_learned(*TRAIN, "--exp", "runs/second", "--edit_attr", "sad") == 0
+    mean = (*TEST, "--num_mean_of_delta_hs", "2", "--n_test_img", "1", "--load_from_checkpoint", "smile")
+    for same in ((), ("--bs_test", "2", "--custom_test_dataset_dir", tiny.train, "--seed", "7")):
+        assert run_learned(*mean, *same) == 0
+        assert len(stored("mean")) == 1
+    others = [
+        ("--hs_coeff_delta_h", "2"),
+        ("--hs_coeff_origin_h", "0.9"),
+        ("--user_defined_t_edit", "900"),
+        ("--n_test_step", "5"),
+        ("--custom_train_dataset_dir", tiny.test),
+        ("--sample_type", "ddpm"),
+        ("--sample_type", "ddpm", "--seed", "7"),
+        ("--load_from_checkpoint", "second"),
+    ]
+    for n, other in enumerate(others, 2):
+        assert run_learned(*mean, *other) == 0
+        assert len(stored("mean")) == n, other
+    assert run_learned(*mean, *others[0]) == 0
+    assert len(stored("mean")) == len(others) + 1
+
+
 def test_a_mean_of_one_image_edits_it_alike(run_learned, tiny, generated):
     """The mean over one image is that image's own delta_h at every timestep."""
     one = (*TEST, "--n_test_img", "1", "--custom_test_dataset_dir", tiny.train)
