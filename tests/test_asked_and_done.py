@@ -59,6 +59,13 @@ def test_strength_one_without_n_train_step(run_learned, results, generated, caps
         assert settings(results, "test")["strengths"] == ["+1"]
 
 
+def test_each_of_several_directions_has_the_strength_of_its_own_training(run_learned, generated):
+    """One trained over 4 steps and one over 8, both edited over 4; divided by the root of two."""
+    assert run_learned(*TRAIN, "--exp", "runs/second", "--edit_attr", "sad", "--n_train_step", "8") == 0
+    assert run_learned(*ALONE, "--multiple_attr", "smile second", steps=()) == 0
+    assert generated[0]["edit"].coefficients == pytest.approx([0.5**0.5, 2 * 0.5**0.5])
+
+
 def test_a_given_n_train_step_is_obeyed_and_said(run_learned, generated, capsys):
     assert run_learned(*ALONE, "--n_train_step", "2", "--load_from_checkpoint", "smile", steps=()) == 0
     assert generated[0]["edit"].coefficients == [0.5]
