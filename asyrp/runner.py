@@ -74,6 +74,8 @@ class Asyrp:
             if tests:
                 found = learned or [directions.build(one, self.model, s.ignore_timesteps) for one in stored]
                 self.test([] if s.pass_editing else found)
+            elif trains:
+                self.write_report(Experiment(s))
 
     # ---- modes --------------------------------------------------------------------------------------------------------------
 
