@@ -22,6 +22,12 @@ def test_editing(run_learned, results, generated):
     written = settings(results, "test")
     assert written["flags"]["edit_attr"] == "smiling"
     assert written["config"]["model"]["ch"] == 32
+    # What was not given as well, and where each value is from.
+    assert (written["flags"]["n_train_step"], written["flags"]["dt_lambda"]) == (4, 1.0)
+    assert (written["sources"]["n_train_step"], "dt_lambda" in written["sources"]) == ("flag", False)
+    [used] = written["decided"]["directions"]
+    assert (used["t_edit"], used["scale"], used["record"]["n_train_step"]) == ("500 (flag)", 1.0, 4)
+    assert written["decided"]["t_boost"] == "0 (flag)"
     assert (written["t_edit"], written["t_boost"], written["strengths"]) == (500, 0, ["+1"])
     assert "torch" in written["versions"]
 
