@@ -95,12 +95,6 @@ class Stored:
     def kind(self):
         return "delta_block" if all(isinstance(part, dict) for part in self.parts.values()) else "delta_h"
 
-    @property
-    def experiment(self):
-        """The name of the experiment that wrote it, as far as the file's name says."""
-        match = NAME.fullmatch(self.path.stem)
-        return match["experiment"] if match else self.path.stem
-
 
 def read(path):
     """A direction's file -> Stored. Raises UserError when it is damaged or no direction."""

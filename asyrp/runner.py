@@ -72,7 +72,8 @@ class Asyrp:
                 self.precompute()
             learned = [self.train()] if trains else []
             if tests:
-                self.test(learned or [directions.build(one, self.model, s.ignore_timesteps) for one in stored])
+                found = learned or [directions.build(one, self.model, s.ignore_timesteps) for one in stored]
+                self.test([] if s.pass_editing else found)
             elif trains:
                 self.write_report(Experiment(s))
 

@@ -100,10 +100,6 @@ class Store:
     def path(self, kind, key):
         return self.folder(kind) / key[:2] / f"{key}.safetensors"
 
-    def has(self, kind, key):
-        """Whether there is a file; `read` alone says whether it is whole."""
-        return self.path(kind, key).is_file()
-
     def read(self, kind, key, shapes=None):
         """-> {name: tensor}, or None when there is none, or none that is whole (it is removed then, with a line).
 

@@ -237,13 +237,17 @@ def train_direction(
     `EditLoss`), t_edit, lpips_edit_th, t_0. Those that are not given are what the model's config says in its section `editing`,
     else the paper's for CelebA-HQ. Without a t_edit it is read off the model's LPIPS curves at `lpips_edit_th` (see curves.py).
 
-    Raises UserError: an unknown setting, an interval without timesteps, prompts that CLIP cannot tell apart, a loss that is not
-    finite. Trains on model.device; the random start depends on `seed` alone.
+    Raises UserError: an unknown setting, no images, an interval without timesteps, prompts that CLIP cannot tell apart, id_w
+    without an id_loss, a loss that is not finite. Trains on model.device; the random start depends on `seed` alone.
     """
     if unknown := settings.keys() - SETTINGS.keys():
         raise UserError(f"unknown setting {min(unknown)}: the settings are {', '.join(SETTINGS)}")
     own = model.config.editing.given()
     s = {name: settings.get(name, own.get(flag, default)) for name, (flag, default) in SETTINGS.items()}
+    if not len(images) or s["epochs"] < 1:
+        raise UserError(f"{len(images)} images and {s['epochs']} epochs: nothing would be trained; give one at least of each")
+    if s["id_w"] and id_loss is None:
+        raise UserError(f"id_w {s['id_w']:g} needs an id_loss: give an IdLoss (see losses/id_loss.py), or id_w 0")
     if not isinstance(clip, ClipLoss):
         clip = ClipLoss(clip or model.config.clip_name(), model.device)
     timesteps = model.timesteps(s["n_steps"], s["t_0"])

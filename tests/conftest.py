@@ -6,7 +6,7 @@ import socket
 import pytest
 import torch
 from local_server import PAGE, WEIGHTS, published, serving
-from tiny_world import NAME, TRAIN, call, write_world
+from tiny_world import DEVICE, NAME, TRAIN, call, write_world
 
 from asyrp import process
 from asyrp.config import load_config
@@ -14,6 +14,10 @@ from configs import paths_config
 from models import build_unet
 from utils import download
 from utils.weights import PUBLISHED
+
+if DEVICE != "cpu":
+    # A training that was interrupted is compared bit for bit with one that was not.
+    torch.backends.cudnn.deterministic = True
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,12 @@ def test_editing(run_learned, results, generated):
     written = settings(results, "test")
     assert written["flags"]["edit_attr"] == "smiling"
     assert written["config"]["model"]["ch"] == 32
+    # What was not given as well, and where each value is from.
+    assert (written["flags"]["n_train_step"], written["flags"]["dt_lambda"]) == (4, 1.0)
+    assert (written["sources"]["n_train_step"], "dt_lambda" in written["sources"]) == ("flag", False)
+    [used] = written["decided"]["directions"]
+    assert (used["t_edit"], used["scale"], used["record"]["n_train_step"]) == ("500 (flag)", 1.0, 4)
+    assert written["decided"]["t_boost"] == "0 (flag)"
     assert (written["t_edit"], written["t_boost"], written["strengths"]) == (500, 0, ["+1"])
     assert "torch" in written["versions"]
 
@@ -125,6 +131,30 @@ def test_mean_direction(run_learned, generated, flags, keys):
     assert run_learned(*mean) == 0
     assert len(generated) == before + 1  # the mean is found again: only the test image is generated
     assert torch.equal(generated[-1]["x_0"], first)
+
+
+def test_a_mean_is_found_by_everything_that_it_depends_on(run_learned, tiny):
+    """Another strength, interval, process, direction or set of images is another mean; another batch or test image is none."""
+    assert run_learned(*TRAIN, "--exp", "runs/second", "--edit_attr", "sad") == 0
+    mean = (*TEST, "--num_mean_of_delta_hs", "2", "--n_test_img", "1", "--load_from_checkpoint", "smile")
+    for same in ((), ("--bs_test", "2", "--custom_test_dataset_dir", tiny.train, "--seed", "7")):
+        assert run_learned(*mean, *same) == 0
+        assert len(stored("mean")) == 1
+    others = [
+        ("--hs_coeff_delta_h", "2"),
+        ("--hs_coeff_origin_h", "0.9"),
+        ("--user_defined_t_edit", "900"),
+        ("--n_test_step", "5"),
+        ("--custom_train_dataset_dir", tiny.test),
+        ("--sample_type", "ddpm"),
+        ("--sample_type", "ddpm", "--seed", "7"),
+        ("--load_from_checkpoint", "second"),
+    ]
+    for n, other in enumerate(others, 2):
+        assert run_learned(*mean, *other) == 0
+        assert len(stored("mean")) == n, other
+    assert run_learned(*mean, *others[0]) == 0
+    assert len(stored("mean")) == len(others) + 1
 
 
 def test_a_mean_of_one_image_edits_it_alike(run_learned, tiny, generated):

@@ -16,7 +16,7 @@ from asyrp import process, training
     ("flags", "message"),
     [
         (("--edit_attr", "smilling"), "smiling"),
-        (("--custom_test_dataset_dir", "nowhere"), "nowhere: no such folder"),
+        (("--custom_test_dataset_dir", "nowhere"), "nowhere is no folder of images"),
         (("--model_path", "nowhere.pt"), "nowhere.pt: no such file"),
         (("--config", "nowhere.yml"), "nowhere.yml: no such file; give a path, or one of"),
         (("--device", "cuda:99"), "--device cuda:99 cannot be used here"),
@@ -71,7 +71,7 @@ def test_a_file_that_is_no_direction(run, tiny):
 
 def test_folders_without_images(run, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "empty: holds no image" in run.error("--just_precompute", "--custom_train_dataset_dir", "empty")
+    assert "it holds no images and no folders" in run.error("--just_precompute", "--custom_train_dataset_dir", "empty")
 
 
 def test_unreadable_images_are_left_out(run_learned, tiny, tmp_path, results, capsys):

@@ -12,6 +12,7 @@ from tiny_world import (
     SMILE,
     TEST,
     TRAIN,
+    Distance,
     directions,
     keep_curve,
     losses,
@@ -28,13 +29,6 @@ from asyrp import process
 from asyrp.intervals import Curve
 from asyrp.store import Store
 from losses.lpips_alex import WEIGHTS as LPIPS_WEIGHTS
-
-
-class Distance(torch.nn.Module):
-    """In place of LPIPS, which needs images of 31 pixels."""
-
-    def forward(self, a, b):
-        return (a - b).abs().mean((1, 2, 3), keepdim=True)
 
 
 @pytest.fixture
@@ -216,6 +210,21 @@ def test_without_training_the_learned_direction_is_tested(run_learned, learned, 
     assert (results / "test_images" / "4" / "all.png").exists()
 
 
+def test_a_test_after_training_may_leave_the_edit_out(run, results, generated):
+    assert run("--run_train", *SMILE, "--pass_editing") == 0
+    assert {call["edit"] for call in generated} == {None}
+    assert settings(results, "test")["strengths"] == ["no edit"]
+
+
+@pytest.mark.parametrize("mode", ["--run_test", "--evaluate"])
+def test_what_was_trained_is_what_is_tested(run, results, mode, generated):
+    """Also where the test is asked for by another flag, and the training began at another direction."""
+    assert run(*TRAIN, "--exp", "runs/first", "--edit_attr", "sad") == 0
+    assert run("--run_train", mode, *SMILE, "--do_test", "0", "--manual_checkpoint_name", "first") == 0
+    edited = [call["edit"] for call in generated if call["edit"]]
+    assert {direction.name for edit in edited for direction in edit.directions} == {f"{NAME}.pth"}
+
+
 def test_without_training_there_must_be_a_checkpoint(run):
     assert "--do_train 0, and there is no checkpoint/" in run.error("--run_train", *SMILE, "--do_train", "0")
     assert directions() == {}
@@ -255,7 +264,7 @@ def test_how_often_training_saves_pictures(run, results, tmp_path):
 
 
 def test_what_is_missing_for_the_test_shows_before_training(run, tiny, tmp_path):
-    assert "nowhere: no such folder" in run.error("--run_train", *SMILE, "--custom_test_dataset_dir", "nowhere")
+    assert "nowhere is no folder of images" in run.error("--run_train", *SMILE, "--custom_test_dataset_dir", "nowhere")
     keep_curve(open_tiny(tiny), top=0.05)
     assert "never reaches 0.100" in run.error("--run_train", *SMILE, intervals=("--user_defined_t_edit", "500"))
     assert not (tmp_path / "checkpoint").exists()

@@ -222,7 +222,9 @@ def test_several_directions_act_each_in_its_own_interval(model, x_T):
     one, two = new_direction(model, 1, t_edit=900), new_direction(model, 2, t_edit=300)
     edit = hspace.Edit([one, two], [0.5**0.5, -2 * 0.5**0.5], t_edits=[900, 300])
     expected = process.generate(model.unet, x_T, model.schedule, model.timesteps(4), edit=edit, t_edit=300)
-    assert torch.allclose(model.edit(x_T, [one, two], [1, -2], n_steps=4), expected, atol=1e-4)
+    found = model.edit(x_T, [one, two], [1, -2], n_steps=4)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(found, model.edit(x_T, [one, two], [1, -2], n_steps=4, t_edit=300), atol=1e-2)
 
 
 def test_boosting_adds_noise_that_the_seed_decides(model, x_T):

@@ -1,4 +1,4 @@
-"""The four command blocks of the published README, with their optional lines, run as they stand there.
+"""The four command blocks of the published README and scripts, with their optional lines, run as they stand there.
 
 Only sizes are smaller: they come last, and the last value of a flag counts.
 """
@@ -6,33 +6,29 @@ Only sizes are smaller: they come last, and the last value of a flag counts.
 import shlex
 
 import pytest
-import torch
-from tiny_world import call
+from tiny_world import Distance, call, directions, settings, stored
 
 import asyrp.runner
 
 SMALL = "--n_train_img 2 --n_test_img 2 --n_precomp_img 2 --n_inv_step 4 --n_train_step 4 --n_test_step 4 --n_iter 2"
-# The tiny world's curves reach neither published threshold.
-INTERVALS = "--lpips_edit_th 0.0001 --lpips_addnoise_th 0.0001"
-
 GET_LPIPS = """
-    --lpips --exp ./runs/tmp --edit_attr test --n_train_img 100 --n_inv_step 1000 --custom_dataset_name tiny
+    --lpips --exp ./runs/tmp --edit_attr test --n_train_img 100 --n_inv_step 1000
 """
 PRECOMPUTE = """
-    --just_precompute --exp ./runs/tmp --edit_attr test --n_inv_step 40 --n_train_img 1000 --n_test_img 100 --bs_train 1
-    --t_0 999 --do_train 1 --do_test 1
+    --run_train --just_precompute --exp ./runs/tmp --edit_attr test --n_inv_step 40 --n_train_img 1000 --n_test_img 100
+    --bs_train 1 --t_0 999 --do_train 1 --do_test 1
 """
 TRAIN = """
     --run_train --exp ./runs/smiling --edit_attr smiling --do_train 1 --do_test 1 --n_train_img 100 --n_test_img 32 --n_iter 5
     --bs_train 1 --t_0 999 --n_inv_step 50 --n_train_step 50 --n_test_step 50 --get_h_num 1 --train_delta_block
     --sh_file_name script.sh --save_x0 --use_x0_tensor --hs_coeff_delta_h 1.0 --lr_training 0.5 --clip_loss_w 1.0
-    --l1_loss_w 3.0 --retrain 1 --add_noise_from_xt --lpips_addnoise_th 1.2 --lpips_edit_th 0.33 --custom_dataset_name tiny
+    --l1_loss_w 3.0 --retrain 1 --add_noise_from_xt --lpips_addnoise_th 1.2 --lpips_edit_th 0.33 --custom_dataset_name celeba
 """
 INFERENCE = """
     --run_test --exp ./runs/smiling --edit_attr smiling --do_train 0 --do_test 1 --n_train_img 100 --n_test_img 32
     --n_iter 5 --bs_train 1 --t_0 999 --n_inv_step 50 --n_train_step 50 --n_test_step 50 --get_h_num 1 --train_delta_block
     --add_noise_from_xt --lpips_addnoise_th 1.2 --lpips_edit_th 0.33 --sh_file_name script.sh --save_x0 --use_x0_tensor
-    --hs_coeff_delta_h 1.0 --custom_dataset_name tiny
+    --hs_coeff_delta_h 1.0 --custom_dataset_name celeba
 """
 SUFFIX = "_LC_CUSTOM_t999_ninv4_ngen4"
 # What the blocks of training and inference carry as further lines.
@@ -56,34 +52,44 @@ INFERENCE_LINES = (
 )
 
 
-class Distance(torch.nn.Module):
-    """In place of LPIPS, which needs images of 31 pixels."""
-
-    def forward(self, a, b):
-        return (a - b).abs().mean((1, 2, 3), keepdim=True)
-
-
 @pytest.fixture(scope="module")
 def world(tiny, tmp_path_factory):
-    """A folder in which the first three blocks have run: run(block, *lines) -> exit status."""
+    """A folder in which the first three blocks have run: world(block, *lines) -> exit status."""
 
     def run(*lines):
-        return call(tiny, *shlex.split(" ".join([*lines[:1], SMALL, INTERVALS, *lines[1:]])), intervals=())
+        return call(tiny, *shlex.split(" ".join([*lines[:1], SMALL, *lines[1:]])), intervals=())
 
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("published")
-        patch.chdir(folder)
+        run.folder = tmp_path_factory.mktemp("published")
+        patch.chdir(run.folder)
         patch.setattr(asyrp.runner, "load_lpips", Distance)
-        run.folder = folder
-        run.statuses = [run(block) for block in (GET_LPIPS, PRECOMPUTE, TRAIN)]
+        run.statuses = [run(GET_LPIPS), run(PRECOMPUTE)]
+        run.precomputed, run.trained_too_early = stored("latent"), directions()
+        run.statuses.append(run(TRAIN))
+        run.learned, run.inverted = list(directions()), stored("latent")
+        run.settings = [settings(run.folder / f"runs/smiling{SUFFIX}", mode) for mode in ("train", "test")]
         yield run
 
 
 def test_the_first_three_blocks(world):
     assert world.statuses == [0, 0, 0]
-    assert (world.folder / "precomputed/lpips_curves/tiny.csv").exists()
-    assert (world.folder / f"checkpoint/smiling{SUFFIX}_1.pth").exists()
+    assert len(stored("curve")) == 1
+    assert world.learned == [f"smiling{SUFFIX}_0.pth", f"smiling{SUFFIX}_1.pth"]
     assert (world.folder / f"runs/smiling{SUFFIX}/test_images/4/all.png").exists()
+
+
+def test_precomputing_stops_before_training(world):
+    """The published script gives --run_train as well; and training then inverts nothing again."""
+    assert len(world.precomputed) == 4
+    assert world.trained_too_early == {}
+    assert world.inverted.keys() == world.precomputed.keys()
+
+
+def test_the_published_thresholds_on_the_published_curves(world):
+    """0.33 times the cosine of the prompts, and 1.2: with celeba's curves t_boost is 167."""
+    for found in world.settings:
+        assert found["t_boost"] == 167
+        assert 300 < found["t_edit"] < 538
 
 
 @pytest.mark.parametrize("lines", TRAINING_LINES)

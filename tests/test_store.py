@@ -108,8 +108,6 @@ def test_written_and_read(kept, path):
     assert torch.equal(kept.read("latent", KEY, SHAPES)["x_T"], torch.ones(2, 3))
     assert kept.about("latent", KEY) == {"timesteps": [0, 999]}
     assert path == kept.root / "latent" / "ab" / f"{KEY}.safetensors"
-    assert kept.has("latent", KEY)
-    assert not kept.has("sample", KEY)
     assert kept.read("sample", KEY) is kept.read("latent", "cd") is None
 
 

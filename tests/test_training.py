@@ -1,16 +1,21 @@
 """Training: golden losses and weights, what is computed how often, and what is refused."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from golden_unets import MANIFEST, golden_arrays, golden_unet, golden_weights, relative_l2
-from tiny_world import smooth_images
+from tiny_world import DEVICE, TRAIN, call, directions, keep_curve, open_tiny, smooth_images
 
+import asyrp
 from asyrp import process
+from asyrp.data.datasets import ImageFolder
 from asyrp.data.pairs import Batch
 from asyrp.hspace import BlockDirection, GivenDirection
 from asyrp.origin import PlainTrajectories
-from asyrp.training import COLUMNS, EditLoss, Weights, edit_steps, train_batch
+from asyrp.training import COLUMNS, EditLoss, LossNotFinite, Weights, edit_steps, train_batch, train_epoch
 from utils.errors import UserError
 
 TOLERANCE = 1e-3
@@ -190,3 +195,163 @@ def test_edit_steps():
     assert edit_steps([0, 333], 0) == [(333, 0), (0, process.END)]
     with pytest.raises(UserError, match=r"t_edit 700 lies above every timestep \(the highest is 600\)"):
         edit_steps([0, 300, 600], 700)
+
+
+# ---- train_direction --------------------------------------------------------------------------------------------------------
+
+QUICK = {"n_steps": 4, "t_edit": 500, "lr": 0.2, "clip_w": 1.0, "l1_w": 0.0}
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return open_tiny(tiny)
+
+
+@pytest.fixture
+def learn(model, tiny):
+    """learn(...) -> what `train_direction` makes of two images, in one epoch over four steps."""
+
+    def new(model=model, n=2, **more):
+        faces = ImageFolder(tiny.train, 16)
+        some = torch.stack([faces[i] for i in range(n)]) if n else torch.empty(0, 3, 16, 16)
+        return asyrp.train_direction(model, some, "face", "smiling face", **({"clip": tiny.clip} | QUICK | more))
+
+    return new
+
+
+def apart(one, other):
+    return max((a - b).abs().max() for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_the_library_learns_what_the_command_line_learns(learn, tiny, tmp_path, monkeypatch):
+    """Two epochs, a falling rate, both losses, the seed of the command line."""
+    monkeypatch.chdir(tmp_path)
+    flags = ("--n_iter", "2", "--l1_loss_w", "2", "--scheduler_step_size", "1", "--clip_source", "origin", "--bs_train", "2")
+    assert call(tiny, *TRAIN, *flags) == 0
+    more = {"epochs": 2, "l1_w": 2, "lr_step": 1, "clip_source": "origin", "batch_size": 2, "clip_w": 3, "seed": 1234}
+    found = learn(**more)
+    [expected] = [part["0"] for name, part in directions().items() if name.endswith("_1.pth")]
+    for name, value in found.function.block.state_dict().items():
+        assert torch.allclose(value.cpu(), expected[name], atol=1e-5), name
+    record = asyrp.load_direction("smile", open_tiny(tiny)).record
+    shared = found.record["training"].keys() & record["training"].keys()
+    assert len(shared) > 8
+    assert {key: found.record["training"][key] for key in shared} == {key: record["training"][key] for key in shared}
+    assert {**found.record, "training": 0, "t_boost": 0} == {**record, "training": 0, "t_boost": 0}
+
+
+def test_a_direction_that_was_learned_is_ready_to_edit_with(learn, model, tiny):
+    direction = learn()
+    assert (direction.kind, direction.record["t_edit"], direction.record["n_train_step"]) == ("delta_block", 500, 4)
+    assert not any(parameter.requires_grad for parameter in direction.parameters())
+    x_T = model.invert(smooth_images(1), 4)
+    assert (model.edit(x_T, direction, n_steps=4) - model.generate(x_T, 4)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("ignore", "keys"), [(False, [999, 666]), (True, [None])])
+def test_a_delta_h_of_the_library(learn, ignore, keys):
+    direction = learn(kind="delta_h", ignore_timesteps=ignore)
+    assert direction.kind == "delta_h"
+    assert direction.function.keys == keys
+    assert all(delta.any() for _, delta in direction.function.items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_steps": 5},
+        {"epochs": 2},
+        {"batch_size": 2},
+        {"lr": 0.1},
+        {"clip_w": 2.0},
+        {"l1_w": 1.0},
+        {"clip_source": "origin"},
+        {"t_edit": 900},
+        {"t_0": 900},
+        {"seed": 1},
+        {"ignore_timesteps": True},
+    ],
+    ids=str,
+)
+def test_every_setting_has_its_effect(learn, change):
+    assert apart(learn(), learn(**change)) > 1e-7
+
+
+@pytest.mark.parametrize("change", [{"lr_step": 2}, {"lr_gamma": 1.0}], ids=str)
+def test_the_rate_falls_after_an_epoch(learn, change):
+    falling = {"epochs": 2, "lr_step": 1}
+    assert apart(learn(**falling), learn(**falling | change)) > 1e-7
+
+
+def test_settings_come_from_the_config_unless_they_are_given(learn, tiny, tmp_path):
+    config = yaml.safe_load((tiny.folder / "ddpm.yml").read_text())
+    editing = {"lr_training": 0.05, "n_iter": 2, "clip_source": "origin", "user_defined_t_edit": 900}
+    (tmp_path / "own.yml").write_text(yaml.safe_dump(config | {"editing": editing}))
+    own = asyrp.open_model(tmp_path / "own.yml", tiny.folder / "ddpm.pt", DEVICE)
+    found = asyrp.train_direction(own, smooth_images(1), "face", "sad face", clip=tiny.clip, n_steps=4, epochs=1)
+    made = found.record["training"]
+    assert (made["lr_training"], made["clip_source"], made["n_iter"], found.record["t_edit"]) == (0.05, "origin", 1, 900)
+    assert (made["clip_loss_w"], made["l1_loss_w"]) == (0.8, 3.0)  # the paper's
+
+
+def test_without_a_t_edit_the_curves_of_the_model_decide(learn, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no LPIPS curves for category CUSTOM"):
+        learn(t_edit=None)
+    keep_curve(model, top=1.0)
+    low, high = (learn(t_edit=None, lpips_edit_th=threshold).record["t_edit"] for threshold in (0.4, 0.8))
+    assert 0 < low < 400 < high < 800
+    assert high == pytest.approx(2 * low, abs=2)
+
+
+def test_the_callback_sees_every_batch(learn):
+    seen = []
+    learn(
+        epochs=2,
+        n=3,
+        batch_size=2,
+        callback=lambda epoch, batch, result: seen.append((epoch, batch.indices, result.losses.shape)),
+    )
+    one, two = torch.Size([2, len(COLUMNS)]), torch.Size([2, len(COLUMNS)])
+    assert seen == [(epoch, indices, shape) for epoch in (0, 1) for indices, shape in (([0, 1], one), ([2], two))]
+
+
+def test_the_identity_loss_of_the_library(learn):
+    faces = SimpleNamespace(embed=lambda x: F.normalize(F.avg_pool2d(x, 4).flatten(1)))
+    assert apart(learn(), learn(id_loss=faces, id_w=1.0)) > 1e-7
+    with pytest.raises(UserError, match="id_w 1 needs an id_loss"):
+        learn(id_w=1.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"learning_rate": 0.1}, "unknown setting learning_rate: the settings are n_steps, epochs, "),
+        ({"t_edit": 1000}, "t_edit 1000 lies above every timestep"),
+        ({"n_steps": 1}, "1 steps: must be 2 to 1000"),
+        ({"n": 0}, "0 images and 1 epochs: nothing would be trained"),
+        ({"epochs": 0}, "2 images and 0 epochs: nothing would be trained"),
+    ],
+)
+def test_trainings_that_are_refused(learn, more, message):
+    with pytest.raises(UserError, match=message):
+        learn(**more)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_direction_from_before(unet):
+    """`train_epoch` takes back what the batch that broke off has done."""
+    direction, loss, seen = new_block(unet), new_loss(Weights(clip=1)), []
+
+    def explode(images):
+        seen.append(1)
+        return encode(images) * (float("nan") if len(seen) == 6 else 1)  # the last step of the second image
+
+    loss.encode = explode
+    model = SimpleNamespace(unet=unet, schedule=SCHEDULE, device="cpu")
+    optimizer = torch.optim.SGD(direction.parameters(), lr=0.02)
+    epoch = train_epoch(model, direction, [images(0), images(1)], STEPS[:2], loss, optimizer, PlainTrajectories())
+    next(epoch)
+    kept = {name: value.clone() for name, value in direction.state_dict().items()}
+    with pytest.raises(LossNotFinite, match=f"image 1, timestep {STEPS[1][0]}"):
+        next(epoch)
+    assert all(torch.equal(value, kept[name]) for name, value in direction.state_dict().items())

@@ -83,12 +83,15 @@ def world_at(folder):
     return SimpleNamespace(folder=folder, train=folder / "train", test=folder / "test", clip=folder / "clip.json")
 
 
-def call(tiny, *flags, model="ddpm", intervals=INTERVALS, weights=True):
-    """main.py on the tiny world, in the current folder -> exit status. weights: whether the file of the U-Net is named."""
-    given = ["--config", tiny.folder / f"{model}.yml", "--device", DEVICE]
+def call(tiny, *flags, model="ddpm", intervals=INTERVALS, steps=STEPS, weights=True, images=True):
+    """main.py on the tiny world, in the current folder -> exit status.
+
+    weights, images: whether the file of the U-Net and the folders of images are named.
+    """
+    given = ["--config", tiny.folder / f"{model}.yml", "--device", DEVICE, "--exp", "runs/smile"]
     given += ["--model_path", tiny.folder / f"{model}.pt"] if weights else []
-    given += ["--custom_train_dataset_dir", tiny.train, "--custom_test_dataset_dir", tiny.test, "--exp", "runs/smile"]
-    given += ["--clip_model_name", tiny.clip, "--n_train_img", "2", "--n_test_img", "2", *STEPS, *intervals]
+    given += ["--custom_train_dataset_dir", tiny.train, "--custom_test_dataset_dir", tiny.test] if images else []
+    given += ["--clip_model_name", tiny.clip, "--n_train_img", "2", "--n_test_img", "2", *steps, *intervals]
     handlers = logging.root.handlers[:]
     try:
         return main.main([str(flag) for flag in [*given, *flags]])
@@ -141,6 +144,13 @@ def stored(kind):
     assert None not in found.values()
     # What is read may be the file itself, mapped into memory: a test that spoils the file must not spoil what it compares with.
     return {key: {name: tensor.clone() for name, tensor in tensors.items()} for key, tensors in found.items()}
+
+
+class Distance(torch.nn.Module):
+    """In place of LPIPS, which needs images of 31 pixels."""
+
+    def forward(self, a, b):
+        return (a - b).abs().mean((1, 2, 3), keepdim=True)
 
 
 def straight(top):

@@ -1,0 +1,143 @@
+"""Imports go one way, and what needs no torch does without it."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from utils.files import ROOT
+
+# From the top to the ground. A module imports from its own row and from those below it; one of a package belongs to the
+# package's row unless it has a place of its own.
+ROWS = (
+    ("main",),
+    ("asyrp.runner",),
+    ("asyrp.uses", "asyrp.learning"),
+    ("asyrp.editing", "asyrp.training", "asyrp.evaluation", "asyrp.report", "asyrp.experiment", "asyrp.base_model"),
+    (
+        *("asyrp.settings", "asyrp.model", "asyrp.directions", "asyrp.curves", "asyrp.origin", "asyrp.data", "asyrp.store"),
+        *("asyrp.intervals", "asyrp.config", "asyrp.parsing"),
+    ),
+    ("asyrp.process", "asyrp.hspace", "asyrp.acceleration", "asyrp.options", "asyrp"),
+    ("models", "losses"),
+    ("configs", "utils"),
+)
+GROUND = ("utils", "models", "losses", "configs")
+# Who may know what a flag is: the command line itself, and the one place where settings are decided.
+KNOW_FLAGS = {"main", "asyrp.parsing", "asyrp.settings", "asyrp.runner"}
+FLAGS = {"asyrp.options", "asyrp.parsing"}
+# The equations: no files, no printing, nothing to configure.
+PURE = ("asyrp.process", "asyrp.hspace", "models.ddpm", "models.adm")
+NOT_PURE = {"argparse", "logging", "os", "pathlib", "sys", "tqdm", "utils.files", "utils.tensors", "print", "open"}
+
+
+@cache
+def modules():
+    """{name: path} of the program and its library."""
+    paths = [ROOT / "main.py", *(path for top in ("asyrp", *GROUND) for path in (ROOT / top).rglob("*.py"))]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+@cache
+def imported(path):
+    """Names of the modules that a file imports, anywhere in it; `from a import b` is a.b where that is a module of ours."""
+    found = set()
+    for node in ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in modules() else node.module for name in names}
+    return found
+
+
+def ours(name):
+    return imported(modules()[name]) & modules().keys()
+
+
+def row(name):
+    """The row of a module: of the longest name in ROWS that it is, or lies in."""
+    places = [(len(part), i) for i, parts in enumerate(ROWS) for part in parts if f"{name}.".startswith(f"{part}.")]
+    # `asyrp` itself is the package's docstring: a module in it has to have a place.
+    places = [place for place in places if name == "asyrp" or place[0] > len("asyrp") or not name.startswith("asyrp")]
+    assert places, f"{name} has no row in ROWS"
+    return max(places)[1]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_arrows_go_one_way(name):
+    upward = {other for other in ours(name) if row(other) < row(name)}
+    assert not upward
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    list(TopologicalSorter({name: ours(name) for name in modules()}).static_order())
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name.split(".")[0] in GROUND])
+def test_nothing_below_it_imports_asyrp(name):
+    assert not {other for other in imported(modules()[name]) if other.split(".")[0] == "asyrp"}
+
+
+@pytest.mark.parametrize("name", sorted(modules().keys() - KNOW_FLAGS))
+def test_no_flag_is_read_below_the_runner(name):
+    assert not ours(name) & FLAGS
+    assert "argparse" not in imported(modules()[name])
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_equations_know_no_files_and_print_nothing(name):
+    called = {node.id for node in ast.walk(ast.parse(modules()[name].read_text())) if isinstance(node, ast.Name)}
+    assert not (imported(modules()[name]) | called) & NOT_PURE
+
+
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_no_script_parses_the_flags_of_another(path):
+    """What it needs of the program it takes from the library."""
+    names = imported(path)
+    assert not names & (FLAGS | {"main", "asyrp.runner"})
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert not {alias.name for alias in node.names} & {"parse_args", "build_parser", "main"}
+
+
+@pytest.mark.parametrize("path", [*modules().values(), *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_longer_than_400_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+# ---- without torch ----------------------------------------------------------------------------------------------------------
+
+HEAVY = ("torch", "numpy", "PIL", "open_clip", "yaml", "matplotlib")
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "said"),
+    [
+        (["--help"], 0, "--config YAML"),
+        (["--n_test_stp", "3"], 2, "error: unknown flag --n_test_stp; did you mean --n_test_step?"),
+        (["--run_test"], 2, "error: no model: give --config"),
+        (["--config", "avatar.yml", "--run_test", "--n_test_img", "0"], 2, "error: --n_test_img 0: must be 1 or more"),
+    ],
+)
+def test_help_and_a_wrong_flag_import_no_torch(flags, status, said):
+    code = f"""
+import sys, main
+try:
+    status = main.main({flags!r})
+except SystemExit as end:
+    status = end.code
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+print("status", status, "heavy", heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said in done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == f"status {status} heavy []"
