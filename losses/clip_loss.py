@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 OPENAI_NAMES = ("ViT-B/16", "ViT-B/32", "ViT-L/14", "ViT-L/14@336px", "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
 FILE_SUFFIXES = {".json", ".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
 WEIGHT_SUFFIXES = (".safetensors", ".pt")
-CONFIG_OF_A_FOLDER = "open_clip_config.json"  # as open_clip names it beside the weights it publishes
+# As open_clip names a config and the weights that it publishes with it.
+CONFIG_OF_A_FOLDER = "open_clip_config.json"
+WEIGHTS_OF_A_FOLDER = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 VOCABULARY = 49408  # of CLIP's byte-pair tokenizer
 TEMPLATES = tuple(t for t in open_clip.OPENAI_IMAGENET_TEMPLATES if t("") != "a photo of many .")
 OPENAI_NORMALISATION = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
@@ -247,10 +249,11 @@ def from_config(path, weights=None):
     settings = _read_settings(path)
     preprocess = settings.pop("preprocess_cfg", {})
     settings = settings.get("model_cfg", settings)
-    weights = weights or next((w for suffix in WEIGHT_SUFFIXES if (w := path.with_suffix(suffix)).is_file()), None)
+    names = [path.with_suffix(suffix).name for suffix in WEIGHT_SUFFIXES]
+    names += WEIGHTS_OF_A_FOLDER if path.name == CONFIG_OF_A_FOLDER else ()
+    weights = weights or next((w for name in names if (w := path.with_name(name)).is_file()), None)
     if weights is None:
-        names = " or ".join(path.with_suffix(suffix).name for suffix in WEIGHT_SUFFIXES)
-        raise UserError(f"{path}: its weights are missing; put {names} beside it")
+        raise UserError(f"{path}: its weights are missing; put {' or '.join(names)} beside it")
     try:
         if settings["text_cfg"].keys() & {"hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs"}:
             raise ValueError("it wants another tokenizer than CLIP's own")

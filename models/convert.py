@@ -80,8 +80,10 @@ def check_diffusers_config(config, norm_groups=32, where="config.json"):
     wanted |= {"norm_num_groups": norm_groups, "attn_norm_num_groups": norm_groups}
     given["norm_num_groups"] = config.get("norm_num_groups", 32)
     given["attn_norm_num_groups"] = config.get("attn_norm_num_groups") or norm_groups  # of the middle block
-    if _one_head(given["attention_head_dim"], config.get("block_out_channels")):
+    if _one_head(given["attention_head_dim"], config):
         given["attention_head_dim"] = None
+    if given["act_fn"] == "swish":  # another name of it
+        given["act_fn"] = "silu"
     pairs = {name: (given[name], here) for name, here in wanted.items() if given[name] != here}
     differing = [f"{name} {json.dumps(there)} (here {json.dumps(here)})" for name, (there, here) in pairs.items()]
     if differing:
@@ -154,6 +156,11 @@ def _read_config(path):
     return config if of_diffusers else None
 
 
-def _one_head(head_dim, widths):
-    """Whether heads of so many channels are one head at each of the widths that have attention."""
-    return isinstance(head_dim, int) and isinstance(widths, list | tuple) and set(widths) == {head_dim}
+def _one_head(head_dim, config):
+    """Whether heads of so many channels are one head at each of the widths that have attention; the middle always has some."""
+    widths = config.get("block_out_channels")
+    if not isinstance(widths, list | tuple) or not widths:
+        return False
+    kinds = config.get("down_block_types")
+    kinds = kinds if isinstance(kinds, list | tuple) and len(kinds) == len(widths) else ["Attn"] * len(widths)
+    return {widths[-1], *(width for width, kind in zip(widths, kinds, strict=True) if "Attn" in str(kind))} == {head_dim}

@@ -184,6 +184,16 @@ def test_config_with_weights(tiny, suffix):
     assert clip.direction("face", "smiling face").shape == (1, 16)
 
 
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_a_folder_as_open_clip_publishes_it(tiny, name):
+    path = tiny(".pt" if name.endswith("bin") else ".safetensors")
+    path.with_suffix(".pt" if name.endswith("bin") else ".safetensors").rename(path.with_name(name))
+    config = path.rename(path.with_name("open_clip_config.json"))
+    assert ClipLoss(config).image_size == 32
+    path.with_name(name).unlink()
+    assert "or open_clip_pytorch_model.bin beside it" in message_of(config)
+
+
 def test_config_with_sections(tiny):
     path = tiny()
     path.write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": {}}))

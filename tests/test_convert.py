@@ -153,6 +153,17 @@ def test_one_head_by_its_number():
         check_diffusers_config(PUBLISHED | {"attention_head_dim": 64, "block_out_channels": [64, 128]})
 
 
+@pytest.mark.parametrize("changes", [{"attention_head_dim": 96}, {"act_fn": "swish"}], ids=str)
+def test_another_word_for_the_same_network_loads(tmp_path, changes):
+    """At this plan's widths with attention, 96 channels are one head; swish is another name of silu."""
+    reference = theirs(**changes)
+    reference.save_pretrained(tmp_path)
+    unet = build_unet({"data": {"image_size": SIZE}, "model": MODEL})
+    unet.load_state_dict(read_unet_weights(tmp_path / "diffusion_pytorch_model.safetensors"))
+    with torch.no_grad():
+        assert (unet(X, T) - reference(X, T).sample).abs().max() < 1e-5
+
+
 def test_without_a_config_a_line_says_what_is_assumed(reference, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     save_file(reference.state_dict(), tmp_path / "w.safetensors")

@@ -272,7 +272,7 @@ def test_a_torchscript_archive_is_called_so(tmp_path):
 
 def test_a_missing_file_and_a_folder(tmp_path):
     refused(tmp_path / "nothing.pt", "no such file")
-    refused(tmp_path, "no such file")
+    refused(tmp_path, "is a folder")
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt"])

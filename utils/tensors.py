@@ -5,6 +5,7 @@ import pickle
 import pickletools
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -23,9 +24,9 @@ log = logging.getLogger(__name__)
 # `params_ema` and the like are moving averages, and those are meant; the others are the raw weights.
 AVERAGE = re.compile(r"(^|_)(ema|averaged?)(_|$)")
 RAW = ("state_dict", "model", "params", "model_state_dict", "net", "unet", "module", "shadow", "checkpoint", "weights")
-# What wrappers put before each name; they may be nested. Beside what stands under one of the last two, a Lightning module may
-# have other networks and buffers.
-WRAPPERS = ("module.", "model.", "unet.")
+# What wrappers put before each name; they may be nested. Beside what stands under another than the first, a Lightning module
+# may have other networks and buffers.
+WRAPPERS = ("module.", "model.", "unet.", "diffusion_model.")
 COUNTERS = {"n_averaged", "num_updates", "decay", "step", "initted"}  # single numbers beside an average
 DEEPEST = 8  # keys inside keys in which weights are looked for: a checkpoint may hold itself
 # What torch and safetensors say, in words of their own, when the system refuses to write.
@@ -43,6 +44,7 @@ UNREADABLE = (
     AttributeError,
     AssertionError,
     OverflowError,
+    MemoryError,
     struct.error,
     zipfile.BadZipFile,
     zlib.error,
@@ -73,7 +75,9 @@ def load(path):
     try:
         if is_safetensors(path):
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of what is an error here
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise UserError(f"{path} {_complaint(path, error)}") from error
 
@@ -118,6 +122,11 @@ def is_torchscript(path):
 
 def _existing(path):
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file of weights in it")
+    if path.exists() and not path.is_file():
+        # A pipe, say: opening it would wait for who writes to it.
+        raise UserError(f"{path} is no ordinary file: name a file of weights")
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     return path
@@ -133,6 +142,8 @@ def _complaint(path, error):
         return f"holds more than tensors{what} and was not run; where you trust it, save its state_dict alone and use that"
     if isinstance(error, PermissionError):
         return "cannot be read: permission denied; change its permissions"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "cannot be read as a file of weights: it is damaged, or this machine lacks the memory for it"
     reason = "" if isinstance(error, pickle.UnpicklingError) or not str(error) else f" ({one_line(error)[:80]})"
     return f"cannot be read as a file of weights{reason}: it is damaged, or of another kind; fetch or write it again"
 
@@ -197,22 +208,26 @@ def _tell(path, taken, others):
         log.info(f"{path}: left out {len(taken.left_out)} tensors beside the network's (first: {taken.left_out[0]})")
 
 
-def _found(contents, where="", averaged=False, depth=0):
-    """Every state dict in the contents of a file, the preferred keys first."""
-    if depth > DEEPEST:
+def _found(contents, where="", averaged=False, depth=0, seen=None):
+    """Every state dict in the contents of a file, the preferred keys first. seen: the ids of what was looked into already."""
+    seen = set() if seen is None else seen
+    if depth > DEEPEST or id(contents) in seen:
         return
+    seen.add(id(contents))
     if isinstance(contents, list | tuple):
         if len(contents) >= 4:  # DDIM's: weights, optimizer, epoch, step, and the average where there is one
-            yield from _found(contents[0], f"{where}[0]", averaged, depth + 1)
-            yield from _found(contents[-1], f"{where}[-1]", True, depth + 1)
+            yield from _found(contents[0], f"{where}[0]", averaged, depth + 1, seen)
+            yield from _found(contents[-1], f"{where}[-1]", True, depth + 1, seen)
         return
     if not isinstance(contents, dict):
         return
     averages = [key for key in contents if isinstance(key, str) and AVERAGE.search(key)]
-    nested = [key for key in (*averages, *RAW) if isinstance(contents.get(key), dict | list | tuple)]
-    inside = {
-        key: list(_found(contents[key], f"{where}.{key}".strip("."), averaged or key in averages, depth + 1)) for key in nested
-    }
+    inside = {}
+    for key in (*averages, *RAW):
+        part = contents.get(key)
+        if isinstance(part, dict | list | tuple) and part and id(part) not in seen:
+            place = f"{where}.{key}".strip(".")
+            inside[key] = list(_found(part, place, averaged or key in averages, depth + 1, seen))
     if any(inside.values()):
         for key, found in inside.items():
             yield from found
@@ -264,7 +279,8 @@ def _dotted(average, raw):
     """LitEma writes an average's names without their dots; the raw weights beside it say where they were."""
     for names in (raw, [name.removeprefix("model.") for name in raw], _unwrapped(raw, "", False).tensors):
         dotted = {name.replace(".", ""): name for name in names}
-        if average.keys() <= dotted.keys():
+        # Where two names read alike without dots, nobody can tell whose average it is.
+        if average.keys() <= dotted.keys() and len(dotted) == len(names):
             return {dotted[name]: tensor for name, tensor in average.items()}
     return average
 

@@ -1,0 +1,119 @@
+"""Files of weights that no program wrote so: damaged ones, checkpoints that hold themselves, what is no file at all."""
+
+import os
+import random
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from utils import tensors
+from utils.errors import UserError
+
+WEIGHTS = {
+    name: torch.randn(3, 4, generator=torch.Generator().manual_seed(i))
+    for i, name in enumerate(("down.0.conv.weight", "down.1.conv.bias", "mid.norm.weight"))
+}
+KEYS = ("ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema", "ema_model", *tensors.RAW)
+
+
+def complaint_of(path):
+    with pytest.raises(UserError) as caught:
+        tensors.load(path)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+def damaged(whole, kind, chance):
+    """A file cut off, with flipped bytes, or with zeros in it."""
+    contents = bytearray(whole)
+    at = chance.randrange(len(whole))
+    if kind == 0:
+        return contents[:at]
+    if kind == 1:
+        for _ in range(chance.choice([1, 8])):
+            contents[chance.randrange(len(whole))] ^= chance.randrange(1, 256)
+        return contents
+    size = min(chance.choice([1, 64, 400]), len(whole) - at)
+    contents[at : at + size] = bytes(size)
+    return contents
+
+
+@pytest.mark.parametrize("form", ["zip", "safetensors", "legacy"])
+def test_a_damaged_file_gives_tensors_or_one_line(tmp_path, form):
+    path, chance, refused = tmp_path / "w.pt", random.Random(0), 0
+    if form == "safetensors":
+        save_file(WEIGHTS, path)
+    else:
+        torch.save(WEIGHTS, path, _use_new_zipfile_serialization=form == "zip")
+    whole = path.read_bytes()
+    for i in range(100):
+        path.write_bytes(damaged(whole, i % 3, chance))
+        try:
+            found = tensors.state_dict_of(tensors.load(path), path)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error) and "weights_only" not in str(error)
+        else:
+            assert found and all(isinstance(value, torch.Tensor) for value in found.values())
+    assert refused >= 34
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+def test_a_file_that_asks_for_more_memory_than_there_is(tmp_path, monkeypatch, error):
+    """As one with a flipped bit in a length does."""
+    torch.save(WEIGHTS, tmp_path / "w.pt")
+
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    assert "it is damaged, or this machine lacks the memory for it" in complaint_of(tmp_path / "w.pt")
+
+
+def test_a_checkpoint_that_holds_itself(tmp_path):
+    contents = {"epoch": 3}
+    contents |= {key: contents for key in KEYS}
+    path = tmp_path / "w.pt"
+    torch.save(contents, path)
+    with pytest.raises(UserError, match="holds no state dict"):
+        tensors.state_dict_of(tensors.load(path), path)
+    torch.save(contents | {"net": WEIGHTS, "self": contents}, path)
+    assert tensors.state_dict_of(tensors.load(path), path).keys() == WEIGHTS.keys()
+
+
+def test_a_state_dict_under_very_many_keys():
+    contents = WEIGHTS
+    for _ in range(5000):
+        contents = {"ema": {"model": contents}, "model": [contents, {}, 3, 700]}
+    with pytest.raises(UserError, match="holds no state dict"):
+        tensors.state_dict_of(contents, "w.pt")
+
+
+def test_an_empty_average_and_one_network_under_two_keys_are_no_choice(caplog):
+    caplog.set_level("INFO")
+    for contents in ({"model": WEIGHTS, "ema": {}}, {"model": WEIGHTS, "ema": WEIGHTS}):
+        assert tensors.state_dict_of(contents, "w.pt").keys() == WEIGHTS.keys()
+    assert not caplog.records
+
+
+def test_what_is_no_file_of_weights(tmp_path):
+    assert "no such file; check the path" in complaint_of(tmp_path / "nothing.pt")
+    assert "is a folder: name a file" in complaint_of(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    assert "is no ordinary file" in complaint_of(tmp_path / "fifo")
+
+
+def test_litema_of_latent_diffusion():
+    raw = {f"model.diffusion_model.{name}": tensor + 1 for name, tensor in WEIGHTS.items()}
+    average = {f"model_ema.diffusion_model{name.replace('.', '')}": tensor for name, tensor in WEIGHTS.items()}
+    contents = {"state_dict": raw | average | {"model_ema.decay": torch.tensor(0.9), "betas": torch.ones(5)}}
+    found = tensors.state_dict_of(contents, "w.ckpt")
+    assert found.keys() == WEIGHTS.keys() and all(torch.equal(found[name], WEIGHTS[name]) for name in found)
+
+
+def test_names_that_read_alike_without_dots_are_not_guessed():
+    raw = {"model.down.1.10.w": torch.zeros(1), "model.down.11.0.w": torch.zeros(1)}
+    found = tensors.state_dict_of({"state_dict": raw | {"model_ema.down110w": torch.ones(1)}}, "w.ckpt")
+    assert found.keys() == {"down110w"}  # no network has a tensor of this name: loading refuses it
