@@ -76,6 +76,8 @@ def load(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise UserError(f"{path} {_complaint(path, error)}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} is larger than the memory, or damaged: close other programs, or fetch it again") from error
 
 
 def save_safetensors(tensors, path, metadata):
@@ -128,12 +130,12 @@ def _complaint(path, error):
     if is_torchscript(path):
         return "is a TorchScript archive, a program: a file of weights alone is expected; save its state_dict"
     if isinstance(error, pickle.UnpicklingError) and _is_whole_pickle(path):
-        named = re.search(r"GLOBAL (\S+)", str(error))
+        named = re.search(r"GLOBAL ([\w.]+) ", str(error))
         what = f" ({named[1]})" if named else ""
         return f"holds more than tensors{what} and was not run; where you trust it, save its state_dict alone and use that"
     if isinstance(error, PermissionError):
         return "cannot be read: permission denied; change its permissions"
-    reason = "" if isinstance(error, pickle.UnpicklingError) or not str(error) else f" ({one_line(error)[:80]})"
+    reason = f" ({one_line(error)[:80]})" if isinstance(error, RuntimeError | SafetensorError | OSError) else ""
     return f"cannot be read as a file of weights{reason}: it is damaged, or of another kind; fetch or write it again"
 
 
@@ -237,7 +239,7 @@ def _networks(tensors, where, averaged):
     for head, group in groups.items():
         yield _unwrapped(_dotted(_uncounted(group), raw), f"{where} ({head}.)", True)
     if raw:
-        yield _unwrapped(raw, where, averaged and not groups)
+        yield _unwrapped(raw, where, averaged)
 
 
 def _unwrapped(tensors, where, averaged):
