@@ -44,23 +44,26 @@ def find_curve(kept, model, name=None):
     """The LPIPS curves of a model -> (Curve, where they are from as a text).
 
     name: --custom_dataset_name. Without it: those measured on this very model, the newest first, else the published ones of its
-    category. With it: those of that name, measured on this model before another's, else the published ones of that name.
+    category. With it: those of that name that were measured on this model, else the published ones of that name, else those of
+    another model, with a warning.
     Raises UserError when there are none: no model takes another's by itself.
     """
-    wanted = [lambda about: about.get("model") == model.identity and name in (None, about.get("name"))]
-    if name is not None:
-        wanted.append(lambda about: about.get("name") == name)
-    for is_wanted in wanted:
+
+    def kept_one(is_wanted):
         if key := kept.newest("curve", is_wanted):
             about = kept.about("curve", key)
-            if about["model"] != model.identity:
-                log.warning("the curves %s were measured on another model, %s", name, about["model"])
-            curve = intervals.Curve.from_tensors(kept.read("curve", key))
-            return curve, f"{kept.path('curve', key)}, measured on {about['images']} images"
+            where = f"{kept.path('curve', key)}, measured on {about['images']} images"
+            return intervals.Curve.from_tensors(kept.read("curve", key)), where, about
+
+    if found := kept_one(lambda about: about["model"] == model.identity and name in (None, about["name"])):
+        return found[:2]
     published = name or _published(model.config.data)
     path = PUBLISHED / f"{published}.csv"
     if published and path.is_file():
         return intervals.Curve.read(path), f"{shown(path)}, published"
+    if name and (found := kept_one(lambda about: about["name"] == name)):
+        log.warning("the curves %s were measured on another model, %s", name, found[2]["model"])
+        return found[:2]
     known = ", ".join(sorted(path.stem for path in PUBLISHED.glob("*.csv")))
     what = f"named {name}" if name else f"for category {model.config.data.category}"
     raise UserError(

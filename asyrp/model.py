@@ -107,6 +107,7 @@ class Model:
 
     def generate(self, x_T, n_steps=40, t_0=None):
         """x_T -> x_0 by plain DDIM."""
+        self._check(x_T)
         return self.run(x_T, self.timesteps(n_steps, t_0))
 
     def edit(self, x_T, directions, strengths=None, n_steps=40, t_edit=None, t_boost=0, seed=0, t_0=None):
@@ -120,6 +121,8 @@ class Model:
         """
         self._check(x_T)
         directions = list(directions) if isinstance(directions, list | tuple) else [directions]
+        if not directions:
+            raise UserError("no direction is given: nothing would be edited; `generate` makes the plain picture")
         strengths = [1.0] * len(directions) if strengths is None else [float(s) for s in strengths]
         if len(strengths) != len(directions):
             raise UserError(f"{len(directions)} directions need as many strengths, not {len(strengths)}")

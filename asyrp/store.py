@@ -114,7 +114,9 @@ class Store:
             return None
         try:
             found, metadata = tensors.load(path), tensors.metadata_of(path)
-        except (UserError, OSError) as error:
+        except UserError:  # its words are about files that users give
+            return self._remove(path, "it cannot be read")
+        except OSError as error:
             return self._remove(path, one_line(error))
         if metadata != _metadata(kind, key, found, metadata.get("about")):
             return self._remove(path, "its checksum is wrong")

@@ -17,133 +17,148 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "avatar")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis import report
 from analysis.claims import CLAIMS
 from analysis.subject import Attribute, ClipScore, Images, JudgeScore, Subject
-from evaluate import CREDIT, DIRECTIONS, STACK, shown
-from tqdm import tqdm
 
-from asyrp import checkpoints, hspace, intervals
-from asyrp.config import load_config
-from asyrp.data.datasets import load_batch
-from asyrp.options import parse_args
-from asyrp.runner import Asyrp
+import asyrp
+from asyrp import intervals
+from asyrp.curves import find_curve
+from asyrp.data.datasets import load_batch, open_folder
+from asyrp.data.pairs import InvertedPairs
+from asyrp.store import Store
 from configs.paths_config import dataset_folder
+from losses.clip_loss import ClipLoss
 from losses.lpips_alex import load_lpips
+from models.judge import load_judge
 from utils.errors import UserError
+from utils.files import ROOT, shown
+from utils.terminal import guarded
 from utils.text_dic import PROMPTS
 
 BOOST_THRESHOLD = 1.2  # LPIPS(x_0, x_t), as published
 CHOSEN_AT_ONCE = 64  # images that are looked at together when images without an attribute are sought
 
 
-def open_app(args):
-    """An Asyrp of the configuration, with the script's settings."""
-    config = load_config(args.config)
-    folder = Path(args.images or dataset_folder(config) / "test")
-    if config.data.dataset == "AVATAR" and not folder.is_dir():
-        raise UserError(f"{folder}: no faces; draw them with scripts/avatar/render.py --split test --size 32 --count 300")
-    flags = ["--config", args.config, "--run_test", "--pass_editing", "--custom_test_dataset_dir", str(folder)]
-    flags += ["--n_inv_step", str(args.steps), "--n_test_step", str(args.steps), "--bs_precompute", str(args.batch_size)]
-    flags += ["--seed", str(args.seed)]
-    for name in ("model_path", "clip_model_name", "device"):
-        if getattr(args, name):
-            flags += [f"--{name}", getattr(args, name)]
-    return Asyrp(parse_args(flags)[0], config)
+class World:
+    """A model, the networks that score its edits, and test images with their latents in the store."""
+
+    def __init__(self, args):
+        self.args, self.model = args, asyrp.open_model(args.config, args.model_path, args.device)
+        self.config, self.device = self.model.config, self.model.device
+        folder = Path(args.images or dataset_folder(self.config) / "test")
+        if self.config.data.dataset == "AVATAR" and not folder.is_dir():
+            raise UserError(
+                f"{folder}: no faces; draw them with scripts/avatar/render.py --split test --size 32 --count 300 --out {folder}"
+            )
+        self.dataset = open_folder(folder, self.model.image_size)
+        self.steps = self.model.timesteps(args.steps)
+        self.store = Store()
+        self.pairs = InvertedPairs(self.dataset, self.model, self.steps, self.store)
+        about = self.config.judge
+        self.judge = load_judge(ROOT / about.weights, self.device) if about else None
+        self.distance = load_lpips().to(self.device)
+
+    @cache  # noqa: B019 - a run has one world
+    def clip(self):
+        return ClipLoss(self.args.clip_model_name or self.config.clip_name(), self.device)
+
+    @cache  # noqa: B019
+    def curve(self):
+        return find_curve(self.store, self.model)[0]
+
+    def score_of(self, name, prompts):
+        """The judge where it knows what the attribute aims at, else CLIP."""
+        about = self.config.judge
+        aims = {key.removeprefix("avatar_"): aim for key, aim in about.aims.items()} if about else {}
+        if name in aims:
+            return JudgeScore(self.judge, *aims[name], about.kept)
+        return ClipScore(self.clip(), *prompts)
+
+    def open_attribute(self, spec):
+        """NAME or NAME=CHECKPOINT -> (Attribute, what the report says of it)."""
+        name, _, given = spec.partition("=")
+        direction = asyrp.load_direction(given or name, self.model)
+        prompts = direction.record.get("prompts") or PROMPTS.get(name)
+        if prompts is None:
+            raise UserError(
+                f"{direction.name} does not say what it was trained for: name it after an attribute of utils/text_dic.py"
+            )
+        t_edit = direction.record.get("t_edit")
+        if t_edit is None:
+            t_edit = intervals.choose_t_edit(self.curve(), self.clip().cosine(*prompts))
+        scale = direction.scale(len(self.steps))
+        score = self.score_of(name, prompts)
+        told = {"checkpoint": direction.name, "digest": direction.digest(), "prompts": list(prompts)}
+        told |= {"t_edit": t_edit, "scale": scale, "score": score.name}
+        return Attribute(name, direction, t_edit, scale, score), told
+
+    def choose_t_boost(self):
+        """--t_boost; else as published, off the curve; 0, no boosting, where the curve is missing or stays below."""
+        if self.args.t_boost is not None:
+            return self.args.t_boost
+        try:
+            return intervals.choose_t_boost(self.curve(), BOOST_THRESHOLD)
+        except UserError as error:
+            logging.warning("t_boost 0: %s", error)
+            return 0
+
+    def choose_images(self, attributes, n):
+        """Numbers of the first `n` images that have none of the attributes."""
+        chosen = []
+        for start in range(0, len(self.dataset), CHOSEN_AT_ONCE):
+            good, images, _ = load_batch(self.dataset, range(start, min(start + CHOSEN_AT_ONCE, len(self.dataset))))
+            if good:
+                lacking = zip(*(attribute.score.lacking(images) for attribute in attributes), strict=True)
+                chosen += [i for i, lacks in zip(good, lacking, strict=True) if all(lacks)]
+            if len(chosen) >= n:
+                return chosen[:n]
+        names = " or ".join(attribute.name for attribute in attributes)
+        raise UserError(
+            f"{self.dataset.folder}: {len(chosen)} images without {names}, {n} are needed; add images, or lower --n"
+        )
+
+    def subject(self, attributes, t_boost):
+        """Half of the images are measured, the other half are donors."""
+        args = self.args
+        batch = self.pairs.batch(self.choose_images(attributes, 2 * args.n), args.batch_size)
+        measured, donors = (
+            Images(batch.indices[half], batch.x_0[half], batch.x_T[half]) for half in (slice(args.n), slice(args.n, None))
+        )
+        settings = (self.distance, t_boost, args.seed, args.batch_size)
+        return Subject(self.model.unet, self.model.schedule, self.steps, attributes, measured, donors, *settings)
 
 
-def default_directions(app):
+def default_directions(world):
     """Of the default stack, a small change and a large one."""
-    if app.config.data.category != "AVATAR":
-        raise UserError(f"{app.config.path.name} has no directions of its own: give --direction NAME=CHECKPOINT")
-    return [f"{name}={STACK / 'directions' / name}.pth" for name in ("smiling", "beard")]
-
-
-def open_attribute(app, spec, judge):
-    """NAME or NAME=CHECKPOINT -> (Attribute, what the report says of it). judge: None where the model has none."""
-    name, _, given = spec.partition("=")
-    path = app.experiment.find_direction(given or name)
-    direction, contents = checkpoints.load_direction(path, app.unet)
-    settings = contents.get("settings", {})
-    flags = settings.get("flags", {})
-    if isinstance(direction, hspace.BlockDirection):
-        direction.ignore_timesteps = flags.get("ignore_timesteps", False)
-    prompts = settings.get("prompts") or PROMPTS.get(name)
-    t_edit = settings.get("t_edit")
-    if prompts is None:
-        raise UserError(f"{path} does not say what it was trained for: name it after an attribute of utils/text_dic.py")
-    if t_edit is None:
-        t_edit = app.t_edit_of([prompts])
-    [scale] = hspace.coefficients(1.0, 1, flags.get("n_train_step", app.args.n_test_step), app.args.n_test_step)
-    score = JudgeScore(judge, *DIRECTIONS[name]) if judge and name in DIRECTIONS else ClipScore(app.clip, *prompts)
-    told = {"checkpoint": str(shown(path.resolve())), "fingerprint": checkpoints.fingerprint(path), "prompts": list(prompts)}
-    told |= {"t_edit": t_edit, "scale": scale, "score": score.name}
-    return Attribute(name, direction.requires_grad_(False), t_edit, scale, score), told
-
-
-def choose_t_boost(app, args):
-    """--t_boost; else as published, off the curve; 0, no boosting, where the curve is missing or stays below."""
-    if args.t_boost is not None:
-        return args.t_boost
-    try:
-        return intervals.choose_t_boost(app.curve, BOOST_THRESHOLD)
-    except UserError as error:
-        logging.warning("t_boost 0: %s", error)
-        return 0
-
-
-def choose_images(app, attributes, n):
-    """Numbers of the first `n` images that have none of the attributes."""
-    dataset, chosen = app.dataset("test"), []
-    for start in range(0, len(dataset), CHOSEN_AT_ONCE):
-        good, images, _ = load_batch(dataset, range(start, min(start + CHOSEN_AT_ONCE, len(dataset))))
-        if good:
-            lacking = zip(*(attribute.score.lacking(images) for attribute in attributes), strict=True)
-            chosen += [i for i, lacks in zip(good, lacking, strict=True) if all(lacks)]
-        if len(chosen) >= n:
-            return chosen[:n]
-    names = " or ".join(attribute.name for attribute in attributes)
-    raise UserError(f"{dataset.folder}: {len(chosen)} images without {names}, {n} are needed; add images, or lower --n")
-
-
-def open_subject(app, attributes, distance, t_boost, args):
-    """Half of the images are measured, the other half are donors."""
-    chosen = choose_images(app, attributes, 2 * args.n)
-    app.args.target_image_id = " ".join(map(str, chosen))
-    pairs, indices = app.pairs("test", len(chosen))
-    batch = next(pairs.batches(indices, len(indices)))
-    measured, donors = (
-        Images(batch.indices[half], batch.x_0[half], batch.x_T[half]) for half in (slice(args.n), slice(args.n, None))
-    )
-    steps = app.steps(args.steps)
-    return Subject(app.unet, app.schedule, steps, attributes, measured, donors, distance, t_boost, args.seed, args.batch_size)
+    if world.config.data.category != "AVATAR":
+        raise UserError(f"{world.config.path.name} has no directions of its own: give --direction NAME=CHECKPOINT")
+    return ["smiling", "beard"]
 
 
 def run(args):
-    app = open_app(args)
-    judge = checkpoints.load_judge(ROOT / app.config.judge.weights, app.device) if hasattr(app.config, "judge") else None
-    opened = [open_attribute(app, spec, judge) for spec in args.direction or default_directions(app)]
+    world = World(args)
+    opened = [world.open_attribute(spec) for spec in args.direction or default_directions(world)]
     attributes = [attribute for attribute, _ in opened]
     settings = {
         "config": args.config,
-        "weights": checkpoints.fingerprint(app.weights),
+        "model": world.model.identity,
         "directions": {attribute.name: told for attribute, told in opened},
-        "images": str(shown(app.dataset("test").folder.resolve())),
-        "t_boost": choose_t_boost(app, args),
+        "images": shown(world.dataset.folder.resolve()),
+        "t_boost": world.choose_t_boost(),
         "torch": str(torch.__version__),
-        "credit": CREDIT if app.config.data.dataset == "AVATAR" else "",
+        "credit": world.config.data.credit,
         **{name: getattr(args, name) for name in ("n", "steps", "seed", "batch_size")},
     }
     kept = report.read(args.out / "report.json", settings)
     if (args.out / "report.json").is_file() and not kept:
         logging.warning("%s was made with other settings: it is replaced", args.out / "report.json")
     found = {"settings": settings, "claims": kept}
-    distance = load_lpips().to(app.device)
-    subject = cache(lambda *some: open_subject(app, some, distance, settings["t_boost"], args))
+    subject = cache(lambda *some: world.subject(some, settings["t_boost"]))
     todo = []
     for number in sorted(set(args.claims)):
         groups = list(pairwise(attributes)) if CLAIMS[number].together else [(attribute,) for attribute in attributes]
@@ -165,7 +180,7 @@ def run(args):
     print(f"report: {args.out / 'report.md'}")
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--claims", type=int, nargs="+", choices=CLAIMS, default=list(CLAIMS), help="numbers of the claims to test (all)")
@@ -186,15 +201,12 @@ def main():
     add("--seed", type=int, default=1234)
     add("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
     add("--out", type=Path, default=Path("runs/analysis"), help="folder for the report and its figures (runs/analysis)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     logging.basicConfig(level="WARNING", format="%(message)s")
     if args.n < 2:
-        sys.exit("analyze.py: --n must be 2 or more: a standard error needs two images")
-    try:
-        run(args)
-    except UserError as error:
-        sys.exit(f"analyze.py: {error}")
+        raise UserError("--n must be 2 or more: a standard error needs two images")
+    run(args)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -1,7 +1,7 @@
 """python victim.py WORLD WHERE N FLAG...: main.py on a tiny world, killed without notice at its N-th call of a function.
 
-WHERE: "invert" or "train_batch", killed before the call; "save" (a checkpoint) or "save_file" (a file of the store), killed when
-half of the file is written; "nowhere".
+WHERE: "invert" or "train_batch", killed before the call; "save" (a checkpoint) or "save_file" (a file of the store), killed
+when half of the file is written; "nowhere".
 """
 
 import os

@@ -1,6 +1,6 @@
 """One plot a claim: a panel for each subject, drawn from its Result."""
 
-from asyrp import images
+from asyrp.report import pictures as drawing
 
 FACES = 4  # rows of a picture
 
@@ -91,4 +91,4 @@ def save_faces(result, path):
     """The first images of every condition."""
     columns = list(result.pictures)
     n = min(FACES, len(result.pictures[columns[0]]))
-    images.save(images.labelled_grid([[result.pictures[c][i] for c in columns] for i in range(n)], columns), path)
+    drawing.save(drawing.labelled_grid([[result.pictures[c][i] for c in columns] for i in range(n)], columns), path)

@@ -5,9 +5,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from evaluate import KEPT
 
-from asyrp import hspace, metrics, process
+from asyrp import hspace, process
+from asyrp.evaluation import metrics
 
 MOST_CERTAIN = 1e-6  # probabilities nearer to 0 or 1 than this are not told apart
 NOISE_LEVELS = (50, 100, 200, 300)  # timesteps at which an image's denoising error is measured
@@ -43,27 +43,32 @@ def with_rms_of(noise, pattern):
 class JudgeScore:
     """The judge's probability of the class that an edit aims at; log-odds where a scale without ends is wanted."""
 
-    def __init__(self, judge, label, wanted):
+    def __init__(self, judge, label, wanted, kept):
         self.judge, self.label, self.wanted = judge, label, judge.labels[label].index(wanted)
+        self.others = [name for name in kept if name != label]
         self.name = f"the judge's probability of {label} = {wanted}"
         self.graded_name = "its log-odds"
 
+    def _read(self, images):
+        device = next(self.judge.parameters()).device
+        return self.judge.read(images.to(device))[self.label].cpu()
+
     def __call__(self, images, reference):
         """images, reference (the unedited results): (n, 3, H, W) -> (n,)."""
-        return self.judge.read(images)[self.label][:, self.wanted]
+        return self._read(images)[:, self.wanted]
 
     def graded(self, images, reference):
         return self(images, reference).double().clamp(MOST_CERTAIN, 1 - MOST_CERTAIN).logit()
 
     def lacking(self, images):
         """Which images do not have the attribute yet (list of bool)."""
-        return (self.judge.read(images)[self.label].argmax(1) != self.wanted).tolist()
+        return (self._read(images).argmax(1) != self.wanted).tolist()
 
     def kept(self, images, originals):
         """Per image, the share of the labels an edit should leave alone that are judged as on the original -> (n,)."""
-        before, after = self.judge.names(originals), self.judge.names(images)
-        labels = [label for label in KEPT if label != self.label]
-        same = [[a == b for a, b in zip(before[label], after[label], strict=True)] for label in labels]
+        device = next(self.judge.parameters()).device
+        before, after = (self.judge.names(some.to(device)) for some in (originals, images))
+        same = [[a == b for a, b in zip(before[label], after[label], strict=True)] for label in self.others]
         return torch.tensor(same, dtype=torch.float64).mean(0)
 
 

@@ -1,0 +1,129 @@
+"""Where LPIPS curves lie: each model has its own, and none takes another's by itself."""
+
+from types import SimpleNamespace
+
+import pytest
+from tiny_world import open_tiny, straight
+
+from asyrp import curves, intervals
+from asyrp.config import load_config
+from asyrp.store import Store
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return open_tiny(tiny)
+
+
+@pytest.fixture(scope="module")
+def other(tiny):
+    return open_tiny(tiny, "adm")
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return Store(tmp_path / "precomputed")
+
+
+def of(config, identity="a model"):
+    """As much of a model as finding a curve needs."""
+    return SimpleNamespace(config=load_config(config), identity=identity, precision="fp32")
+
+
+def top(kept, model, name=None):
+    """The highest value of the curve that is found: each test gives its curves another one."""
+    return curves.find_curve(kept, model, name)[0].lpips_x_t.max()
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("celeba", "celeba"),
+        ("celeba_p2", "celeba"),
+        ("ffhq", "celeba"),
+        ("afhq", "afhq"),
+        ("bedroom", "bedroom"),
+        ("church", "church"),
+        ("metface", "metface"),
+        ("avatar", "avatar"),
+        ("custom", "celeba"),
+    ],
+)
+def test_a_category_has_its_published_curves(kept, config, name):
+    curve, where = curves.find_curve(kept, of(config))
+    published = intervals.Curve.read(curves.PUBLISHED / f"{name}.csv")
+    assert where == f"utils/lpips_curves/{name}.csv, published"
+    assert (curve.lpips_x_t == published.lpips_x_t).all()
+    assert curves.name_of_curve(load_config(config)) == name
+    assert curves.name_of_curve(load_config(config), "mine") == "mine"
+
+
+@pytest.mark.parametrize("config", ["imagenet", "avatar64"])
+def test_a_category_that_nobody_measured_has_none(kept, config):
+    category = load_config(config).data.category
+    with pytest.raises(UserError, match=f"no LPIPS curves for category {category}: measure them with --lpips, or take others"):
+        curves.find_curve(kept, of(config))
+    assert curves.find_curve(kept, of(config), "celeba")[1] == "utils/lpips_curves/celeba.csv, published"
+
+
+def test_a_category_of_ones_own_takes_nobodys(kept, model):
+    with pytest.raises(UserError, match=r"no LPIPS curves for category CUSTOM: .*\(afhq, avatar, bedroom, celeba, "):
+        curves.find_curve(kept, model)
+    with pytest.raises(UserError, match="no LPIPS curves named mine: measure them with --lpips"):
+        curves.find_curve(kept, model, "mine")
+
+
+def test_measured_on_this_very_model(kept, model, other):
+    curves.keep_curve(kept, straight(0.5), model, ["a"], "CUSTOM")
+    curves.keep_curve(kept, straight(0.7), other, ["a"], "CUSTOM")
+    assert (top(kept, model), top(kept, other)) == (0.5, 0.7)
+    assert curves.find_curve(kept, model)[1].endswith(".safetensors, measured on 1 images")
+
+
+def test_the_newest_of_its_own_is_taken(kept, model):
+    curves.keep_curve(kept, straight(0.5), model, ["a"], "CUSTOM")
+    curves.keep_curve(kept, straight(0.6), model, ["a", "b"], "mine")
+    assert top(kept, model) == 0.6
+    curves.keep_curve(kept, straight(0.5), model, ["a"], "CUSTOM")
+    assert top(kept, model) == 0.5
+
+
+def test_ones_own_come_before_the_published_ones(kept):
+    celeba = of("celeba")
+    curves.keep_curve(kept, straight(0.5), celeba, ["a"], "celeba")
+    assert top(kept, celeba) == top(kept, celeba, "celeba") == 0.5
+
+
+def test_curves_of_another_model_overwrite_nothing(kept, caplog):
+    """FFHQ is measured under the name of the curves that it takes: those of CelebA-HQ stay what they were."""
+    celeba, ffhq = of("celeba", "celeba's"), of("ffhq", "ffhq's")
+    published = top(kept, celeba)
+    curves.keep_curve(kept, straight(0.5), ffhq, ["a"], curves.name_of_curve(ffhq.config))
+    assert top(kept, ffhq) == 0.5
+    assert top(kept, celeba) == top(kept, celeba, "celeba") == published
+    curves.keep_curve(kept, straight(0.6), celeba, ["a"], "celeba")
+    assert (top(kept, ffhq), top(kept, celeba), top(kept, celeba, "celeba")) == (0.5, 0.6, 0.6)
+    assert caplog.text == ""
+
+
+def test_a_name_chooses_among_ones_own(kept, model):
+    curves.keep_curve(kept, straight(0.5), model, ["a"], "mine")
+    curves.keep_curve(kept, straight(0.6), model, ["a"], "yours")  # the same images
+    assert (top(kept, model, "mine"), top(kept, model, "yours")) == (0.5, 0.6)
+
+
+def test_another_models_curves_by_name_only_and_with_a_line(kept, model, other, caplog):
+    curves.keep_curve(kept, straight(0.7), other, ["a"], "mine")
+    assert top(kept, model, "mine") == 0.7
+    assert f"the curves mine were measured on another model, {other.identity}" in caplog.text
+    with pytest.raises(UserError, match="no LPIPS curves for category CUSTOM"):
+        curves.find_curve(kept, model)
+
+
+def test_a_damaged_curve_is_said_and_not_used(kept, model, caplog):
+    path = curves.keep_curve(kept, straight(0.7), model, ["a"], "CUSTOM")
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match="no LPIPS curves for category CUSTOM: measure them with --lpips"):
+        curves.find_curve(kept, model)
+    assert caplog.text.count("is damaged") == 1
