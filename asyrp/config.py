@@ -227,7 +227,7 @@ def _read(path):
     try:
         if path.stat().st_size > LARGEST:
             raise SettingsError(f"{shown(path)} is no file of settings: it has more than {LARGEST // 1024} KiB")
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8")
         sections = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise UserError(f"{shown(path)} cannot be read: {one_line(error)}") from error

@@ -125,6 +125,7 @@ AVERAGES = ["ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema"
         {**LIGHTNING, "state_dict": {**under("model.", RAW), **under("model_ema.", WEIGHTS)}},
         {**LIGHTNING, "state_dict": {**under("model.", RAW), **under("ema_model.module.", WEIGHTS), "ema_model.n_averaged": N}},
         {**LIGHTNING, "state_dict": under("module.", {**under("model.", RAW), **under("ema_model.", WEIGHTS)})},
+        under("module._orig_mod.module.", {**under("model.", RAW), **under("ema_model.", WEIGHTS)}),
         {
             **LIGHTNING,
             "state_dict": {
@@ -141,6 +142,19 @@ AVERAGES = ["ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema"
 )
 def test_the_average_is_taken_where_there_is_one(contents, tmp_path):
     assert same(read(contents, tmp_path), WEIGHTS)
+
+
+def test_a_prefix_that_not_all_names_have_stays(tmp_path):
+    """Then it is no wrapper's, and no tensor may go unnoticed."""
+    contents = {**under("module.", WEIGHTS), "extra.weight": torch.zeros(1)}
+    assert same(read(contents, tmp_path), contents)
+
+
+def test_contents_that_hold_themselves(tmp_path):
+    contents = {}
+    contents["model"] = contents
+    with pytest.raises(UserError, match="holds no state dict"):
+        tensors.state_dict_of(contents, "w.pt")
 
 
 def test_what_wrappers_of_torch_really_write(tmp_path):
