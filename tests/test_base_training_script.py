@@ -291,7 +291,7 @@ def test_a_compiler_that_fails_is_one_line(error, monkeypatch):
         (["--images_seen", "4"], "--images_seen says what the weights of --init have seen"),
         (["--images_seen", "8", "--init", "w.pt"], "--total_images 8: must be more than --images_seen 8"),
         (["--init", "nowhere.pt"], "nowhere.pt: no such file"),
-        (["--images", "nowhere"], "nowhere: no such folder of images"),
+        (["--images", "nowhere"], "nowhere is no folder of images"),
         (["--config", "nowhere"], "--config nowhere: no such file"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
         (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
