@@ -169,7 +169,7 @@ def as_markdown(report):
 
 def measure(args):
     """-> (the figures, samples (n, 3, H, W))."""
-    model = open_model(args.config, args.weights, args.device, compiled=args.compile)
+    model = open_model(args.config, args.weights, args.device)
     size, judged_by = model.image_size, model.config.judge
     train = first_images(open_folder(args.train, size, recursive=True), args.n_colour)
     test = first_images(open_folder(args.test, size, recursive=True), max(args.n_reconstructed, 2 * args.n if judged_by else 0))
@@ -223,7 +223,6 @@ def run(argv):
     add("--batch_size", type=int, default=50)
     add("--seed", type=int, default=0)
     add("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    add("--compile", action="store_true", help="torch.compile the U-Net: minutes once, then it draws faster")
     add("--out", type=Path, default=Path("runs/base_model_report"), help="folder for the report and the picture")
     args = parser.parse_args(argv)
     logging.basicConfig(level="WARNING", format="%(message)s", force=True)
