@@ -35,13 +35,14 @@ def test_mean_colour_is_off_by_what_the_prediction_is(off_by):
     images = smooth_images(4)
     errors = base_model_report.colour_errors(knowing(images, off_by), images, batch_size=2)
     assert list(errors) == [999, 900, 800, 700, 500, 300]
-    assert list(errors.values()) == pytest.approx([abs(off_by)] * 6, abs=1e-3)
+    assert [mean for mean, _ in errors.values()] == pytest.approx([abs(off_by)] * 6, abs=1e-3)
+    assert [rms for _, rms in errors.values()] == pytest.approx([abs(off_by)] * 6, abs=1e-3)
 
 
 def test_spread_is_the_mean_distance_of_colours_from_their_mean():
     images = torch.zeros(4, 3, 2, 2)
     images[:2, 0] = 0.6  # red of two images, elsewhere 0
-    assert base_model_report.colour_spread(images) == pytest.approx((0.3 / 3, 0.3 * (4 / 3) ** 0.5 / 3))
+    assert base_model_report.colour_spread(images) == pytest.approx((0.3 / 3, 0.3 / 3**0.5))
 
 
 class Bright(nn.Module):
@@ -81,6 +82,7 @@ def test_a_report_of_a_model_without_a_judge(tiny, tmp_path, monkeypatch, capsys
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["colour"]["n"], report["reconstruction"]["n"]) == (4, 4)
     assert list(report["colour"]["off_by"]) == ["999", "900", "800", "700", "500", "300"]
+    assert all(report["colour"]["off_by_rms"][t] >= mean > 0 for t, mean in report["colour"]["off_by"].items())
     assert "samples" not in report
     assert (tmp_path / "samples.png").is_file()
     assert (tmp_path / "report.md").read_text() in capsys.readouterr().out

@@ -1,6 +1,8 @@
 """scripts/train_base_model.py, called on a handful of images."""
 
 import logging
+import multiprocessing
+import os
 import signal
 import sys
 from pathlib import Path
@@ -224,6 +226,33 @@ def test_ctrl_c_that_is_ignored_stays_so(train, out, monkeypatch, request):
     assert state_of(out)["images_seen"] == 8
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_the_readers_at_work(train, out, monkeypatch, number):
+    step = Trainer.step
+
+    def signalled(self, x_0):
+        step(self, x_0)
+        assert multiprocessing.active_children()
+        for reader in multiprocessing.active_children():
+            os.kill(reader.pid, number)
+
+    monkeypatch.setattr(Trainer, "step", signalled)
+    assert train("--workers", 1, "--total_images", 40)[0] == 0
+    assert state_of(out)["images_seen"] == 40
+
+
+def test_minutes_end_a_training_before_its_images_do(train, out, monkeypatch):
+    step = Trainer.step
+
+    def slow(self, x_0):
+        step(self, x_0)
+        self.seconds += 60
+
+    monkeypatch.setattr(Trainer, "step", slow)
+    assert train("--minutes", 1.5, "--total_images", 400)[0] == 0
+    assert state_of(out)["images_seen"] == 8
+
+
 @pytest.fixture
 def full_disk(monkeypatch):
     """full_disk(n): the next n files of tensors find no room."""
@@ -291,7 +320,7 @@ def test_a_compiler_that_fails_is_one_line(error, monkeypatch):
         (["--images_seen", "4"], "--images_seen says what the weights of --init have seen"),
         (["--images_seen", "8", "--init", "w.pt"], "--total_images 8: must be more than --images_seen 8"),
         (["--init", "nowhere.pt"], "nowhere.pt: no such file"),
-        (["--images", "nowhere"], "nowhere: no such folder of images"),
+        (["--images", "nowhere"], "nowhere is no folder of images"),
         (["--config", "nowhere"], "--config nowhere: no such file"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
         (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),

@@ -2,9 +2,9 @@
 
     python scripts/avatar/base_model_report.py --train data/avatar/train --test data/avatar/test --out docs/avatar/base_model
 
-- Mean colour: |spatial mean of P_t - spatial mean of x_0|, averaged over channels and images, with P_t from the true x_t. At
-  the last timestep x_t says nothing of the image, and the best guess is the mean of all: the data's own spread is the best
-  possible.
+- Mean colour: spatial mean of P_t - spatial mean of x_0, with P_t from the true x_t, over channels and images: the mean of its
+  absolute values, and the root of the mean of its squares. At the last timestep x_t says nothing of the image, and the best
+  guess is the mean of all: the data's own spread is the best possible.
 - Reconstruction: inversion and plain generation of test images, PSNR.
 - Samples from noise: a contact sheet. Where the config names a judge, also the Fréchet distance on the judge's features to
   test images, beside that of two sets of real images of the same size, and how often each label is judged in both.
@@ -42,7 +42,8 @@ CREDIT = 'artwork: "Toon Head" by Johan Melin, CC BY 4.0'
 
 
 def colour_errors(model, images, batch_size, seed=0):
-    """How far the mean colour of P_t is off, P_t predicted from the true x_t of images (N, 3, H, W) -> {t: float}."""
+    """How far the mean colour of P_t is off, P_t predicted from the true x_t of images (N, 3, H, W) -> {t: (mean distance, root
+    mean square)}, over channels."""
     schedule, errors = model.schedule, {}
     for t in sorted({round(t * (model.T - 1) / 999) for t in TIMESTEPS}, reverse=True):
         found = []
@@ -53,15 +54,20 @@ def colour_errors(model, images, batch_size, seed=0):
             x_t = (alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps).to(model.device)
             prediction, _ = process.split_prediction(model.unet(x_t, process.time_batch(x_t, t)))
             P_t = process.predict_x0(x_t, prediction, t, schedule).cpu()
-            found.append((P_t.mean((2, 3)) - x_0.mean((2, 3))).abs().mean(1))
-        errors[t] = torch.cat(found).mean().item()
+            found.append(P_t.mean((2, 3)) - x_0.mean((2, 3)))
+        errors[t] = mean_and_rms(torch.cat(found))
     return errors
 
 
 def colour_spread(images):
-    """How far the mean colour of an image is off the mean of all -> (mean distance, standard deviation), over channels."""
+    """How far the mean colour of an image is off the mean of all -> (mean distance, root mean square), over channels."""
     colours = images.mean((2, 3))
-    return (colours - colours.mean(0)).abs().mean().item(), colours.std(0).mean().item()
+    return mean_and_rms(colours - colours.mean(0))
+
+
+def mean_and_rms(differences):
+    """-> (mean of the absolute values, root of the mean of the squares)."""
+    return differences.abs().mean().item(), differences.square().mean().sqrt().item()
 
 
 def in_batches(function, n, batch_size, text):
@@ -123,6 +129,10 @@ def judge_samples(judge, samples, real):
     }
 
 
+def numbers(errors):
+    return " | ".join(f"{value:.3f}" for value in errors.values())
+
+
 def as_markdown(report):
     settings, colour, reconstruction = (report[key] for key in ("settings", "colour", "reconstruction"))
     errors = colour["off_by"]
@@ -131,11 +141,11 @@ def as_markdown(report):
         "",
         "| t | " + " | ".join(map(str, errors)) + " |",
         "|" + " --- |" * (1 + len(errors)),
-        f"| mean colour of P_t off by ({colour['n']} training images) | "
-        + " | ".join(f"{value:.3f}" for value in errors.values())
-        + " |",
-        f"| best possible at t = {next(iter(errors))}, the data's own spread | {colour['spread']:.3f} (standard deviation "
-        f"{colour['deviation']:.3f})" + " |" * len(errors),
+        f"| mean colour of P_t off by ({colour['n']} training images) | {numbers(errors)} |",
+        f"| its root mean square | {numbers(colour['off_by_rms'])} |",
+        "",
+        f"Best possible at t = {next(iter(errors))}, the data's own spread: {colour['spread']:.3f}, root mean square "
+        f"{colour['spread_rms']:.3f}.",
         "",
         f"Reconstruction of {reconstruction['n']} test images over {reconstruction['steps']} steps: "
         f"{reconstruction['psnr']:.1f} dB (± {reconstruction['standard_error'] or 0:.1f}).",
@@ -168,7 +178,8 @@ def measure(args):
     rebuilt = reconstruct(model, test[: args.n_reconstructed], args.batch_size)
     quality = summary(psnr(rebuilt, test[: args.n_reconstructed]))
     samples = draw_samples(model, args.n, args.batch_size, args.seed)
-    spread, deviation = colour_spread(train)
+    errors = colour_errors(model, train, args.batch_size, args.seed)
+    spread, spread_rms = colour_spread(train)
     report = {
         "settings": {
             "config": args.config,
@@ -181,9 +192,10 @@ def measure(args):
         },
         "colour": {
             "n": len(train),
-            "off_by": colour_errors(model, train, args.batch_size, args.seed),
+            "off_by": {t: mean for t, (mean, _) in errors.items()},
+            "off_by_rms": {t: rms for t, (_, rms) in errors.items()},
             "spread": spread,
-            "deviation": deviation,
+            "spread_rms": spread_rms,
         },
         "reconstruction": {
             "n": len(rebuilt),
