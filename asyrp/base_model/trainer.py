@@ -94,7 +94,7 @@ class Trainer:
             tensors.load_strictly(unet, state["unet"], "the state", what)
             tensors.load_strictly(ema, state["ema"], "the state", what)
         elif init:
-            weights = read_unet_weights(init)
+            weights = read_unet_weights(init, unet.settings["norm_groups"])
             for network in (unet, ema):
                 tensors.load_strictly(network, weights, init, what)
         self.unet = unet.to(self.device, memory_format=self.layout).requires_grad_(True).train()
