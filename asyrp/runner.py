@@ -59,6 +59,8 @@ class Asyrp:
         find_device(s.device)
         trains = bool(s.run_train and not s.just_precompute)  # the published script_precompute.sh gives both
         tests = bool(s.run_test or s.evaluate or (trains and s.do_test))
+        if len(self.prompts()) != 1 and trains:
+            raise UserError("--run_train learns one direction: give one attribute, or one source and one target prompt")
         self.check_images(trains, tests)
         # What is trained is tested; else what the flags name.
         stored = find_directions(s, Experiment(s)) if tests and not trains and not s.pass_editing else []

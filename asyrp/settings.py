@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from asyrp import intervals
 from asyrp.options import DEFAULTS, FLAGS
+from asyrp.parsing import check_values
 from utils.errors import UserError
 
 # What a direction's record decides about a run that uses it.
@@ -77,6 +78,10 @@ class Settings:
 
 def check_settings(settings, T):
     """Raise UserError for settings that do not fit together, whatever their source. T: timesteps of the model's schedule."""
+    try:
+        check_values(settings.config.editing.given())
+    except UserError as error:
+        raise UserError(f"{settings.config.path.name}, section editing: {error}") from error
     t_0 = settings.t_0
     if not 1 <= t_0 < T:
         raise UserError(f"--t_0 {t_0}: {settings.config.path.name} has {T} timesteps, numbered from 0; give 1 to {T - 1}")

@@ -183,3 +183,15 @@ def test_stopping_is_not_a_crash(run, monkeypatch, capsys):
 def test_old_flags_are_one_line(run, capsys):
     assert run("--just_precompute", "--n_precomp_img", "1", "--ni", "--img_path", "x.png") == 0
     assert capsys.readouterr().err.count("without effect, as in the 2023 release: --ni, --img_path") == 1
+
+
+@pytest.mark.parametrize("prompts", [("--src_txts", "a", "b", "--trg_txts", "c", "d"), ("--edit_attr", "attribute")])
+def test_training_wants_one_pair_of_prompts(run, prompts):
+    kind = ("--run_train", "--train_delta_block")
+    assert "--run_train learns one direction: give one attribute" in run.error(*kind, *prompts)
+
+
+def test_a_number_of_the_yaml_has_the_range_of_its_flag(run, tiny, tmp_path):
+    beyond = yaml.safe_load((tiny.folder / "ddpm.yml").read_text()) | {"editing": {"lr_training": 1e9}}
+    (tmp_path / "beyond.yml").write_text(yaml.safe_dump(beyond))
+    assert "beyond.yml, section editing: --lr_training" in run.error(*TEST, "--config", "beyond.yml")
