@@ -2,7 +2,7 @@
 
     python scripts/train_base_model.py --config avatar.yml --images data/avatar/train --out runs/base/ddpm.pt --flip
 
-Another YAML and another folder make a base model for a domain of one's own. Beside the weights, a moving average, stand
+Another YAML and another folder make a base model for a domain of your own. Beside the weights, a moving average, stand
 `<out>.state`, from which the same command goes on; `<out>.png`, samples drawn on the way; and `<out>.yml`, how they were made.
 Ctrl-C and SIGTERM save first. Where the state was lost, `--init <out> --images_seen N` goes on from the weights alone; write
 them with `--keep float32` for that.
