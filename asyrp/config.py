@@ -96,6 +96,10 @@ class Judge:
     aims: dict[str, tuple[str, str]]
     kept: tuple[str, ...] = ()
 
+    def by_direction(self):
+        """The aims by the names of the default stack's directions: its attributes are these with `avatar_` before them."""
+        return {attribute.removeprefix("avatar_"): aim for attribute, aim in self.aims.items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

@@ -156,7 +156,7 @@ class Editor:
         key = store.mean_key(
             self.model,
             self.reverse.content(),
-            [{"direction": use.direction.digest()}],
+            [use.direction.digest()],
             edit.coefficients,
             origin,
             use.t_edit.value,

@@ -60,8 +60,7 @@ def load_unet(config, path):
     try:
         tensors.load_strictly(unet, state_dict, path, f"the U-Net of {config.path.name}")
     except tensors.Misfit as error:
-        message = str(error).removesuffix("; use the file that belongs to it")
-        raise UserError(f"{message}; {_remedy(error.state_dict)}") from error
+        raise UserError(f"{error.fault}; {_remedy(error.state_dict)}") from error
     return unet
 
 
@@ -128,7 +127,7 @@ class Model:
             raise UserError(f"{len(directions)} directions need as many strengths, not {len(strengths)}")
         timesteps = self.timesteps(n_steps, t_0)
         t_edits = [interval_of(direction, t_edit) for direction in directions]
-        check_interval(timesteps, t_edits, [getattr(direction, "name", "the direction") for direction in directions])
+        check_interval(timesteps, t_edits, [direction.name for direction in directions])
         c = [s * d.scale(len(timesteps), len(directions)) for s, d in zip(strengths, directions, strict=True)]
         edit = hspace.Edit(directions, c, t_edits=t_edits)
         noise = process.image_noise(seed, range(len(x_T)))

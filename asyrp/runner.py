@@ -56,7 +56,7 @@ class Asyrp:
         check_image_settings(
             self.config, s.custom_train_dataset_dir, s.custom_test_dataset_dir, s.target_class_num, s.align_face
         )
-        find_device(s.device)
+        device = find_device(s.device)
         trains = bool(s.run_train and not s.just_precompute)  # the published script_precompute.sh gives both
         tests = bool(s.run_test or s.evaluate or (trains and s.do_test))
         if len(self.prompts()) != 1 and trains:
@@ -65,8 +65,8 @@ class Asyrp:
         # What is trained is tested; else what the flags name.
         stored = find_directions(s, Experiment(s)) if tests and not trains and not s.pass_editing else []
         torch.manual_seed(s.seed)
-        keep_freed_memory(find_device(s.device))
-        self.model = open_model(self.config, s.model_path, s.device, s.precision, s.compile, s.checkpoint_decoder)
+        keep_freed_memory(device)
+        self.model = open_model(self.config, s.model_path, device, s.precision, s.compile, s.checkpoint_decoder)
         with Background() as self.later:
             if s.lpips:
                 self.measure_lpips()
@@ -257,9 +257,14 @@ class Asyrp:
         return self.clip().cosine(src, trg)
 
     @cache  # noqa: B019
+    def found_curve(self):
+        """The LPIPS curves of the model, and where they are from; read once."""
+        return curves.find_curve(self.store, self.model, self.settings.custom_dataset_name)
+
+    @cache  # noqa: B019
     def curve(self):
-        """The LPIPS curves that intervals are read from; read once, and said."""
-        curve, where = curves.find_curve(self.store, self.model, self.settings.custom_dataset_name)
+        """The LPIPS curves, for those who read intervals off them; where they are from is said."""
+        curve, where = self.found_curve()
         log.info("LPIPS curves: %s", where)
         return curve
 
@@ -328,7 +333,7 @@ class Asyrp:
     def write_report(self, experiment):
         """report.html, of what lies in the experiment's folder and the LPIPS curves that its intervals belong to."""
         try:
-            curve, _ = curves.find_curve(self.store, self.model, self.settings.custom_dataset_name)
+            curve, _ = self.found_curve()
         except UserError:  # No loss: without curves the flags have set the intervals.
             curve = None
         name = curves.name_of_curve(self.config, self.settings.custom_dataset_name)

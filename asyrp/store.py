@@ -9,7 +9,7 @@ Every thing lies under a key that changes with everything its content depends on
     curve         model, precision, timesteps, pixels, and the name it was measured under
     noise         what a kept draw is called: its shape and the image's number, whatever the seed
 
-"model" is `Model.identity`: weights by content, architecture and schedule. "pixels" and "x_T" are tensors, by their content.
+"model" is `Model.identity`: weights by content, architecture and schedule. "pixels" are digests of images, "x_T" is a tensor.
 
 A file is written whole, with a checksum. One that is damaged, truncated, of another shape or not finite is removed with a line,
 and what was in it is computed again.
@@ -55,8 +55,8 @@ def trajectory_key(model, timesteps, dtype, x_T):
 
 
 def mean_key(model, process, directions, coefficients, origin, t_edit, over_timesteps, images):
-    """process: everything that decides the reverse process, as plain data. directions: their states, {name: tensor} each.
-    images: the keys of the latents, in order."""
+    """process: everything that decides the reverse process, as plain data. directions: their digests. images: digests of the
+    pixels, in order."""
     return key(
         "mean",
         model=model.identity,

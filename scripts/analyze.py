@@ -80,7 +80,7 @@ class World:
     def score_of(self, name, prompts):
         """The judge where it knows what the attribute aims at, else CLIP."""
         about = self.config.judge
-        aims = {key.removeprefix("avatar_"): aim for key, aim in about.aims.items()} if about else {}
+        aims = about.by_direction() if about else {}
         if name in aims:
             return JudgeScore(self.judge, *aims[name], about.kept)
         return ClipScore(self.clip(), *prompts)

@@ -1,7 +1,11 @@
-"""Files of the golden CLIP, in OpenAI's layout."""
+"""Files of the golden CLIP, in OpenAI's layout, and what is said of a file that is none."""
 
+import pytest
 import torch
 from golden_weights import filled, golden_json
+
+from losses.clip_loss import ClipLoss
+from utils.errors import UserError
 
 
 def openai_weights():
@@ -22,3 +26,12 @@ class Archived(torch.nn.Module):
 
     def forward(self, x: torch.Tensor):
         return x
+
+
+def message_of(model):
+    """The one line with which ClipLoss refuses a model."""
+    with pytest.raises(UserError) as caught:
+        ClipLoss(model)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message

@@ -74,7 +74,7 @@ def test_the_clip_tells_expressions_apart(faces):
 
 def test_the_judge_knows_what_the_directions_aim_at(judge):
     about = load_config("avatar.yml").judge
-    assert directions.shipped("AVATAR").keys() == evaluate.aims_of(about).keys()
+    assert directions.shipped("AVATAR").keys() == about.by_direction().keys()
     for attribute, (label, wanted) in about.aims.items():
         assert wanted in judge.labels[label]
         assert attribute in PROMPTS
@@ -165,8 +165,8 @@ def test_what_is_judged_is_what_the_library_edits(folder, faces, model, judge, h
 
 def test_the_directions_that_ship_are_judged_by_default(here):
     judged = load_config("avatar.yml").judge
-    found = evaluate.find_directions(None, evaluate.aims_of(judged), "AVATAR")
-    assert found == {name: STACK / "directions" / f"{name}.pth" for name in evaluate.aims_of(judged)}
+    found = evaluate.find_directions(None, judged.by_direction(), "AVATAR")
+    assert found == {name: STACK / "directions" / f"{name}.pth" for name in judged.by_direction()}
 
 
 def test_latents_are_found_again(folder, here, monkeypatch):

@@ -6,19 +6,10 @@ import zipfile
 
 import pytest
 import torch
-from clip_files import Archived, openai_weights
+from clip_files import Archived, message_of, openai_weights
 
 from losses import clip_loss
 from losses.clip_loss import ClipLoss
-from utils.errors import UserError
-
-
-def message_of(model):
-    with pytest.raises(UserError) as caught:
-        ClipLoss(model)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 class Block(torch.nn.Module):

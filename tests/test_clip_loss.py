@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from clip_files import Archived, openai_weights
+from clip_files import Archived, message_of, openai_weights
 from golden_weights import golden_json
 from safetensors.torch import save_file
 
@@ -57,14 +57,6 @@ def tiny(tmp_path):
         return path
 
     return write
-
-
-def message_of(model):
-    with pytest.raises(UserError) as caught:
-        ClipLoss(model)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # The published implementation

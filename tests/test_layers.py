@@ -90,6 +90,16 @@ def test_no_flag_is_read_below_the_runner(name):
     assert "argparse" not in imported(modules()[name])
 
 
+def test_every_place_of_a_row_is_there():
+    for name in (part for parts in ROWS for part in parts):
+        assert name in modules() or any(other.startswith(f"{name}.") for other in modules())
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_equations_need_nothing_else_of_asyrp(name):
+    assert not {other for other in imported(modules()[name]) if other.split(".")[0] == "asyrp"}
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_equations_know_no_files_and_print_nothing(name):
     called = {node.id for node in ast.walk(ast.parse(modules()[name].read_text())) if isinstance(node, ast.Name)}
@@ -103,7 +113,7 @@ SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 def test_no_script_parses_the_flags_of_another(path):
     """What it needs of the program it takes from the library."""
     names = imported(path)
-    assert not names & (FLAGS | {"main", "asyrp.runner"})
+    assert not names & (FLAGS | {"main", "asyrp.runner", "asyrp.uses", "asyrp.learning"})
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert not {alias.name for alias in node.names} & {"parse_args", "build_parser", "main"}

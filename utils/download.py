@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from configs.paths_config import is_moved, weight_file
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import write_text
 from utils.weights import DIRECTIONS_LISTING, DIRECTIONS_PAGE, GOOGLE_DRIVE, PUBLISHED, Published
 
 log = logging.getLogger(__name__)
@@ -269,8 +269,7 @@ def recorded(folder):
 
 def _record(path, sha256):
     entries = recorded(path.parent) | {path.name: _entry(path, sha256)}
-    with replacing(path.with_name(RECORD)) as beside:
-        beside.write_text(json.dumps(entries, indent=2))
+    write_text(path.with_name(RECORD), json.dumps(entries, indent=2))
 
 
 def _entry(path, sha256):

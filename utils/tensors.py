@@ -52,11 +52,12 @@ UNREADABLE = (
 
 
 class Misfit(UserError):
-    """A state dict that does not fit a network; the message names the file and the tensors. `state_dict`: what was to fit."""
+    """A state dict that does not fit a network. `fault`: the message without its remedy, for those who know a better one; it
+    names the file and the tensors. `state_dict`: what was to fit."""
 
-    def __init__(self, message, state_dict):
-        super().__init__(message)
-        self.state_dict = state_dict
+    def __init__(self, fault, state_dict):
+        super().__init__(f"{fault}; use the file that belongs to it")
+        self.fault, self.state_dict = fault, state_dict
 
 
 def save(obj, path):
@@ -297,7 +298,6 @@ def load_strictly(module, state_dict, path, what):
         if keys
     ]
     if faults:
-        message = f"{path} does not fit {what}: {', '.join(faults)} of {len(expected)} tensors"
-        raise Misfit(f"{message}; use the file that belongs to it", state_dict)
+        raise Misfit(f"{path} does not fit {what}: {', '.join(faults)} of {len(expected)} tensors", state_dict)
     # A network on the meta device has no memory of its own: it takes these tensors.
     module.load_state_dict(state_dict, assign=any(tensor.is_meta for tensor in expected.values()))

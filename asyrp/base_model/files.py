@@ -8,7 +8,7 @@ import yaml
 from asyrp.config import to_dict
 from utils import tensors
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import write_text
 
 NEEDED = {"model", "unet", "ema", "images_seen", "seconds", "sessions"}  # in a state; an optimiser can be made anew
 
@@ -69,8 +69,7 @@ class Files:
         disk does not take it."""
         tensors.save(state, self.state)
         tensors.save(weights, self.weights)
-        with replacing(self.record) as beside:
-            beside.write_text(yaml.safe_dump(to_dict(record), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_text(self.record, yaml.safe_dump(to_dict(record), sort_keys=False, allow_unicode=True))
 
 
 def model_sections(config):

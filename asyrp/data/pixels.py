@@ -20,8 +20,7 @@ class PixelIndex:
 
     def __init__(self, dataset, folder):
         self.dataset = dataset
-        place = str(Path(dataset.folder).resolve()).encode(errors="surrogateescape").decode(errors="backslashreplace")
-        name = digest("pixels", place, dataset.image_size, dataset.align is not None)
+        name = digest("pixels", str(Path(dataset.folder).resolve()), dataset.image_size, dataset.align is not None)
         self.path = Path(folder) / f"{name}.jsonl"
         self.known, self.full = self._read(), False
 

@@ -8,7 +8,7 @@ from analysis.claims import CLAIMS
 from analysis.measures import Result
 
 from asyrp.evaluation.metrics import Summary
-from utils.files import replacing
+from utils.files import write_text
 
 
 def plain(value):
@@ -101,5 +101,4 @@ def add(report, number, results, seconds, out):
     }
     report["claims"] = dict(sorted(report["claims"].items()))
     for name, text in (("report.json", json.dumps(plain(report), indent=1) + "\n"), ("report.md", as_markdown(report))):
-        with replacing(out / name) as beside:
-            beside.write_text(text)
+        write_text(out / name, text)

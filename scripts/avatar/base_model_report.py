@@ -31,7 +31,7 @@ from asyrp.model import open_model
 from asyrp.report.pictures import in_rows, labelled_grid, save
 from models.judge import load_judge
 from utils.errors import UserError
-from utils.files import ROOT, replacing, shown
+from utils.files import ROOT, shown, write_text
 from utils.terminal import guarded
 
 TIMESTEPS = (999, 900, 800, 700, 500, 300)  # of a thousand
@@ -237,8 +237,7 @@ def run(argv):
     args.out.mkdir(parents=True, exist_ok=True)
     save(labelled_grid(rows, [""] * width), args.out / "samples.png")
     for name, text in (("report.json", json.dumps(report, indent=1)), ("report.md", table)):
-        with replacing(args.out / name) as beside:
-            beside.write_text(text, encoding="utf-8")
+        write_text(args.out / name, text)
     print(table)
     print(f"report and samples: {args.out}")
 

@@ -33,7 +33,7 @@ from asyrp.report import pictures
 from asyrp.store import Store
 from models.judge import load_judge
 from utils.errors import UserError
-from utils.files import ROOT, replacing, shown
+from utils.files import ROOT, shown, write_text
 from utils.terminal import guarded
 
 DEFAULT = 1.0
@@ -45,11 +45,6 @@ WANTED = {"smiling": 80, "sad": 80, "angry": 80, "surprised": 80, "beard": 70, "
 def percent(flags):
     flags = list(flags)
     return 100 * sum(flags) / len(flags)
-
-
-def aims_of(judge):
-    """A config's section `judge` -> {direction: (label it changes, class it should change it to)}."""
-    return {attribute.removeprefix("avatar_"): aim for attribute, aim in judge.aims.items()}
 
 
 def keep_rates(before, after, labels):
@@ -67,7 +62,7 @@ class Evaluator:
         dataset, self.rows = open_faces(args.images, config.data.image_size)
         self.model = asyrp.open_model(config, args.model_path, args.device)
         self.judge = load_judge(args.judge or ROOT / config.judge.weights, self.model.device)
-        self.aims, self.kept = aims_of(config.judge), config.judge.kept
+        self.aims, self.kept = config.judge.by_direction(), config.judge.kept
         self.steps = self.model.timesteps(args.steps)
         self.pairs = InvertedPairs(dataset, self.model, self.steps, Store())
         self.editor = Editor(self.model, Reverse(self.steps, args.t_boost, seed=args.seed))
@@ -192,8 +187,7 @@ def run(args):
     save_overview(strips, args.out / "overview.png")
     table = as_markdown(report)
     for name, text in (("report.json", json.dumps(report, indent=1)), ("report.md", table)):
-        with replacing(args.out / name) as beside:
-            beside.write_text(text, encoding="utf-8")
+        write_text(args.out / name, text)
     print(table)
     print(f"report and pictures: {args.out}\n{config.data.credit}".rstrip())
 

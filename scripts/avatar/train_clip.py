@@ -47,7 +47,7 @@ from asyrp.base_model.settings import Settings, learning_rate
 from losses.clip_loss import TEMPLATES, ClipLoss
 from utils import tensors
 from utils.devices import find_device
-from utils.files import replacing
+from utils.files import write_text
 from utils.terminal import guarded
 
 # A ResNet and not a ViT: every reduction in it but the first one averages, so its gradients show no grid of patches. It looks
@@ -257,8 +257,7 @@ class Trainer:
     def save(self):
         out = Path(self.args.out)
         tensors.save({key: half(value) for key, value in self.model.state_dict().items()}, out)
-        with replacing(out.with_suffix(".json")) as beside:
-            beside.write_text(json.dumps(CONFIG, indent=2) + "\n")
+        write_text(out.with_suffix(".json"), json.dumps(CONFIG, indent=2) + "\n")
         print(f"weights in {out}, {out.stat().st_size / 2**20:.2f} MiB; config in {out.with_suffix('.json')}")
 
 
