@@ -4,6 +4,7 @@ import json
 import random
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -18,14 +19,17 @@ class Server(ThreadingHTTPServer):
     """files: {path: bytes, or a list, which is sent as JSON}. Faults are set by path.
 
     breaks: {path: bytes that are sent before the connection is cut}. answers: {path: status in place of the file}. kinds:
-    {path: Content-Type}. ignores_range: whether a Range is answered with the whole file. asked: (path, Range or None).
+    {path: Content-Type}. no_length: paths of files whose length is not told. shifts: {path: bytes by which what is sent begins
+    late}. drips: paths of files of which a byte is sent every 20 ms. ignores_range: whether a Range is answered with the whole
+    file. asked: (path, Range or None).
     """
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.breaks, self.answers, self.kinds, self.asked = {}, {}, {}, {}, []
+        self.files, self.breaks, self.answers, self.kinds, self.shifts, self.asked = {}, {}, {}, {}, {}, []
+        self.no_length, self.drips = set(), set()
         self.ignores_range = False
 
     def handle_error(self, request, client_address):
@@ -54,14 +58,19 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        start += server.shifts.get(self.path, 0)
         self.send_response(206 if start else 200)
         self.send_header("Content-Type", server.kinds.get(self.path, "application/octet-stream"))
-        self.send_header("Content-Length", str(len(body) - start))
+        if self.path not in server.no_length:
+            self.send_header("Content-Length", str(len(body) - start))
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.end_headers()
+        for i in range(start, len(body) if self.path in server.drips else 0):
+            self.wfile.write(body[i : i + 1])
+            time.sleep(0.02)
         self.wfile.write(body[start:][: server.breaks.get(self.path)])
-        if self.path in server.breaks:
+        if self.path in server.breaks or self.path in server.no_length:
             self.close_connection = True
 
     def log_message(self, *args):

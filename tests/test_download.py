@@ -83,9 +83,41 @@ def test_a_stopped_transfer_is_resumed_by_the_next_call(server, path, monkeypatc
 
 def test_a_body_shorter_than_announced_is_not_taken_for_the_file(server, path, monkeypatch):
     bodies = [[WEIGHTS[:1000]], []]
-    monkeypatch.setattr(requests.Response, "iter_content", lambda *_: bodies.pop(0))
+    monkeypatch.setattr(download, "_pieces", lambda response: bodies.pop(0))
     assert "the connection to 127.0.0.1" in refused(path, server.url("/first.pt"))
     assert download.parts(path)[0].read_bytes() == WEIGHTS[:1000]
+
+
+def test_a_short_body_of_unknown_length_is_taken_up_again(server, path):
+    server.no_length.add("/first.pt")
+    server.breaks["/first.pt"] = 1_300_000
+    fetched(path, server.url("/first.pt"))
+    assert server.asked == [("/first.pt", None), ("/first.pt", "bytes=1300000-"), ("/first.pt", "bytes=2600000-")]
+
+
+def test_a_whole_body_of_unknown_length(server, path):
+    server.no_length.add("/first.pt")
+    fetched(path, server.url("/first.pt"))
+
+
+def test_an_answer_that_begins_elsewhere_is_not_put_behind_the_part(server, path):
+    """A piece that does not fit is never joined; one that nobody asked for is refused."""
+    begun(path, server.url("/first.pt"), WEIGHTS[:1000])
+    server.shifts["/first.pt"] = 500
+    assert "gave a piece of the file in place of the whole" in refused(path, server.url("/first.pt"))
+    assert server.asked == [("/first.pt", "bytes=1000-"), ("/first.pt", None)]
+    assert list(path.parent.iterdir()) == []
+    fetched(path, server.url("/first.pt"), server.url("/second.pt"))
+
+
+def test_a_source_that_drips_is_left_and_its_part_kept(server, path, monkeypatch):
+    monkeypatch.setattr(download, "PACE", (1000, 0.2))
+    server.drips.add("/first.pt")
+    message = refused(path, server.url("/first.pt"))
+    assert "sends less than 5 KiB a second" in message and "the same command goes on from there" in message
+    [part] = download.parts(path)
+    assert WEIGHTS.startswith(part.read_bytes()) and part.stat().st_size > 0
+    fetched(path, server.url("/first.pt"), server.url("/second.pt"))
 
 
 def test_a_server_that_ignores_ranges_starts_over(server, path):
@@ -172,6 +204,29 @@ def test_a_web_page_is_not_a_weight_file(server, path, kind):
     fetched(path, server.url("/page"), server.url("/second.pt"))
 
 
+@pytest.mark.parametrize(
+    ("body", "length_told", "said"),
+    [
+        (b"", True, "is empty"),
+        (b"", False, "the connection to 127.0.0.1"),
+        ([{"message": "moved"}], True, "is text, not weights"),
+        ([{"message": "moved"}], False, "is text, not weights"),
+    ],
+)
+def test_an_answer_without_a_file_is_refused_and_not_recorded(server, path, body, length_told, said):
+    server.files["/wrong"] = body
+    server.no_length |= set() if length_told else {"/wrong"}
+    assert said in refused(path, server.url("/wrong"))
+    assert list(path.parent.iterdir()) == []
+    fetched(path, server.url("/wrong"), server.url("/second.pt"))
+
+
+def test_fewer_bytes_than_the_parameters_take_are_no_weights(server, path):
+    server.files["/half"] = WEIGHTS[:1_500_000]
+    assert "is 1,500,000 bytes long, too short for 750,000 parameters" in refused(path, server.url("/half"))
+    assert list(path.parent.iterdir()) == []
+
+
 def test_a_web_page_leaves_what_has_arrived(server, path):
     begun(path, server.url("/first.pt"), WEIGHTS[:1000])
     server.kinds["/first.pt"] = "text/html"
@@ -202,7 +257,7 @@ def drive(monkeypatch):
     """What Google Drive gives in place of a file: bytes, or an error to raise. -> (a function that sets it, calls)."""
     calls, given = [], []
 
-    def fake(url, output, quiet, resume, timeout, progress):
+    def fake(url, output, quiet, resume, timeout, progress, cancel):
         calls.append(url)
         if isinstance(given[0], Exception):
             raise given[0]
@@ -246,6 +301,14 @@ def test_gdown_is_called_as_it_wants_to_be_and_resumes(server, path, monkeypatch
     assert ("/first.pt", "bytes=1048576-") in server.asked  # gdown writes in pieces of half a MiB
 
 
+def test_google_drive_drips(server, path, monkeypatch):
+    """The package itself."""
+    monkeypatch.setattr(download, "GOOGLE_DRIVE", server.url("/"))
+    monkeypatch.setattr(download, "PACE", (1000, 0.2))
+    server.drips.add("/first.pt")
+    assert "sends less than 5 KiB a second" in refused(path, server.url("/first.pt"))
+
+
 # ---- what was fetched stays what it was --------------------------------------------------------------------------------------
 
 
@@ -275,10 +338,15 @@ def test_a_file_with_another_time_is_read_once(kept, monkeypatch):
     download.verify(kept)
 
 
-def test_a_broken_record_is_one_line(kept):
-    kept.with_name("sha256.json").write_text("{")
-    with pytest.raises(UserError, match=r"sha256\.json is not valid JSON: delete it"):
-        download.verify(kept)
+@pytest.mark.parametrize("contents", ["{", "[]", '{"w.pt": 3}', "", "[" * 100_000, b"\xff\xfe"])
+def test_a_damaged_record_is_set_aside_with_a_line(kept, server, contents, caplog):
+    record = kept.with_name("sha256.json")
+    record.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+    download.verify(kept)
+    [line] = [r.getMessage() for r in caplog.records]
+    assert f"{record} is damaged: it is renamed to sha256.json.damaged" in line
+    download.admit(published(), kept)
+    assert json.loads(record.read_text()).keys() == {"w.pt"}
 
 
 def test_a_file_that_came_by_another_way_is_checked_and_recorded(path):

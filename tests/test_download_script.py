@@ -74,9 +74,9 @@ def listing(server, monkeypatch):
     """A folder of directions in the form of GitHub's contents API."""
     names = ["smiling_LC_CelebA_HQ_t999_ninv40_ngen40_0.pth", "dog_happy_LC_dog_t999_ninv40_ngen40_0.pth", "README.md"]
     for name in names:
-        server.files[f"/raw/{name}"] = name.encode()
+        server.files[f"/raw/{name}"] = b"PK\x03\x04" + name.encode()
     entries = [
-        {"name": name, "path": f"checkpoint/{name}", "size": len(name), "download_url": server.url(f"/raw/{name}")}
+        {"name": name, "path": f"checkpoint/{name}", "size": 4 + len(name), "download_url": server.url(f"/raw/{name}")}
         for name in names
     ]
     server.files["/contents/checkpoint"] = entries

@@ -8,18 +8,22 @@ import hashlib
 import json
 import logging
 import os
+import re
+import tempfile
+import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import gdown
 import requests
+import urllib3
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from configs.paths_config import is_moved, weight_file
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import set_aside, write_text
 from utils.weights import DIRECTIONS_LISTING, DIRECTIONS_PAGE, GOOGLE_DRIVE, PUBLISHED, Published
 
 log = logging.getLogger(__name__)
@@ -27,6 +31,7 @@ log = logging.getLogger(__name__)
 RECORD = "sha256.json"
 CHUNK = 2**20  # bytes
 TIMEOUTS = (5, 60)  # seconds to connect, and between two packets
+PACE = (2**19, 120)  # bytes that a source has to send in so many seconds; gdown writes half a MiB at a time
 
 
 class Failed(Exception):
@@ -71,7 +76,7 @@ def _fetched(published, path, failures):
         part = _part(path, source)
         log.info("fetching %s from %s", path, source)
         try:
-            _transfer(source, part)
+            _transfer(source, part, published.least_size)
             sha256 = _sha256(part)
             if fault := _fault(part, published, sha256):
                 part.unlink()
@@ -82,6 +87,8 @@ def _fetched(published, path, failures):
             return False
         except Failed as failure:
             failures.append(str(failure))
+            if _beginning(part) is not None:
+                part.unlink()  # nothing to go on from
         else:
             os.replace(part, path)
             _record(path, sha256)
@@ -107,14 +114,16 @@ def published_directions():
     Raises UserError when the list cannot be had.
     """
     try:
-        response = requests.get(DIRECTIONS_LISTING, timeout=TIMEOUTS)
-        response.raise_for_status()
-        files = [entry for entry in response.json() if entry["name"].endswith(".pth")]
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder, "listing")
+            _transfer(DIRECTIONS_LISTING, part)
+            entries = json.loads(part.read_bytes())
         return {
             Path(entry["name"]).name: Published(DIRECTIONS_PAGE, entry["path"], (entry["download_url"],), size=entry["size"])
-            for entry in files
+            for entry in entries
+            if entry["name"].endswith(".pth")
         }
-    except (requests.RequestException, KeyError, TypeError) as error:
+    except (Failed, requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"the list of published directions cannot be had ({_reason(DIRECTIONS_LISTING, error)}): get the files of the "
             f"folder checkpoint by way of {DIRECTIONS_PAGE} and save them in checkpoint/"
@@ -150,13 +159,16 @@ def _only_process(path):
 # ---- one source -------------------------------------------------------------------------------------------------------------
 
 
-def _transfer(source, part):
-    """One source -> `part`, from where an earlier call stopped. Raises Failed or ConnectTimeout; what has arrived stays."""
+def _transfer(source, part, least=0):
+    """One source -> `part`, from where an earlier call stopped. Raises Failed or ConnectTimeout; what has arrived stays.
+
+    least: bytes; a source that does not say how long the file is has not given all of it before.
+    """
     receive = _receive_from_drive if source.startswith(GOOGLE_DRIVE) else _receive
     while True:
         before = _size(part)
         try:
-            return receive(source, part)
+            return receive(source, part, least)
         except requests.ConnectTimeout:
             raise
         except (requests.RequestException, gdown.DownloadError) as error:
@@ -165,33 +177,80 @@ def _transfer(source, part):
                 raise Failed(_reason(source, error)) from error
 
 
-def _receive(url, part):
+def _receive(url, part, least):
     start = _size(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUTS) as response:
-        if response.status_code == requests.codes.requested_range_not_satisfiable:
+        if response.status_code == requests.codes.requested_range_not_satisfiable and start:
             if response.headers.get("Content-Range") == f"bytes */{start}":
                 return  # it was complete
             part.unlink()
-            return _receive(url, part)
+            return _receive(url, part, least)
         response.raise_for_status()
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise Failed(f"{_host(url)} gave a web page in place of the file")
         if response.status_code != requests.codes.partial_content:
             start = 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        with part.open("ab" if start else "wb") as file, _bar(part) as show:
-            for chunk in response.iter_content(CHUNK):
-                file.write(chunk)
+        elif not re.match(rf"bytes {start}-", response.headers.get("Content-Range", "")):
+            if not start:
+                raise Failed(f"{_host(url)} gave a piece of the file in place of the whole")
+            part.unlink()  # the piece that was sent does not fit behind it
+            return _receive(url, part, least)
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() else None
+        with part.open("ab" if start else "wb") as file, _bar(part) as show, _pace(part) as too_slow:
+            for piece in _pieces(response):
+                file.write(piece)
+                file.flush()
                 show(file.tell(), total)
-    if total is not None and _size(part) != total:
-        raise requests.ConnectionError(f"{_size(part)} of {total} bytes have arrived")
+                if too_slow.is_set():
+                    raise Failed(_slow(url))
+    if _size(part) < (least if total is None else total):
+        raise requests.ConnectionError(f"{_size(part)} of {total or least} bytes have arrived")
 
 
-def _receive_from_drive(url, part):
-    with _bar(part) as show:
-        gdown.download(url, output=str(part), quiet=True, resume=True, timeout=TIMEOUTS, progress=show)
+def _pieces(response):
+    """The body, in pieces as they arrive. requests itself would wait until a piece of the wanted size is full."""
+    try:
+        while piece := response.raw.read1(CHUNK):
+            yield piece
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.ConnectionError(error) from error
+
+
+def _receive_from_drive(url, part, least):
+    try:
+        with _bar(part) as show, _pace(part) as too_slow:
+            gdown.download(url, output=str(part), quiet=True, resume=True, timeout=TIMEOUTS, progress=show, cancel=too_slow)
+    except gdown.exceptions.DownloadCancelled as error:
+        raise Failed(_slow(url)) from error
+
+
+@contextmanager
+def _pace(part):
+    """-> an event that is set when a file grows more slowly than PACE: a source that drips has no end."""
+    too_slow, done = threading.Event(), threading.Event()
+    least, seconds = PACE
+
+    def watch():
+        size = _size(part)
+        while not done.wait(seconds):
+            before, size = size, _size(part)
+            if size - before < least:
+                too_slow.set()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield too_slow
+    finally:
+        done.set()
+        thread.join()
+
+
+def _slow(source):
+    least, seconds = PACE
+    return f"{_host(source)} sends less than {least / seconds / 1024:.0f} KiB a second"
 
 
 @contextmanager
@@ -217,11 +276,13 @@ def _host(source):
 def _reason(source, error):
     """One clause on what went wrong with a source."""
     host = _host(source)
+    if isinstance(error, Failed):
+        return str(error)
     if isinstance(error, requests.HTTPError):
         return f"{host} answers {error.response.status_code}"
     if isinstance(error, requests.ConnectionError | requests.Timeout | requests.exceptions.ChunkedEncodingError):
         return f"the connection to {host} failed"
-    if isinstance(error, KeyError | TypeError | ValueError):
+    if isinstance(error, KeyError | TypeError | ValueError | AttributeError):
         return f"{host} answers in another form than expected"
     return f"{host}: {' '.join(str(error).split())}"
 
@@ -231,13 +292,30 @@ def _reason(source, error):
 
 def _fault(path, published, sha256):
     """What shows that a complete file is not the one that was wanted, or None."""
-    with path.open("rb") as file:
-        if file.read(256).lstrip().startswith(b"<"):
-            return "a web page, not weights"
+    if wrong := _beginning(path):
+        return wrong
     if published.size not in (None, _size(path)):
         return f"{_size(path):,} bytes long, not {published.size:,}"
+    if _size(path) < published.least_size:
+        return f"{_size(path):,} bytes long, too short for {published.parameters:,} parameters"
     if published.sha256 not in (None, sha256):
         return f"not the published file: its SHA-256 is {sha256}"
+    return None
+
+
+def _beginning(path):
+    """What a file is, by its first bytes, if it cannot be weights; None if it can, or is missing."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        begins = file.read(256)
+    if not begins:
+        return "empty"
+    if begins.lstrip().startswith(b"<"):
+        return "a web page, not weights"
+    # Zip archives, pickles and safetensors all have bytes here that no text has.
+    if begins.isascii() and not re.search(rb"[\x00-\x08\x0e-\x1f]", begins):
+        return "text, not weights"
     return None
 
 
@@ -259,12 +337,20 @@ def verify(path):
 
 
 def recorded(folder):
-    """What was fetched into a folder -> {file name: {"sha256", "size", "mtime_ns"}}."""
+    """What was fetched into a folder -> {file name: {"sha256", "size", "mtime_ns"}}. A damaged record is set aside."""
     path = folder / RECORD
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: delete it") from error
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(entries, dict) and all(isinstance(entry, dict) and "sha256" in entry for entry in entries.values()):
+            return entries
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError):
+        pass
+    log.warning("%s is damaged: it is renamed to %s.damaged, and the files it names are not checked any more", path, RECORD)
+    with suppress(OSError):
+        set_aside(path)
+    return {}
 
 
 def _record(path, sha256):

@@ -52,6 +52,12 @@ def write_text(path, text):
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def set_aside(path):
+    """Rename a damaged file that others can do without -> its new path."""
+    path = Path(path)
+    return path.replace(path.with_name(f"{path.name}.damaged"))
+
+
 @contextmanager
 def held(path, what):
     """A lock that one process at a time can have, by the file `path`. Raises UserError that says who holds it.

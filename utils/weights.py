@@ -21,6 +21,11 @@ class Published(NamedTuple):
     sha256: str | None = None
     licence: str | None = None
 
+    @property
+    def least_size(self):
+        """Bytes that the file has at least."""
+        return self.size or 4 * (self.parameters or 0)
+
 
 def _hub(repository, file):
     return f"https://huggingface.co/{repository}/resolve/main/{file}"

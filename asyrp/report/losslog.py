@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from asyrp.training import COLUMNS
-from utils.files import one_line, printable
+from utils.files import one_line, printable, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,9 @@ def read_losses(folder):
             for row in csv.reader(lines, strict=True):
                 _check(row, epoch)
         except (OSError, ValueError, csv.Error) as error:
-            beside = path.with_name(f"{path.name}.damaged")
-            log.warning("%s is damaged (%s): it is left out, and renamed to %s", path, one_line(error), beside.name)
+            log.warning("%s is damaged (%s): it is left out, and renamed to %s.damaged", path, one_line(error), path.name)
             with suppress(OSError):
-                path.replace(beside)
+                set_aside(path)
             continue
         for row in csv.reader(lines):
             yield dict(zip(FIELDS, row, strict=True))

@@ -19,7 +19,7 @@ from asyrp.report import pictures as drawing
 from asyrp.report.charts import HEIGHT, WIDTH, Line, Span, line_chart
 from asyrp.report.losslog import read_losses
 from asyrp.training import COLUMNS
-from utils.files import printable, write_text
+from utils.files import printable, set_aside, write_text
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +129,7 @@ def _read(path, parse, keys):
         return None
     except (ValueError, yaml.YAMLError, RecursionError):
         pass
-    aside = path.with_name(f"{path.name}.damaged")
-    path.replace(aside)
-    log.warning("%s is damaged: set aside as %s, and left out of the report", path, aside.name)
+    log.warning("%s is damaged: set aside as %s, and left out of the report", path, set_aside(path).name)
     return None
 
 
