@@ -38,8 +38,15 @@ def found(results):
     return json.loads((results / "evaluation.json").read_text(), parse_constant=pytest.fail)
 
 
-def values(result, picture, metric):
-    return [row[metric] for row in result["images"] if row["picture"] == picture]
+def rows(results):
+    """evaluation.csv"""
+    with (results / "evaluation.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def values(results, picture, metric):
+    """One column of evaluation.csv, of one of the pictures."""
+    return [float(row[metric]) for row in rows(results) if row["picture"] == picture]
 
 
 # ---- whole runs -------------------------------------------------------------------------------------------------------------
@@ -59,10 +66,10 @@ def test_s_dir_of_a_run_is_that_of_its_pictures(run_learned, results, tiny, gene
     ):
         change = F.normalize(features[2] - features[before])
         expected = (change * clip.direction(*prompts, templates=templates)).sum(1)
-        assert values(result, "+1", metric) == pytest.approx(expected.tolist(), abs=1e-5)
-    assert values(result, "reconstruction", "PSNR in dB") == pytest.approx(metrics.psnr(plain, original).tolist())
+        assert values(results, "+1", metric) == pytest.approx(expected.tolist(), abs=1e-5)
+    assert values(results, "reconstruction", "PSNR in dB") == pytest.approx(metrics.psnr(plain, original).tolist())
     # The text direction itself, with templates and without: not the same one.
-    assert values(result, "+1", "S_dir") != values(result, "+1", "S_dir, no templates")
+    assert values(results, "+1", "S_dir") != values(results, "+1", "S_dir, no templates")
     assert result["settings"]["prompts"] == list(prompts)
     assert result["settings"]["clip"] == str(tiny.clip)
 
@@ -70,20 +77,20 @@ def test_s_dir_of_a_run_is_that_of_its_pictures(run_learned, results, tiny, gene
 def test_the_summary_is_that_of_the_rows(run_learned, results, capsys):
     assert run_learned(*EVALUATE, "--n_test_img", "4", "--bs_test", "3") == 0
     result = found(results)
-    with (results / "evaluation.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert [(row["image"], row["picture"]) for row in rows] == [(row["image"], row["picture"]) for row in result["images"]]
-    assert sorted({row["image"] for row in rows}) == ["00.png", "01.png", "02.png", "03.png"]
+    table = rows(results)
+    assert [(row["image"], row["picture"]) for row in table] == [
+        (f"{i:02d}.png", picture) for batch in ((0, 1, 2), (3,)) for picture in ("reconstruction", "+1") for i in batch
+    ]
     for picture, columns in result["summary"].items():
         for metric, cell in columns.items():
-            column = [float(row[metric]) for row in rows if row["picture"] == picture]
+            column = [float(row[metric]) for row in table if row["picture"] == picture]
             assert cell["n"] == len(column) == 4
             assert cell["mean"] == pytest.approx(sum(column) / 4)
             assert cell["standard_error"] == pytest.approx(torch.tensor(column).std().item() / 2, rel=1e-4)
-    table = capsys.readouterr().out
-    assert f"{result['summary']['+1']['S_dir']['mean']:.3g} ± " in table
-    assert "| metric " in table
-    assert f'"face" -> "smiling face", CLIP {result["settings"]["clip"]}: mean ± standard error' in table
+    told = capsys.readouterr().out
+    assert f"{result['summary']['+1']['S_dir']['mean']:.3g} ± " in told
+    assert "| metric " in told
+    assert f'"face" -> "smiling face", CLIP {result["settings"]["clip"]}: mean ± standard error' in told
 
 
 def test_what_is_missing_is_left_out_with_the_remedy(run_learned, results, capsys):
@@ -155,8 +162,8 @@ def test_every_strength_is_measured(run_learned, results):
     assert run_learned(*EVALUATE, *STRENGTHS, "--bs_test", "2") == 0
     result = found(results)
     assert list(result["summary"]) == ["reconstruction", "-1", "+0", "+1"]
-    assert values(result, "+0", "S_dir from the reconstruction") == pytest.approx([0, 0], abs=1e-5)
-    assert values(result, "-1", "S_dir") != values(result, "+1", "S_dir")
+    assert values(results, "+0", "S_dir from the reconstruction") == pytest.approx([0, 0], abs=1e-5)
+    assert values(results, "-1", "S_dir") != values(results, "+1", "S_dir")
 
 
 def test_prompts_come_from_the_direction(run_learned, results, monkeypatch):
@@ -183,7 +190,7 @@ def test_segmenter_flag(run_learned, results, tmp_path):
     assert run_learned(*EVALUATE, "--segmenter", "halves.pt") == 0
     result = found(results)
     assert result["settings"]["segmenter"] == "halves.pt"
-    kept = values(result, "+1", "segments kept, pixels")
+    kept = values(results, "+1", "segments kept, pixels")
     assert all(0 < share < 1 for share in kept)
     assert "neither a file nor one of torchvision's" in run_learned.error(*EVALUATE, "--segmenter", "gone.pt")
 
@@ -296,6 +303,49 @@ def test_a_monotone_score_is_told():
 
     assert evaluation_of(-1, 0, 1) == {"judge: probability of bright yes": True}
     assert evaluation_of(0, -1, 1) == {"judge: probability of bright yes": False}
+
+
+def test_metrics_that_come_late_or_end_early_have_a_column_or_leave_it_empty(tmp_path):
+    """Of n images memory holds no rows; the file on disk is there when it is whole."""
+
+    class Ends:
+        name = "ends"
+
+        def before(self, original, reconstruction):
+            if original.mean() > 0:
+                raise UserError("this image cannot be measured")
+            return {"a": [1.0], "b": [None]}
+
+        def after(self, label, edited):
+            return {"a": [2.0], "c": [3.0]}
+
+    class Stays(Ends):
+        name = "stays"
+
+        def before(self, original, reconstruction):
+            return {"d": [4.0]}
+
+        def after(self, label, edited):
+            return {"d": [5.0]}
+
+    evaluation = Evaluation({"ends": Ends, "stays": Stays}, {"prompts": ("a", "b"), "clip": "c"}, "cpu", tmp_path)
+    for name, brightness in (("1.png", -1), ("2.png", 1), ("3\udcff.png", -1)):
+        image = flat((brightness,) * 3)
+        evaluation.add(Batch([0], [name], image, image), [("reconstruction", image)], [("+1", image)])
+        assert not (tmp_path / "evaluation.csv").exists()
+    evaluation.save()
+    table = rows(tmp_path)
+    assert list(table[0]) == ["image", "picture", "a", "b", "d", "c"]
+    assert [row["image"] for row in table] == ["1.png", "1.png", "2.png", "2.png", "3\\xff.png", "3\\xff.png"]
+    assert [(row["a"], row["b"], row["c"], row["d"]) for row in table] == [
+        ("1.0", "", "", "4.0"),
+        ("2.0", "", "3.0", "5.0"),
+        *[("", "", "", "4.0"), ("", "", "", "5.0")] * 2,
+    ]
+    result = found(tmp_path)
+    assert result["left_out"] == {"ends": "this image cannot be measured"}
+    assert result["summary"]["+1"]["c"] == {"mean": 3, "standard_error": None, "n": 1}
+    assert "b" not in result["summary"]["reconstruction"]
 
 
 def test_inception(tmp_path, monkeypatch):

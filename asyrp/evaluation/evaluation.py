@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import tempfile
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
@@ -10,14 +12,14 @@ import torch
 
 from asyrp.evaluation import metrics
 from utils.errors import UserError
-from utils.files import replacing, write_text
+from utils.files import printable, replacing, write_text
 
 NAME = "evaluation"
 RECONSTRUCTION = "reconstruction"
 
 
 class Evaluation:
-    """The pictures of a test, measured batch by batch.
+    """The pictures of a test, measured batch by batch; of what was measured, memory holds no more than sums.
 
     open_gauges: {name of what it measures: function without arguments -> a gauge (see gauges.py)}. A gauge that cannot be made
     or cannot measure these images raises UserError: it is left out, and the reason is told. folder: where `save` writes.
@@ -25,7 +27,9 @@ class Evaluation:
 
     def __init__(self, open_gauges, settings, device, folder="."):
         self.settings, self.device, self.folder = settings, device, Path(folder)
-        self.gauges, self.left_out, self.rows = [], {}, []
+        self.gauges, self.left_out = [], {}
+        self.moments = defaultdict(lambda: defaultdict(metrics.Moments))  # picture -> metric
+        self.rows = self.writer = None
         for name, open_gauge in open_gauges.items():
             try:
                 self.gauges.append(open_gauge())
@@ -48,21 +52,28 @@ class Evaluation:
                 self.left_out[gauge.name] = str(error)
         for label, found in columns.items():
             each = {name: values.tolist() if isinstance(values, torch.Tensor) else values for name, values in found.items()}
-            for i, name in enumerate(batch.names):
-                values = {metric: column[i] for metric, column in each.items() if column[i] is not None}
-                self.rows.append({"image": Path(name).name, "picture": label} | values)
+            for name, values in each.items():
+                self.moments[label][name].add([value for value in values if value is not None])
+            self._write_rows(batch.names, label, each, [name for found in columns.values() for name in found])
+
+    def _write_rows(self, images, label, each, names):
+        """A row an image, into a file that nobody sees until `save`. A metric that ends early leaves its column empty."""
+        if self.writer is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.rows = tempfile.TemporaryFile("w+", dir=self.folder, newline="", encoding="utf-8")
+            self.writer = csv.DictWriter(self.rows, dict.fromkeys(["image", "picture", *names]))
+            self.writer.writeheader()
+        for i, image in enumerate(images):
+            values = {name: values[i] for name, values in each.items() if values[i] is not None}
+            self.writer.writerow({"image": printable(Path(image).name), "picture": label} | values)
 
     def result(self):
-        """Everything that was found, as evaluation.json holds it."""
-        values = defaultdict(lambda: defaultdict(list))
-        for row in self.rows:
-            for metric in row.keys() - {"image", "picture"}:
-                values[row["picture"]][metric].append(row[metric])
-        order = dict.fromkeys(metric for row in self.rows for metric in row if metric not in ("image", "picture"))
-        found = {
-            picture: {metric: asdict(metrics.summary(columns[metric])) for metric in order if metric in columns}
-            for picture, columns in values.items()
-        }
+        """What was found, as evaluation.json holds it."""
+        found = {}
+        for picture, columns in self.moments.items():
+            measured = {metric: moments.summary() for metric, moments in columns.items() if moments.n}
+            if measured:
+                found[picture] = {metric: asdict(summary) for metric, summary in measured.items()}
         distances = defaultdict(dict)
         for gauge in self.gauges:
             if hasattr(gauge, "distances"):
@@ -76,21 +87,16 @@ class Evaluation:
         for score in [gauge.score for gauge in self.gauges if hasattr(gauge, "score")]:
             if len(edits) > 1 and all(score in columns for columns in edits):
                 result["monotone"] = {score: metrics.monotone([columns[score]["mean"] for columns in edits])}
-        return result | {"left_out": self.left_out, "images": self.rows}
+        return result | {"left_out": self.left_out}
 
     def save(self):
-        """Write evaluation.json and evaluation.csv, a row for each image and picture -> the table as text, and the places."""
+        """Write evaluation.json, and evaluation.csv with a row for each image and picture -> the table as text, and the places."""
         folder = self.folder
         result = self.result()
         write_text(folder / f"{NAME}.json", json.dumps(result, indent=1))
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        with (
-            replacing(folder / f"{NAME}.csv") as beside,
-            beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
-        ):
-            writer = csv.DictWriter(stream, names)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        self.rows.seek(0)
+        with replacing(folder / f"{NAME}.csv") as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+            shutil.copyfileobj(self.rows, stream)
         files = f"metrics: {folder / NAME}.json, and an image a row in {folder / NAME}.csv"
         return f"{as_text(result)}\n\n{files}"
 

@@ -32,11 +32,32 @@ class Summary:
         return f"{self.mean:.3g} ± {self.standard_error:.2g}"
 
 
+class Moments:
+    """Count, mean and spread of values that come in portions (Chan, Golub and LeVeque 1983)."""
+
+    def __init__(self):
+        self.n, self.mean, self.squares = 0, 0.0, 0.0
+
+    def add(self, values):
+        """values: a sequence or a tensor of numbers. -> self"""
+        values = torch.as_tensor(values).double()
+        if n := len(values):
+            mean, before = values.mean().item(), self.n
+            self.n += n
+            step = mean - self.mean
+            self.mean += step * n / self.n
+            self.squares += (values - mean).square().sum().item() + step**2 * before * n / self.n
+        return self
+
+    def summary(self):
+        """-> Summary; at least one value must have come."""
+        deviation = math.sqrt(self.squares / (self.n - 1)) if self.n > 1 else None
+        return Summary(self.mean, deviation / math.sqrt(self.n) if self.n > 1 else None, self.n)
+
+
 def summary(values):
     """Values of n images (a sequence or a tensor, one at least) -> Summary."""
-    values = torch.as_tensor(values).double()
-    n = len(values)
-    return Summary(values.mean().item(), values.std().item() / math.sqrt(n) if n > 1 else None, n)
+    return Moments().add(values).summary()
 
 
 def s_dir(before, after, direction):
