@@ -9,6 +9,7 @@ from tqdm import tqdm
 from asyrp import curves, directions, intervals, options, origin, settings, store, training
 from asyrp.acceleration.fast_unet import keep_freed_memory
 from asyrp.acceleration.overlap import Background
+from asyrp.clip import Clip
 from asyrp.data.datasets import load_batch
 from asyrp.data.layouts import check_image_settings, open_split
 from asyrp.data.pairs import InvertedPairs, SampledPairs
@@ -24,7 +25,6 @@ from asyrp.report import page, pictures
 from asyrp.report.album import Album, axes
 from asyrp.uses import common_t_edit, find_directions, tell, uses_of
 from configs.paths_config import IR_SE50
-from losses.clip_loss import ClipLoss
 from losses.id_loss import IdLoss
 from losses.lpips_alex import load_lpips
 from utils.align import FaceAligner
@@ -139,9 +139,6 @@ class Asyrp:
         [t_edit] = settings.decide_t_edit(s, [(name, {}, prompts)], self.curve, self.cosine)
         t_boost = settings.decide_t_boost(s, [], self.curve) if s.do_test or s.run_test or s.evaluate else None
         steps = training.edit_steps(timesteps, t_edit.value)
-        id_loss = IdLoss(weights_at(IR_SE50), self.model.device) if s.use_id_loss else None
-        weights = training.Weights(s.clip_loss_w, s.l1_loss_w, s.id_loss_w)
-        loss = training.new_loss(self.clip(), prompts, weights, s.clip_source, id_loss, s.precision)
         pairs, indices = self.pairs("train", s.n_train_img)
         experiment = Experiment(s)
         record = self.record_of_training(prompts, t_edit, t_boost, timesteps, pairs, indices)
@@ -150,6 +147,7 @@ class Asyrp:
             todo = learning.resume()
             log.info("t_edit %s · %d of %d steps trained · %d images", t_edit, len(steps), len(timesteps), len(indices))
             if todo:
+                loss = self.loss_of(prompts)
                 pairs.fill(indices, s.bs_precompute, s.re_precompute)
                 found = {"prompts": [prompts], "t_edit": t_edit.value, "t_boost": t_boost and t_boost.value}
                 experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
@@ -250,8 +248,8 @@ class Asyrp:
 
     @cache  # noqa: B019 - a run has one runner
     def clip(self):
-        """The CLIP of the flag, else of the configuration, else OpenAI's ViT-B/16; opened once."""
-        return ClipLoss(self.settings.clip_model_name or self.config.clip_name(), self.model.device)
+        """The CLIP of the flag, else of the configuration, else OpenAI's ViT-B/16."""
+        return Clip(self.settings.clip_model_name or self.config.clip_name(), self.model.device, self.store)
 
     def cosine(self, src, trg):
         return self.clip().cosine(src, trg)
@@ -278,13 +276,20 @@ class Asyrp:
             return [prompts_for(s.edit_attr)]
         return []
 
+    def loss_of(self, prompts):
+        """The loss of a training, with the networks that it takes."""
+        s = self.settings
+        id_loss = IdLoss(weights_at(IR_SE50), self.model.device) if s.use_id_loss else None
+        weights = training.Weights(s.clip_loss_w, s.l1_loss_w, s.id_loss_w)
+        return training.new_loss(self.clip().loss, prompts, weights, s.clip_source, id_loss, s.precision)
+
     # ---- directions ---------------------------------------------------------------------------------------------------------
 
     def record_of_training(self, prompts, t_edit, t_boost, timesteps, pairs, indices):
         s = self.settings
         names = ("clip_loss_w", "l1_loss_w", "id_loss_w", "clip_source", "lr_training", "scheduler_step_size", "sch_gamma")
         about = {name: getattr(s, name) for name in (*names, "bs_train", "seed", "load_random_noise")}
-        about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": self.clip().identity()}
+        about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": self.clip().identity}
         about |= {"n_images": len(indices), "images": digest(pairs.names_of_content(indices)), "started_from": None}
         kind = "delta_block" if s.train_delta_block else "delta_h"
         steps = self.model.timesteps(s.n_inv_step, s.t_0)
@@ -362,7 +367,7 @@ class Asyrp:
         s, device = self.settings, self.model.device
         segmenter = find_segmenter(s.segmenter) if s.segmenter else self.config.segmenter_path()
         clip_name = shown(s.clip_model_name or self.config.clip_name())
-        openers = gauges.openers(self.config, self.clip, prompts, segmenter, device)
+        openers = gauges.openers(self.config, lambda: self.clip().loss, prompts, segmenter, device)
         told = {"config": shown(self.config.path), "experiment": experiment.name, "prompts": prompts}
         told |= {"t_edit": decided["t_edit"], "t_boost": decided["t_boost"], "n_test_step": s.n_test_step}
         told |= {"clip": clip_name, "segmenter": segmenter and shown(segmenter)}

@@ -8,8 +8,11 @@ Every thing lies under a key that changes with everything its content depends on
     mean          model, precision, the whole process, direction and strengths by content, the images
     curve         model, precision, timesteps, pixels, and the name it was measured under
     noise         what a kept draw is called: its shape and the image's number, whatever the seed
+    clip          its files: their places, sizes and times of change
+    cosine        CLIP, two prompts
 
-"model" is `Model.identity`: weights by content, architecture and schedule. "pixels" are digests of images, "x_T" is a tensor.
+"model" is `Model.identity`: weights by content, architecture and schedule. "pixels" are digests of images, "x_T" is a tensor,
+"CLIP" is `ClipLoss.identity`, which is what lies under "clip".
 
 A file is written whole, with a checksum. One that is damaged, truncated, of another shape or not finite is removed with a line,
 and what was in it is computed again.
@@ -78,6 +81,16 @@ def curve_key(model, timesteps, images, name):
 
 def noise_key(shape, number):
     return key("noise", shape=list(shape), number=number)
+
+
+def clip_key(files):
+    """files: [[path, size in bytes, time of change in ns], ...]"""
+    return key("clip", files=files)
+
+
+def cosine_key(clip, src, trg):
+    """clip: the identity of a CLIP."""
+    return key("cosine", clip=clip, src=src, trg=trg)
 
 
 class NoRoom(UserError):

@@ -143,14 +143,28 @@ class ClipLoss(nn.Module):
 
 def load_clip(model):
     """What names a model (see ClipLoss) -> (open_clip model on the CPU, mean, std of its image normalisation)."""
+    config, weights, quick_gelu = _find(model)
+    if config is not None:
+        return from_config(config, weights)
+    return from_openai_layout(weights, quick_gelu), *OPENAI_NORMALISATION
+
+
+def files_of_clip(model):
+    """What names a model -> paths of the files it is read from; weights of OpenAI's are fetched. Raises UserError."""
+    config, weights, _ = _find(model)
+    return [path for path in (config, weights) if path is not None]
+
+
+def _find(model):
+    """-> (config or None, weights, whether it computes QuickGELU or None where the files decide that)."""
     path = Path(model)
     if path.suffix.lower() not in FILE_SUFFIXES and not path.is_file():
-        return from_openai_layout(fetch_openai(str(model)), quick_gelu=True), *OPENAI_NORMALISATION
+        return None, fetch_openai(str(model)), True
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path given as --clip_model_name")
     if path.suffix.lower() == ".json":
-        return from_config(path)
-    if config := _config_beside(path):
-        return from_config(config, path)
-    return from_openai_layout(path), *OPENAI_NORMALISATION
+        return path, _weights_beside(path), None
+    return _config_beside(path), path, None
 
 
 def fetch_openai(name):
@@ -241,19 +255,21 @@ def _config_beside(path):
     return None
 
 
-def from_config(path, weights=None):
-    """An open_clip config, plain or with `model_cfg` and `preprocess_cfg`, and its weights -> (model, mean, std).
+def _weights_beside(path):
+    """The weights that belong to an open_clip config."""
+    names = [path.with_suffix(suffix).name for suffix in WEIGHT_SUFFIXES]
+    names += WEIGHTS_OF_A_FOLDER if path.name == CONFIG_OF_A_FOLDER else ()
+    weights = next((w for name in names if (w := path.with_name(name)).is_file()), None)
+    if weights is None:
+        raise UserError(f"{path}: its weights are missing; put {' or '.join(names)} beside it")
+    return weights
 
-    weights: a file; by default the one beside the config that has its name.
-    """
+
+def from_config(path, weights):
+    """An open_clip config, plain or with `model_cfg` and `preprocess_cfg`, and its weights -> (model, mean, std)."""
     settings = _read_settings(path)
     preprocess = settings.pop("preprocess_cfg", {})
     settings = settings.get("model_cfg", settings)
-    names = [path.with_suffix(suffix).name for suffix in WEIGHT_SUFFIXES]
-    names += WEIGHTS_OF_A_FOLDER if path.name == CONFIG_OF_A_FOLDER else ()
-    weights = weights or next((w for name in names if (w := path.with_name(name)).is_file()), None)
-    if weights is None:
-        raise UserError(f"{path}: its weights are missing; put {' or '.join(names)} beside it")
     try:
         if settings["text_cfg"].keys() & {"hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs"}:
             raise ValueError("it wants another tokenizer than CLIP's own")
@@ -272,8 +288,6 @@ def from_config(path, weights=None):
 
 
 def _read_settings(path):
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path given as --clip_model_name")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -20,7 +20,7 @@ ROWS = (
     ("asyrp.editing", "asyrp.training", "asyrp.evaluation", "asyrp.report", "asyrp.experiment", "asyrp.base_model"),
     (
         *("asyrp.settings", "asyrp.model", "asyrp.directions", "asyrp.curves", "asyrp.origin", "asyrp.data", "asyrp.store"),
-        *("asyrp.intervals", "asyrp.config", "asyrp.parsing"),
+        *("asyrp.intervals", "asyrp.config", "asyrp.parsing", "asyrp.clip"),
     ),
     ("asyrp.process", "asyrp.hspace", "asyrp.acceleration", "asyrp.options", "asyrp"),
     ("models", "losses"),

@@ -1,5 +1,6 @@
 """A training on disk: where it goes on, what it refuses to go on from, and which learning rate each epoch has."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,8 +8,12 @@ import pytest
 import torch
 from tiny_world import DELTA_H, NAME, TRAIN, call, directions, losses, settings, tensors_equal
 
+from asyrp import process
+from asyrp.clip import Clip
 from asyrp.directions import read
+from asyrp.store import Store
 from asyrp.training import learning_rate
+from losses.clip_loss import ClipLoss
 
 LONG = (*TRAIN, "--l1_loss_w", "1", "--shuffle_train_dataloader", "--scheduler_step_size", "2", "--n_train_img", "4")
 EPOCHS = [f"{NAME}_{epoch}.pth" for epoch in range(3)]
@@ -54,6 +59,46 @@ def test_resumed_training_equals_uninterrupted_training(run_after, three_epochs,
     assert tensors_equal(directions(), directions(three_epochs / "checkpoint"))
     assert losses(results) == losses(three_epochs / "runs" / NAME)
     assert [rate(epoch) for epoch in range(3)] == pytest.approx([0.2, 0.2, 0.02])
+
+
+def test_a_training_that_is_done_opens_no_clip_and_inverts_nothing(run_after, tiny, tmp_path, monkeypatch):
+    """Also where t_edit is read off a curve: the cosine of the prompts is known."""
+    run = run_after(3)
+    assert run(*LONG, "--n_iter", "3") == 0  # notes where the CLIP of this folder lies
+
+    def never(*args):
+        raise AssertionError("it was opened")
+
+    monkeypatch.setattr(ClipLoss, "__init__", never)
+    monkeypatch.setattr(process, "invert", never)
+    assert run(*LONG, "--n_iter", "3") == 0
+    with pytest.raises(AssertionError, match="it was opened"):
+        run(*LONG, "--n_iter", "3", "--retrain", "1")
+
+
+def test_the_identity_and_the_cosines_of_a_clip_are_found_again_until_its_files_change(tiny, tmp_path, monkeypatch):
+    for name in ("clip.json", "clip.pt"):
+        shutil.copy(tiny.folder / name, tmp_path / name)
+    kept, opened = Store(tmp_path / "store"), []
+
+    class Watched(ClipLoss):
+        def __init__(self, *args):
+            opened.append(args)
+            super().__init__(*args)
+
+    monkeypatch.setattr("asyrp.clip.ClipLoss", Watched)
+    fresh = ClipLoss(str(tmp_path / "clip.json"))
+    for _ in range(2):
+        clip = Clip(str(tmp_path / "clip.json"), "cpu", kept)
+        assert clip.identity == fresh.identity()
+        assert clip.cosine("face", "smiling face") == fresh.cosine("face", "smiling face")
+        assert len(opened) == 1
+    settings = json.loads((tmp_path / "clip.json").read_text())
+    (tmp_path / "clip.json").write_text(json.dumps(settings | {"quick_gelu": True}))
+    changed = Clip(str(tmp_path / "clip.json"), "cpu", kept)
+    assert changed.identity != fresh.identity()
+    assert changed.cosine("face", "smiling face") != fresh.cosine("face", "smiling face")
+    assert len(opened) == 2
 
 
 def test_two_epochs_and_one_more_equal_three(run, three_epochs):

@@ -167,7 +167,7 @@ def test_what_the_flags_lack_is_said_before_anything_is_loaded(run_learned, monk
         raise AssertionError("a network was loaded")
 
     monkeypatch.setattr(asyrp.runner, "open_model", loaded)
-    monkeypatch.setattr(asyrp.runner, "ClipLoss", loaded)
+    monkeypatch.setattr("asyrp.clip.ClipLoss", loaded)
     assert message in run_learned.error(*TEST, *flags)
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from configs.paths_config import is_moved, weight_file
 from utils.errors import UserError
-from utils.files import set_aside, write_text
+from utils.files import set_aside, stamp, write_text
 from utils.weights import DIRECTIONS_LISTING, DIRECTIONS_PAGE, GOOGLE_DRIVE, PUBLISHED, Published
 
 log = logging.getLogger(__name__)
@@ -359,8 +359,8 @@ def _record(path, sha256):
 
 
 def _entry(path, sha256):
-    stat = path.stat()
-    return {"sha256": sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    size, changed = stamp(path)
+    return {"sha256": sha256, "size": size, "mtime_ns": changed}
 
 
 def _sha256(path):

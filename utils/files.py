@@ -86,6 +86,12 @@ def held(path, what):
         lock.release()
 
 
+def stamp(path):
+    """-> (size in bytes, time of change in ns): a file whose stamp is the same has not been changed."""
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+
 def shown(path):
     """A path as text: relative to the repository where it lies inside it, else as it is."""
     path = Path(path)

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from asyrp.data.folders import EXTENSIONS, image_names, is_lmdb, names_below, say_once, what_lies_at
 from utils.errors import UserError
-from utils.files import one_line, printable
+from utils.files import one_line, printable, stamp
 
 # What Pillow raises for damaged files; the last two come from EXIF data.
 DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, TypeError, struct.error)
@@ -84,8 +84,7 @@ class Images(Dataset):
     def stamp(self, i):
         """(size in bytes, time of change in ns) of the file that image i is in, or None when it is not there."""
         with suppress(OSError):
-            stat = (self.folder / self.file(i)).stat()
-            return stat.st_size, stat.st_mtime_ns
+            return stamp(self.folder / self.file(i))
         return None
 
     def file(self, i):

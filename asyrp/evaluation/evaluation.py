@@ -60,7 +60,8 @@ class Evaluation:
         """A row an image, into a file that nobody sees until `save`. A metric that ends early leaves its column empty."""
         if self.writer is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.rows = tempfile.TemporaryFile("w+", dir=self.folder, newline="", encoding="utf-8")
+            # It has no name and ends with the evaluation.
+            self.rows = tempfile.TemporaryFile("w+", dir=self.folder, newline="", encoding="utf-8")  # noqa: SIM115
             self.writer = csv.DictWriter(self.rows, dict.fromkeys(["image", "picture", *names]))
             self.writer.writeheader()
         for i, image in enumerate(images):
@@ -90,7 +91,7 @@ class Evaluation:
         return result | {"left_out": self.left_out}
 
     def save(self):
-        """Write evaluation.json, and evaluation.csv with a row for each image and picture -> the table as text, and the places."""
+        """Write evaluation.json, and evaluation.csv with a row for each image and picture -> what to print."""
         folder = self.folder
         result = self.result()
         write_text(folder / f"{NAME}.json", json.dumps(result, indent=1))
