@@ -6,6 +6,7 @@
 import pytest
 from tiny_world import SMILE
 
+import asyrp.clip
 import asyrp.runner
 from asyrp import training
 
@@ -46,9 +47,9 @@ def work(monkeypatch):
         yield from train(*args)
         epochs.append(since())
 
-    opened, clip_loss, train, epochs = asyrp.runner.open_model, asyrp.runner.ClipLoss, training.train_epoch, []
+    opened, clip_loss, train, epochs = asyrp.runner.open_model, asyrp.clip.ClipLoss, training.train_epoch, []
     monkeypatch.setattr(asyrp.runner, "open_model", open_model)
-    monkeypatch.setattr(asyrp.runner, "ClipLoss", new_clip)
+    monkeypatch.setattr(asyrp.clip, "ClipLoss", new_clip)
     monkeypatch.setattr(training, "train_epoch", train_epoch)
     since.epochs = epochs
     return since
