@@ -8,8 +8,9 @@ import yaml
 
 from models.zoo import ADMSettings, DDPMSettings, unet_settings
 from utils.errors import SettingsError, UserError
-from utils.files import ROOT, one_line, shown
+from utils.files import ROOT, shown
 from utils.sections import ANY, checked, nearest, setting
+from utils.text import one_line
 
 CONFIGS = ROOT / "configs"
 # A file of settings is small. So few aliases cannot make a small file stand for a large one.

@@ -11,7 +11,8 @@ import torch
 
 from asyrp import process
 from utils.errors import UserError
-from utils.files import one_line, replacing
+from utils.files import replacing
+from utils.text import one_line
 
 log = logging.getLogger(__name__)
 

@@ -342,7 +342,8 @@ class Asyrp:
         except UserError:  # No loss: without curves the flags have set the intervals.
             curve = None
         name = curves.name_of_curve(self.config, self.settings.custom_dataset_name)
-        log.info("report: %s", page.write(experiment.folder, curve, name, options.DEFAULTS))
+        if written := page.write(experiment.folder, curve, name, options.DEFAULTS):
+            log.info("report: %s", written)
 
     def save_reconstructions(self, pairs, indices, split):
         """Inverted images beside what the plain process makes of their latents."""

@@ -28,8 +28,8 @@ import torch
 from utils import tensors
 from utils.digests import digest
 from utils.errors import UserError
-from utils.files import one_line
 from utils.terminal import line_of
+from utils.text import one_line
 
 log = logging.getLogger(__name__)
 

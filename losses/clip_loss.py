@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import functional as TF
 from utils import tensors
 from utils.digests import digest
 from utils.errors import UserError
+from utils.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ def fetch_openai(name):
             return Path(download_pretrained(source))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"the weights of CLIP {name} could not be fetched ({_line(error)}): check the network, or get {source['url']} "
+            f"the weights of CLIP {name} could not be fetched ({one_line(error)}): check the network, or get {source['url']} "
             "with a browser and give the file with --clip_model_name"
         ) from error
 
@@ -277,7 +278,7 @@ def from_config(path, weights):
         if model.vocab_size < VOCABULARY:
             raise ValueError(f"vocab_size {model.vocab_size} is too small for CLIP's tokenizer")
     except MISFITS as error:
-        raise UserError(f"{path} does not describe a CLIP that can be built here: {_line(error)}; correct it") from error
+        raise UserError(f"{path} does not describe a CLIP that can be built here: {one_line(error)}; correct it") from error
     state_dict = _state_dict(weights)
     computed = _computes_quick_gelu(weights)
     if computed not in (None, bool(settings.get("quick_gelu", False))):
@@ -291,7 +292,7 @@ def _read_settings(path):
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {_line(error)}; correct it") from error
+        raise UserError(f"{path} is not valid JSON: {one_line(error)}; correct it") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path} is no open_clip config: an object with embed_dim, vision_cfg and text_cfg is expected")
     return settings
@@ -299,7 +300,3 @@ def _read_settings(path):
 
 def _open_clip_name(name):
     return name.replace("/", "-").replace("@336px", "-336")
-
-
-def _line(error):
-    return " ".join(str(error).split()) or type(error).__name__

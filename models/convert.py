@@ -12,7 +12,7 @@ from pathlib import Path
 
 from utils import tensors
 from utils.errors import SettingsError
-from utils.files import one_line
+from utils.text import one_line
 
 log = logging.getLogger(__name__)
 

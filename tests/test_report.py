@@ -20,7 +20,7 @@ from asyrp import process
 from asyrp.config import load_config
 from asyrp.intervals import Curve
 from asyrp.report import page as report
-from asyrp.report.page import Gallery, gallery, loss_charts, strength_sliders, write
+from asyrp.report.page import Gallery, gallery_of, loss_charts, strength_sliders, write
 from asyrp.report.pictures import save_animation, to_pil
 from asyrp.training import COLUMNS
 
@@ -237,7 +237,7 @@ def test_the_number_and_size_of_pictures_are_bounded(tmp_path):
         batch = SimpleNamespace(names=[f"{i}.png" for i in range(start, start + 20)], x_0=solid(*[0] * 20))
         pictures.add(batch, [], [(f"+{k}", solid(*[0] * 20)) for k in range(9)])
     pictures.save()
-    found = gallery(json.loads((tmp_path / report.PICTURES).read_text()))
+    found = gallery_of((tmp_path / report.PICTURES).read_text())
     assert len(found["images"]) == 51  # 512 pictures, ten an image
     assert found["images"][50]["name"] == "50"
     assert found["tested"] == 100
@@ -254,7 +254,7 @@ def test_small_pictures_keep_every_pixel():
 
 def test_a_single_edit_is_the_last_stop_after_original_and_reconstruction(tmp_path):
     save_gallery(tmp_path, [("reconstruction", solid(0)), ("+0.5", solid(1))], 1)
-    found = gallery(json.loads((tmp_path / report.PICTURES).read_text()))
+    found = gallery_of((tmp_path / report.PICTURES).read_text())
     assert found["sliders"] == [{"name": "Shown", "stops": ["original", "reconstruction", "+0.5"], "start": 2}]
     [image] = found["images"]
     assert [label for label, _ in image["beside"]] == ["original", "reconstruction"]

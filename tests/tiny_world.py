@@ -160,5 +160,5 @@ def straight(top):
 
 
 def keep_curve(model, top=2.0, name="CUSTOM"):
-    """Straight curves in the store of the current folder, as --lpips would leave them for a model."""
-    curves.keep_curve(Store(), straight(top), model, [], name)
+    """Straight curves in the store of the current folder, as --lpips would leave them for a model -> their file."""
+    return curves.keep_curve(Store(), straight(top), model, [], name)

@@ -1,8 +1,14 @@
 """Errors that a user can cause."""
 
+from utils.text import printable
+
 
 class UserError(Exception):
     """Something the user can put right. Its message is one plain line: what is wrong, and what to do about it."""
+
+    def __str__(self):
+        # A path, a key or another program's words in it may hold anything.
+        return printable(super().__str__())
 
 
 class SettingsError(UserError, ValueError):

@@ -96,19 +96,3 @@ def shown(path):
     """A path as text: relative to the repository where it lies inside it, else as it is."""
     path = Path(path)
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def one_line(error):
-    """An error's message as one line; the error's type where it has no message."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def printable(text):
-    """Text of any origin, such as a file's name, as one line of valid text: what cannot be printed is written as an escape, a
-    byte that is no UTF-8 as \\xff."""
-    return "".join(c if c.isprintable() else _escape(c) for c in str(text))
-
-
-def _escape(c):
-    # Python reads such a byte of a name as a lone surrogate (os.fsdecode).
-    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()

@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from utils.errors import UserError
-from utils.files import one_line, replacing
+from utils.files import replacing
+from utils.text import one_line
 
 log = logging.getLogger(__name__)
 

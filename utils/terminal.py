@@ -6,7 +6,7 @@ import signal
 import sys
 
 from utils.errors import UserError
-from utils.files import one_line
+from utils.text import one_line
 
 STOPPED = "stopped"  # what a program says when nothing better is known
 NO_MEMORY = (

@@ -25,8 +25,8 @@ from models import build_unet
 from models.convert import read_unet_weights
 from utils import tensors
 from utils.errors import UserError
-from utils.files import one_line
 from utils.terminal import line_of
+from utils.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,10 @@ class Trainer:
         s = self.settings
         self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=s.lr, betas=s.betas, weight_decay=0.0)
         if state and "optimizer" in state:
-            self.optimizer.load_state_dict(state["optimizer"])
+            try:
+                self.optimizer.load_state_dict(state["optimizer"])
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise UserError("the optimizer of the state is damaged: delete the state, and begin from the weights") from error
             for group in self.optimizer.param_groups:
                 group["betas"] = s.betas
 

@@ -19,7 +19,8 @@ from torchvision.transforms import v2
 
 from asyrp.data.folders import EXTENSIONS, image_names, is_lmdb, names_below, say_once, what_lies_at
 from utils.errors import UserError
-from utils.files import one_line, printable, stamp
+from utils.files import stamp
+from utils.text import one_line, printable
 
 # What Pillow raises for damaged files; the last two come from EXIF data.
 DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, TypeError, struct.error)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import features
 
-from utils.files import printable
+from utils.text import printable
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from asyrp.data.datasets import ImageFolder, open_folder
 from asyrp.data.folders import is_lmdb, names_within, what_lies_at
 from configs.paths_config import CUSTOM, dataset_folder, dataset_variable
 from utils.errors import UserError
-from utils.files import printable
+from utils.text import printable
 
 # data.dataset -> split -> where its images may lie in the dataset's folder, besides train/, test/, LMDB_train/, LMDB_test/.
 # Each place is a folder of images or an LMDB. These are the layouts as published: LSUN's, AFHQ's, ImageNet's.

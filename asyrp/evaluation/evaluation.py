@@ -12,7 +12,8 @@ import torch
 
 from asyrp.evaluation import metrics
 from utils.errors import UserError
-from utils.files import printable, replacing, write_text
+from utils.files import replacing, write_text
+from utils.text import printable
 
 NAME = "evaluation"
 RECONSTRUCTION = "reconstruction"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torchvision.models import get_model, get_model_weights, list_models, segmentation
 
+from utils import tensors
 from utils.errors import UserError
 
 
@@ -57,7 +58,7 @@ def _torchscript(path, device):
         with warnings.catch_warnings():  # torch calls TorchScript deprecated; it is the form that carries its own code
             warnings.simplefilter("ignore")
             return torch.jit.load(path, map_location=device).eval()
-    except (RuntimeError, ValueError) as error:
+    except tensors.UNREADABLE as error:
         raise UserError(f"the segmenter {path} is no TorchScript file: write one with torch.jit.save") from error
 
 

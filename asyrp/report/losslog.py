@@ -10,7 +10,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from asyrp.training import COLUMNS
-from utils.files import one_line, printable, set_aside
+from utils.files import set_aside
+from utils.text import one_line, printable
 
 log = logging.getLogger(__name__)
 

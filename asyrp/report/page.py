@@ -19,13 +19,15 @@ from asyrp.report import pictures as drawing
 from asyrp.report.charts import HEIGHT, WIDTH, Line, Span, line_chart
 from asyrp.report.losslog import read_losses
 from asyrp.training import COLUMNS
-from utils.files import printable, set_aside, write_text
+from utils.files import set_aside, write_text
+from utils.text import printable
 
 log = logging.getLogger(__name__)
 
 NAME = "report.html"
 PICTURES = "report_pictures.json"
-MEASURED = ("settings", "summary", "distances", "left_out")  # of evaluation.json
+# What reading a file raises that is cut off, or was changed by something else.
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StopIteration, yaml.YAMLError)
 MOST_IMAGES, MOST_PICTURES = 64, 512  # test images, and pictures of them in all: what keeps the file below some ten megabytes
 LARGEST, SHARP = 256, 64  # pixels; larger pictures are scaled down, those up to SHARP are kept without loss
 POINTS = 60  # of the loss curve over a whole training
@@ -85,18 +87,18 @@ def write(folder, curve=None, curve_name="", defaults=None):
     """
     folder = Path(folder)
     paths = {mode: folder / f"settings_{mode}.yml" for mode in ("train", "test", "evaluate")}
-    settings = {mode: found for mode, path in paths.items() if (found := read_settings(path))}
-    dates = {mode: found.get("date", "").replace("T", " ") for mode, found in settings.items()}
+    settings = {mode: found for mode, path in paths.items() if (found := _read(path, settings_of))}
+    if not settings:
+        log.warning("no report is written: %s has no settings_<mode>.yml that can be read", folder)
+        return None
+    dates = {mode: found["date"].replace("T", " ") for mode, found in settings.items()}
     latest = settings[max(reversed(settings), key=dates.get)]
-    pictures = read_json(folder / PICTURES, ("labels", "images", "n_edits", "directions", "tested"))
     page = TEMPLATES.get_template("report.html.j2").render(
         experiment=folder.name,
         latest=latest,
         dates=dates,
-        gallery=pictures and gallery(pictures),
-        evaluation=metrics_table(
-            read_json(folder / f"{evaluation.NAME}.json", ("settings", "summary", "distances", "left_out"))
-        ),
+        gallery=_read(folder / PICTURES, gallery_of),
+        evaluation=_read(folder / f"{evaluation.NAME}.json", metrics_of),
         curve=curve and intervals_chart(curve, latest["t_edit"], latest["t_boost"]),
         curve_name=curve_name,
         losses=loss_charts(read_losses(folder)),
@@ -109,44 +111,51 @@ def write(folder, curve=None, curve_name="", defaults=None):
     return folder / NAME
 
 
-def read_settings(path):
-    """What settings_<mode>.yml holds, or None; a damaged one is set aside."""
-    return _read(path, yaml.safe_load, ("flags", "config", "date"))
-
-
-def read_json(path, keys=()):
-    """What a JSON file holds, or None; a damaged one is set aside."""
-    return _read(path, json.loads, keys)
-
-
-def _read(path, parse, keys):
-    """A file that stands beside the results -> the mapping in it, which has these keys."""
+def _read(path, make):
+    """make(the text of a file that stands beside the results); None where there is none. A damaged one is set aside."""
     try:
-        found = parse(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and all(key in found for key in keys):
-            return found
+        return make(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (ValueError, yaml.YAMLError, RecursionError):
-        pass
-    log.warning("%s is damaged: set aside as %s, and left out of the report", path, set_aside(path).name)
+    except DAMAGED:
+        log.warning("%s is damaged: set aside as %s, and left out of the report", path, set_aside(path).name)
     return None
 
 
-def metrics_table(result):
-    """What evaluation.json holds -> what the page shows; None when there is none."""
-    if result is None:
-        return None
+def settings_of(text):
+    """settings_<mode>.yml -> what is in it, of the types that the page counts on."""
+    found = yaml.safe_load(text)
+    data = {**found["config"]["data"], "image_size": int(found["config"]["data"]["image_size"])}
+    flags = dict(found["flags"])
+    steps = {name: int(flags[name]) for name in ("n_inv_step", "n_train_step", "n_test_step")}
+    t_edit, t_boost = found["t_edit"], found["t_boost"]
+    return {
+        "date": str(found.get("date", "")),
+        "flags": {str(name): value for name, value in flags.items()} | steps,
+        "config": {**found["config"], "path": str(found["config"]["path"]), "data": data},
+        "versions": dict(found["versions"]),
+        "prompts": [(str(source), str(target)) for source, target in found["prompts"]],
+        "t_edit": [int(t) for t in t_edit] if isinstance(t_edit, list) else t_edit and int(t_edit),
+        "t_boost": None if t_boost is None else int(t_boost),
+    }
+
+
+def metrics_of(text):
+    """evaluation.json -> what the page shows."""
+    result = json.loads(text)
     pictures, rows = evaluation.table_of(result)
-    return {"pictures": pictures, "rows": rows, **{name: result[name] for name in ("settings", "left_out")}}
+    return {"pictures": pictures, "rows": rows, "clip": result["settings"]["clip"], "left_out": dict(result["left_out"])}
 
 
-def gallery(pictures):
+def gallery_of(text):
     """What a Gallery saved -> what the page shows: of each image what stands beside the slider, and what its stops show.
 
     Several strengths are the stops. A single edit has none, and the slider goes from the original to it.
     """
-    labels, n = pictures["labels"], pictures["n_edits"]
+    pictures = json.loads(text)
+    labels, n = [str(label) for label in pictures["labels"]], pictures["n_edits"]
+    if not 0 < n <= len(labels) or not pictures["images"]:
+        raise ValueError("it has no pictures")
     first = len(labels) - n
     if n == 1:
         sliders, first = [{"name": "Shown", "stops": labels}], 0
@@ -165,7 +174,7 @@ def gallery(pictures):
         }
         for image in pictures["images"]
     ]
-    return {"images": shown, "sliders": sliders, "start": start, "tested": pictures["tested"]}
+    return {"images": shown, "sliders": sliders, "start": start, "tested": int(pictures["tested"])}
 
 
 def strength_sliders(labels, names):

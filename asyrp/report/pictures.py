@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image
 
-from utils.files import printable
+from utils.text import printable
 
 SMALLEST_CELL = 96  # pixels; smaller images are enlarged in whole multiples, so that labels fit and pixels stay sharp
 GAP = 4
