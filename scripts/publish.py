@@ -7,15 +7,20 @@ what only a training needs to go on. It edits as the checkpoint does: `asyrp.loa
 `main.py --manual_checkpoint_name smiling.safetensors`. Files of the 2023 release are read with what their names say.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.terminal import catch_signals_early, guarded
+
+if __name__ == "__main__":
+    catch_signals_early()
+
+import argparse
+
 from asyrp import directions
 from utils.errors import UserError
-from utils.terminal import guarded
 
 # What a user should know before using it: entry of the record -> how it is told.
 TOLD = {

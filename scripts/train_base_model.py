@@ -10,20 +10,26 @@ them with `--keep float32` for that.
 On a CPU `--compile` pays (on two AVX2 cores three times as many images a second), on a GPU `--precision bf16 --compile`.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.terminal import catch_signals_early, guarded
+
+if __name__ == "__main__":
+    catch_signals_early()
+
 import argparse
 import logging
 import signal
-import sys
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 from types import NoneType
 from typing import get_args, get_type_hints
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asyrp.base_model.files import Files, model_sections
 from asyrp.base_model.settings import Settings
@@ -35,7 +41,6 @@ from utils.devices import find_device
 from utils.errors import UserError
 from utils.files import shown
 from utils.sections import checked
-from utils.terminal import guarded
 
 log = logging.getLogger(__name__)
 

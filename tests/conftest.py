@@ -2,12 +2,14 @@
 
 import shutil
 import socket
+from types import SimpleNamespace
 
 import pytest
 import torch
 from local_server import PAGE, WEIGHTS, published, serving
-from tiny_world import DEVICE, NAME, TRAIN, call, write_world
+from tiny_world import DEVICE, MODES, NAME, TRAIN, Distance, call, keep_curve, open_tiny, world_at, write_world
 
+import asyrp.runner
 from asyrp import process
 from asyrp.config import load_config
 from configs import paths_config
@@ -69,6 +71,44 @@ def run_learned(run, learned, tmp_path):
     """`run` in a folder that has the direction "smile" already."""
     shutil.copytree(learned, tmp_path, dirs_exist_ok=True)
     return run
+
+
+@pytest.fixture(scope="session")
+def finished(learned, tiny, tmp_path_factory):
+    """A folder with the tiny world and a run of every mode in it."""
+    root = tmp_path_factory.mktemp("finished") / "place"
+    shutil.copytree(learned, root)
+    shutil.copytree(tiny.folder, root / "world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(asyrp.runner, "load_lpips", Distance)
+        for mode in ("precompute", "lpips", "test", "evaluate"):
+            assert call(world_at(root / "world"), *MODES[mode]) == 0
+        keep_curve(open_tiny(world_at(root / "world")))
+    return root
+
+
+@pytest.fixture
+def site(finished, tmp_path, monkeypatch, capsys):
+    """A folder of its own like `finished`. `site.run(mode, *flags)` -> (status, lines of stdout, lines of stderr)."""
+    root = tmp_path / "place"
+    shutil.copytree(finished, root)
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(asyrp.runner, "load_lpips", Distance)
+    world = world_at(root / "world")
+
+    def run(mode, *flags, **more):
+        capsys.readouterr()
+        status = call(world, *MODES[mode], *flags, **more)
+        told = capsys.readouterr()
+        return status, told.out.splitlines(), told.err.replace("\r", "\n").splitlines()
+
+    def found(pattern):
+        paths = sorted(path for path in root.glob(pattern) if path.is_file())
+        assert paths, f"nothing is called {pattern}"
+        return paths
+
+    return SimpleNamespace(root=root, world=world, run=run, found=found)
 
 
 @pytest.fixture

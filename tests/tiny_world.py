@@ -39,6 +39,14 @@ SMILE = ("--edit_attr", "smiling", "--train_delta_block", "--get_h_num", "1")
 DELTA_H = ("--edit_attr", "smiling", "--train_delta_h")
 TRAIN = ("--run_train", *SMILE, "--do_test", "0")
 TEST = ("--run_test", *SMILE)
+MODES = {
+    "lpips": ("--lpips",),
+    "precompute": ("--just_precompute", "--n_precomp_img", "4"),
+    "train": (*TRAIN, "--n_iter", "2"),  # goes on after the first epoch
+    "retrain": (*TRAIN, "--retrain", "1"),
+    "test": TEST,
+    "evaluate": ("--evaluate", *SMILE),
+}
 NAME = "smile_LC_CUSTOM_t999_ninv4_ngen4"  # of the experiment, with its suffix
 
 

@@ -1,7 +1,7 @@
 """python victim.py WORLD WHERE N FLAG...: main.py on a tiny world, killed without notice at its N-th call of a function.
 
-WHERE: "invert" or "train_batch", killed before the call; "save" (a checkpoint) or "save_file" (a file of the store), killed
-when half of the file is written; "nowhere".
+WHERE: "invert", "generate" or "train_batch", killed before the call; "save" (a checkpoint) or "save_file" (a file of the
+store), killed when half of the file is written; "nowhere".
 """
 
 import os
@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny_world import call, world_at
+from tiny_world import Distance, call, world_at
 
+import asyrp.runner
 from asyrp import process, training
 from utils import tensors
 
-HOME = {"invert": process, "train_batch": training, "save": torch, "save_file": tensors}
+HOME = {"invert": process, "generate": process, "train_batch": training, "save": torch, "save_file": tensors}
 
 
 def deadly(function, n, halve):
@@ -39,4 +40,5 @@ if __name__ == "__main__":
     if where != "nowhere":
         home = HOME[where]
         setattr(home, where, deadly(getattr(home, where), int(n), halve=where.startswith("save")))
+    asyrp.runner.load_lpips = Distance
     sys.exit(call(world_at(Path(world)), *flags))

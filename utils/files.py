@@ -18,6 +18,15 @@ ABANDONED = 3600  # seconds after which what a killed writer left behind is nobo
 
 
 @contextmanager
+def naming(path):
+    """Let an OSError name the file that a user knows: a full disk names none, and a file beside it is nobody's."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
 def replacing(path):
     """Write a file beside `path` and rename it when it is complete: a reader sees the old file or the new one, never half.
 
@@ -36,12 +45,10 @@ def replacing(path):
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        yield Path(beside)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except OSError as error:
-        # A user knows the file by its own name.
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        with naming(path):
+            yield Path(beside)
+            os.chmod(beside, 0o644)
+            os.replace(beside, path)
     finally:
         Path(beside).unlink(missing_ok=True)
 

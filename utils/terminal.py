@@ -40,7 +40,7 @@ class Stream:
 
     def __init__(self, stream):
         self.stream = stream
-        if hasattr(stream, "reconfigure"):
+        if hasattr(stream, "reconfigure") and not stream.closed:
             stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name):
@@ -89,11 +89,32 @@ def guarded(main, argv=None, stopped=STOPPED):
     except OSError as error:
         return _tell(line_of(error))
     except KeyboardInterrupt as error:
+        close_bars()
         print(stopped, file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def catch_signals_early():
+    """For the first lines of a script: Ctrl-C and SIGTERM end it with a line, and the status that `guarded` gives, while the
+    imports that take seconds are under way."""
+
+    def hook(kind, error, trace):
+        if not issubclass(kind, KeyboardInterrupt):
+            return sys.__excepthook__(kind, error, trace)
+        print(STOPPED, file=sys.stderr, flush=True)
+        os._exit(143 if issubclass(kind, Terminated) else 130)
+
+    sys.excepthook = hook
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def leave_signals_to_the_parent(*_):
+    """For a process that works for another: Ctrl-C reaches it too, and the step under way still needs its work."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def guard_streams():
@@ -122,7 +143,15 @@ def _is_out_of_memory(error):
     return named or "can't allocate memory" in str(error)
 
 
+def close_bars():
+    """End the line of every progress bar that is still open, so that what follows has a line of its own."""
+    if "tqdm" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", [])):
+            bar.close()
+
+
 def _tell(text):
+    close_bars()
     print(f"error: {one_line(text)}", file=sys.stderr)
     return 2
 

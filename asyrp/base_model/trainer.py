@@ -6,7 +6,6 @@ What is written in the end is a moving average of the weights. A training goes o
 import copy
 import logging
 import math
-import signal
 import time
 from contextlib import contextmanager
 
@@ -25,7 +24,7 @@ from models import build_unet
 from models.convert import read_unet_weights
 from utils import tensors
 from utils.errors import UserError
-from utils.terminal import line_of
+from utils.terminal import leave_signals_to_the_parent, line_of
 from utils.text import one_line
 
 log = logging.getLogger(__name__)
@@ -107,7 +106,7 @@ class Trainer:
             try:
                 self.optimizer.load_state_dict(state["optimizer"])
             except (ValueError, LookupError, TypeError, AttributeError) as error:
-                raise UserError("the optimizer of the state is damaged: delete the state, and begin from the weights") from error
+                raise UserError("the state's optimizer is damaged: delete the state, and begin from the weights") from error
             for group in self.optimizer.param_groups:
                 group["betas"] = s.betas
 
@@ -229,12 +228,6 @@ class Trainer:
     def averaged_weights(self, dtype=torch.float32):
         """The moving average as a state dict in `dtype`, on the CPU."""
         return {key: value.to("cpu", dtype).contiguous() for key, value in self.ema.state_dict().items()}
-
-
-def leave_signals_to_the_parent(_):
-    """In a process that reads images: Ctrl-C in a terminal reaches it too, and the step under way still needs its images."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -6,11 +6,12 @@ The tables lie under <experiment's folder>/losses/, as epoch_<n>.csv with the co
 import csv
 import logging
 import re
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from asyrp.training import COLUMNS
-from utils.files import set_aside
+from utils.files import naming, set_aside
+from utils.terminal import line_of
 from utils.text import one_line, printable
 
 log = logging.getLogger(__name__)
@@ -76,18 +77,19 @@ def loss_log(folder, epoch, n_images):
         if later > epoch:
             path.unlink()
     table, seen = Path(folder, FOLDER, f"epoch_{epoch}.csv"), epoch * n_images
-    table.parent.mkdir(parents=True, exist_ok=True)
     events_of_epoch = event_writer(Path(folder) / "tensorboard", seen + 1) or nullcontext()
-    with table.open("w", encoding="utf-8", newline="") as stream, events_of_epoch as events:
-        writer = csv.writer(stream)
-        writer.writerow(FIELDS)
-        stream.flush()  # so that a table without its header is a damaged one
+    rows = Rows(table)
+    rows.write([FIELDS])
+    with closing(rows), events_of_epoch as events:
 
         def record(names, timesteps, losses):
             nonlocal seen
             seen += len(names)
-            for t, row in zip(timesteps, losses.tolist(), strict=True):
-                writer.writerow([epoch, printable(" ".join(names)), t, *(f"{value:.6g}" for value in row)])
+            images = printable(" ".join(names))
+            rows.write(
+                [epoch, images, t, *(f"{value:.6g}" for value in row)]
+                for t, row in zip(timesteps, losses.tolist(), strict=True)
+            )
             if events:
                 for name, value in zip(COLUMNS, losses.mean(0).tolist(), strict=True):
                     events.add_scalar(f"loss/{name}", value, seen)
@@ -95,6 +97,39 @@ def loss_log(folder, epoch, n_images):
                     events.add_scalar(f"total_loss_at_t/{t:04d}", value, seen)
 
         yield record
+
+
+class Rows:
+    """A table that is written as it grows. One that cannot be written is given up with a line: training matters more."""
+
+    def __init__(self, path):
+        self.path, self.stream = path, None
+        with self._giving_up():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.stream = path.open("w", encoding="utf-8", newline="")
+
+    def write(self, rows):
+        if self.stream:
+            with self._giving_up():
+                csv.writer(self.stream).writerows(rows)
+                self.stream.flush()  # a killed run leaves whole rows
+
+    def close(self):
+        if self.stream:
+            with self._giving_up():
+                self.stream.close()
+
+    @contextmanager
+    def _giving_up(self):
+        try:
+            with naming(self.path):
+                yield
+        except OSError as error:
+            log.warning("losses cannot be written, and training goes on without them: %s", line_of(error))
+            stream, self.stream = self.stream, None
+            with suppress(OSError):
+                if stream:
+                    stream.close()
 
 
 def event_writer(folder, step):

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image
 
+from utils.files import replacing
 from utils.text import printable
 
 SMALLEST_CELL = 96  # pixels; smaller images are enlarged in whole multiples, so that labels fit and pixels stay sharp
@@ -56,9 +57,13 @@ def in_rows(before, edited, width):
 
 def save(picture, path):
     """Write a PIL image, making its folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    with replacing(path) as beside:
+        picture.save(beside, kind_of(path))
+
+
+def kind_of(path):
+    """The format that a picture's name asks for, as Pillow calls it."""
+    return Image.registered_extensions()[Path(path).suffix.lower()]
 
 
 def save_grid(path, rows, columns, names=None):
@@ -79,10 +84,10 @@ def save_animation(strips, labels, path):
         rows = [images[i : i + columns] for i in range(0, len(images), columns)]
         frames.append(labelled_grid(rows, [label] * columns))
     rest = frames[1:] + frames[-2:0:-1]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     # Of use to WebP alone; enlarged pixels stay sharp, and compress well.
     quality = {"lossless": strips[0][0].shape[-1] < SMALLEST_CELL, "quality": 90}
-    frames[0].save(path, save_all=True, append_images=rest, duration=FRAME, loop=0, **quality)
+    with replacing(path) as beside:
+        frames[0].save(beside, kind_of(path), save_all=True, append_images=rest, duration=FRAME, loop=0, **quality)
 
 
 def plot_curves(curve, path, title, t_edit=None, t_boost=None):
@@ -104,8 +109,8 @@ def plot_curves(curve, path, title, t_edit=None, t_boost=None):
             axes.axvline(t, color=colour, linestyle="--", label=f"{label} = {t}")
     axes.set(xlabel="timestep t", ylabel="LPIPS (AlexNet), mean ± std", title=title, xlim=(0, curve.t[-1]), ylim=(0, None))
     axes.legend()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=120, format=Path(path).suffix[1:])
 
 
 # ---- labels -----------------------------------------------------------------------------------------------------------------

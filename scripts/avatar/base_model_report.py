@@ -13,16 +13,22 @@ For any model: --config, and --weights where they lie elsewhere than the config 
 report.json and report.md beside samples.png.
 """
 
-import argparse
-import json
-import logging
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.terminal import catch_signals_early, guarded
+
+if __name__ == "__main__":
+    catch_signals_early()
+
+import argparse
+import json
+import logging
+
 import torch
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from asyrp import process
 from asyrp.data.datasets import first_images, open_folder
@@ -30,9 +36,9 @@ from asyrp.evaluation.metrics import frechet_distance, psnr, summary
 from asyrp.model import open_model
 from asyrp.report.pictures import in_rows, labelled_grid, save
 from models.judge import load_judge
+from utils.arguments import whole
 from utils.errors import UserError
 from utils.files import ROOT, shown, write_text
-from utils.terminal import guarded
 
 TIMESTEPS = (999, 900, 800, 700, 500, 300)  # of a thousand
 RECONSTRUCTION_STEPS, SAMPLE_STEPS = 40, 100
@@ -217,11 +223,11 @@ def run(argv):
     add("--weights", type=Path, help="weights of the U-Net (default: those of the config)")
     add("--train", type=Path, default=ROOT / "data/avatar/train", help="images that the model was trained on")
     add("--test", type=Path, default=ROOT / "data/avatar/test", help="images that it was not trained on")
-    add("--n", type=int, default=500, help="samples from noise (500); twice as many test images are needed")
-    add("--n_colour", type=int, default=64, help="training images for the mean colour (64)")
-    add("--n_reconstructed", type=int, default=64, help="test images that are reconstructed (64)")
-    add("--batch_size", type=int, default=50)
-    add("--seed", type=int, default=0)
+    add("--n", type=whole(2), default=500, help="samples from noise (500); twice as many test images are needed")
+    add("--n_colour", type=whole(1), default=64, help="training images for the mean colour (64)")
+    add("--n_reconstructed", type=whole(1), default=64, help="test images that are reconstructed (64)")
+    add("--batch_size", type=whole(1), default=50)
+    add("--seed", type=whole(0), default=0)
     add("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
     add("--out", type=Path, default=Path("runs/base_model_report"), help="folder for the report and the picture")
     args = parser.parse_args(argv)

@@ -8,19 +8,24 @@ many have it afterwards, and how many keep each label that the edit should leave
 same table; it is printed, and written as JSON and Markdown beside a picture of every direction.
 """
 
-import argparse
-import json
-import logging
 import sys
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.terminal import catch_signals_early, guarded
+
+if __name__ == "__main__":
+    catch_signals_early()
+
+import argparse
+import json
+import logging
+
+import torch
 from faces import open_faces
 from render import LABELS
+from tqdm import tqdm
 
 import asyrp
 from asyrp import directions, hspace
@@ -32,9 +37,9 @@ from asyrp.model import interval_of
 from asyrp.report import pictures
 from asyrp.store import Store
 from models.judge import load_judge
+from utils.arguments import whole
 from utils.errors import UserError
 from utils.files import ROOT, shown, write_text
-from utils.terminal import guarded
 
 DEFAULT = 1.0
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
@@ -197,16 +202,16 @@ def main(argv=None):
     add = parser.add_argument
     add("--directions", nargs="+", metavar="NAME=PATH", help="checkpoints to judge (default: those that ship)")
     add("--images", type=Path, default=ROOT / "data/avatar/test", help="folder of rendered test faces with labels.csv")
-    add("--count", type=int, default=64, help="faces for each figure (64)")
-    add("--strip_count", type=int, default=16, help="of these, faces for the mean score over strengths (16)")
-    add("--steps", type=int, default=40, help="timesteps of inversion and generation (40)")
-    add("--t_boost", type=int, default=0, help="quality boosting below this timestep (0: none)")
-    add("--batch_size", type=int, default=32, help="faces in a batch (32)")
+    add("--count", type=whole(1), default=64, help="faces for each figure (64)")
+    add("--strip_count", type=whole(1), default=16, help="of these, faces for the mean score over strengths (16)")
+    add("--steps", type=whole(2), default=40, help="timesteps of inversion and generation (40)")
+    add("--t_boost", type=whole(0), default=0, help="quality boosting below this timestep (0: none)")
+    add("--batch_size", type=whole(1), default=32, help="faces in a batch (32)")
     add("--config", default="avatar.yml", help="a config that names a judge (avatar.yml)")
     add("--model_path", help="weights of the U-Net (default: those of the config)")
     add("--judge", help="weights of the judge (default: those of the config)")
     add("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    add("--seed", type=int, default=1234)
+    add("--seed", type=whole(0), default=1234)
     add("--out", type=Path, default=Path("runs/avatar_evaluation"), help="folder for the report and the pictures")
     args = parser.parse_args(argv)
     logging.basicConfig(level="WARNING", format="%(message)s")

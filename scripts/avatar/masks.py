@@ -18,6 +18,8 @@ from PIL import Image
 from render import artwork, artwork_options, draw, draw_labels
 from tqdm import tqdm
 
+from utils.terminal import leave_signals_to_the_parent
+
 # segment -> the artwork's components that draw it
 SEGMENTS = {
     "background": (),
@@ -71,7 +73,7 @@ def faces_and_masks(split, count, size, workers=None):
     """The first `count` faces of a split -> (faces (N, 3, size, size), masks (N, size, size)), uint8 arrays."""
     job = partial(face_and_mask, split=split, size=size)
     # Fresh processes: one forked from a program whose torch threads have started never comes back.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), leave_signals_to_the_parent) as pool:
         rows = list(tqdm(pool.map(job, range(count), chunksize=32), total=count, desc=f"drawing {split} faces and masks"))
     faces, masks = zip(*rows, strict=True)
     return np.stack(faces), np.stack(masks)

@@ -8,25 +8,33 @@ two splits share no seed. Beside the images stands `labels.csv`, one row a face.
 Artwork: "Toon Head" by Johan Melin, CC BY 4.0, as packaged by DiceBear. Keep the credit beside any image you show.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.terminal import catch_signals_early, guarded, leave_signals_to_the_parent
+
+if __name__ == "__main__":
+    catch_signals_early()
+
 import argparse
 import csv
 import io
 import json
 import random
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from importlib.resources import files
-from pathlib import Path
 
 import resvg_py
 from dicebear import Avatar, Style
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from utils.terminal import guarded
+from utils.arguments import whole
+from utils.errors import UserError
+from utils.files import naming, replacing
 
 LABELS = {
     "expression": ("smiling", "sad", "angry", "surprised"),
@@ -102,7 +110,8 @@ def draw(options, size):
 def save_face(index, split, size, out):
     image, labels = render_face(split, index, size)
     name = f"{index:06d}.png"
-    image.save(out / name)
+    with naming(out / name):
+        image.save(out / name)
     return {"file": name, **labels}
 
 
@@ -110,14 +119,17 @@ def render_folder(split, count, out, size=64, workers=None):
     """Write `count` faces and labels.csv into the folder `out`; a folder that is already complete is left as it is."""
     out = Path(out)
     table = out / "labels.csv"
-    if table.exists() and len(read_labels(out)) >= count:
+    if table.exists() and len(rows := read_labels(out)) >= count:
+        with Image.open(out / rows[0]["file"]) as face:
+            if face.size != (size, size):
+                raise UserError(f"{out} holds faces of {face.width} pixels: give another --out, or delete it")
         return
     out.mkdir(parents=True, exist_ok=True)
     job = partial(save_face, split=split, size=size, out=out)
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=leave_signals_to_the_parent) as pool:
         rows = list(tqdm(pool.map(job, range(count), chunksize=32), total=count, desc=f"rendering {split} faces"))
     # The table comes last: where it stands, the folder is complete.
-    with table.open("w", newline="") as stream:
+    with replacing(table) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, ["file", *LABELS])
         writer.writeheader()
         writer.writerows(rows)
@@ -132,10 +144,10 @@ def read_labels(folder):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=("train", "test"), required=True)
-    parser.add_argument("--count", type=int, required=True, help="number of faces; face i is the same whatever the count")
+    parser.add_argument("--count", type=whole(1), required=True, help="number of faces; face i is the same whatever the count")
     parser.add_argument("--out", type=Path, required=True, help="folder for the images and labels.csv")
-    parser.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
-    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--size", type=whole(8), default=64, help="pixels a side (default 64)")
+    parser.add_argument("--workers", type=whole(1), help="processes (default: one a core)")
     args = parser.parse_args(argv)
     render_folder(args.split, args.count, args.out, args.size, args.workers)
 

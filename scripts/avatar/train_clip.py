@@ -18,27 +18,32 @@ What differs from ordinary CLIP training, because the model's gradients are to d
   (Santurkar et al. 2019, "Image synthesis with a single (robust) classifier").
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.terminal import catch_signals_early, guarded
+
+if __name__ == "__main__":
+    catch_signals_early()
+
 import argparse
 import json
 import math
 import random
-import sys
 import time
-from pathlib import Path
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from captions import LEFT_OUT, caption, edit_prompts, fits
 from faces import blur, flip, from_bytes, load_faces, move, noise, per_image, recolour, sometimes, to_bytes
 from render import LABELS
 from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
+from tqdm import tqdm
 from twins import Twins, all_twins, random_twins
 
 import asyrp
@@ -46,9 +51,9 @@ from asyrp import process
 from asyrp.base_model.settings import Settings, learning_rate
 from losses.clip_loss import TEMPLATES, ClipLoss
 from utils import tensors
+from utils.arguments import real, whole
 from utils.devices import find_device
 from utils.files import write_text
-from utils.terminal import guarded
 
 # A ResNet and not a ViT: every reduction in it but the first one averages, so its gradients show no grid of patches. It looks
 # at 64 pixels, twice the faces' size: its stem divides by four, and at 32 pixels no expression was learned.
@@ -319,18 +324,23 @@ def main(argv=None):
     add("--init", help="start from these weights instead of random ones")
     add("--unet", help="weights of a diffusion model: a part of the faces is seen as its predictions of x_0")
     add("--config", default="avatar.yml", help="the diffusion model's config (avatar.yml)")
-    add("--unet_faces", type=int, default=4000, help="how many faces are seen so, once more (4000)")
-    add("--unet_t", type=int, nargs=2, default=(30, 500), metavar=("LOW", "HIGH"), help="at which timesteps (30 500)")
-    add("--twins", type=int, default=3000, help="pairs to render that differ in one label (3000)")
-    add("--direction_weight", type=float, default=1.0, help="weight of the directional loss on twins (1)")
-    add("--adversarial", type=float, default=0.7, help="longest adversarial step, L2 over an image in [-1, 1]; 0: none (0.7)")
-    add("--adversarial_from", type=float, default=0.7, help="share of the training before the adversarial steps begin (0.7)")
-    add("--steps", type=int, default=4000, help="steps in all; the learning rate ends there (4000)")
-    add("--minutes", type=float, help="end after so many minutes of training instead, if that comes first")
-    add("--batch_size", type=int, default=64, help="captioned faces a step; half as many twins join them (64)")
-    add("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (2e-3)")
+    add("--unet_faces", type=whole(0), default=4000, help="how many faces are seen so, once more (4000)")
+    add("--unet_t", type=whole(0), nargs=2, default=(30, 500), metavar=("LOW", "HIGH"), help="at which timesteps (30 500)")
+    add("--twins", type=whole(1), default=3000, help="pairs to render that differ in one label (3000)")
+    add("--direction_weight", type=real(0), default=1.0, help="weight of the directional loss on twins (1)")
+    add("--adversarial", type=real(0), default=0.7, help="longest adversarial step, L2 over an image in [-1, 1]; 0: none (0.7)")
+    add(
+        "--adversarial_from",
+        type=real(0, 1),
+        default=0.7,
+        help="share of the training before the adversarial steps begin (0.7)",
+    )
+    add("--steps", type=whole(2), default=4000, help="steps in all; the learning rate ends there (4000)")
+    add("--minutes", type=real(0), help="end after so many minutes of training instead, if that comes first")
+    add("--batch_size", type=whole(1), default=64, help="captioned faces a step; half as many twins join them (64)")
+    add("--lr", type=real(1e-09, 10), default=2e-3, help="peak learning rate of AdamW (2e-3)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=whole(0), default=0)
     args = parser.parse_args(argv)
     trainer = Trainer(args)
     trainer.run()

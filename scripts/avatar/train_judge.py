@@ -6,24 +6,29 @@ The faces are spoiled a little (blur, noise, shift, tint), so that it reads what
 share of the test faces it reads rightly, label by label, on clean faces and on spoiled ones.
 """
 
-import argparse
 import sys
-import time
 from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.terminal import catch_signals_early, guarded
+
+if __name__ == "__main__":
+    catch_signals_early()
+
+import argparse
+import time
+
+import torch
+import torch.nn.functional as F
 from faces import blur, flip, from_bytes, load_faces, move, noise, recolour, sometimes
 from render import LABELS
+from tqdm import tqdm
 
 from asyrp.base_model.settings import Settings, learning_rate
 from models.judge import Judge, load_judge, save_judge
+from utils.arguments import real, whole
 from utils.devices import find_device
-from utils.terminal import guarded
 
 
 def spoil(images):
@@ -98,12 +103,12 @@ def main(argv=None):
     add("--test", help="folder of render.py to measure on at the end")
     add("--out", required=True, help="weight file to write, in half precision")
     add("--init", help="start from these weights instead of random ones")
-    add("--steps", type=int, default=4000, help="steps in all; the learning rate ends there (4000)")
-    add("--minutes", type=float, help="end after so many minutes instead, if that comes first")
-    add("--batch_size", type=int, default=128)
-    add("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (2e-3)")
+    add("--steps", type=whole(2), default=4000, help="steps in all; the learning rate ends there (4000)")
+    add("--minutes", type=real(0), help="end after so many minutes instead, if that comes first")
+    add("--batch_size", type=whole(1), default=128)
+    add("--lr", type=real(1e-09, 10), default=2e-3, help="peak learning rate of AdamW (2e-3)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
-    add("--seed", type=int, default=1)
+    add("--seed", type=whole(0), default=1)
     run(parser.parse_args(argv))
 
 

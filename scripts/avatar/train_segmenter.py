@@ -6,25 +6,30 @@ Its masks come from the artwork itself (masks.py). Written as a TorchScript file
 images (B, 3, H, W) in [-1, 1] -> scores (B, segments, H, W). Ends with what it reads of test faces: pixel accuracy and IoU.
 """
 
-import argparse
 import sys
-import warnings
 from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-from torch import nn
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from utils.terminal import catch_signals_early, guarded
+
+if __name__ == "__main__":
+    catch_signals_early()
+
+import argparse
+import warnings
+
+import torch
+import torch.nn.functional as F
 from faces import blur, flip_with, from_bytes, noise, recolour, sometimes
 from masks import SEGMENTS, faces_and_masks
+from torch import nn
+from tqdm import tqdm
 
 from asyrp.base_model.settings import Settings, learning_rate
+from utils.arguments import real, whole
 from utils.devices import find_device
 from utils.files import replacing
-from utils.terminal import guarded
 
 WIDTHS = (24, 48, 96)
 
@@ -89,14 +94,14 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", required=True, help="TorchScript file to write")
-    add("--count", type=int, default=6000, help="training faces (6000)")
-    add("--test_count", type=int, default=500, help="test faces (500)")
-    add("--size", type=int, default=32, help="pixels a side (32)")
-    add("--steps", type=int, default=1500)
-    add("--batch_size", type=int, default=64)
-    add("--lr", type=float, default=3e-3, help="peak learning rate of AdamW (3e-3)")
+    add("--count", type=whole(1), default=6000, help="training faces (6000)")
+    add("--test_count", type=whole(1), default=500, help="test faces (500)")
+    add("--size", type=whole(8), default=32, help="pixels a side (32)")
+    add("--steps", type=whole(2), default=1500)
+    add("--batch_size", type=whole(1), default=64)
+    add("--lr", type=real(1e-09, 10), default=3e-3, help="peak learning rate of AdamW (3e-3)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
-    add("--seed", type=int, default=2)
+    add("--seed", type=whole(0), default=2)
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
     device = find_device(args.device)

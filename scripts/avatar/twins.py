@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from render import EXPRESSIONS, LABELS, artwork_options, draw, draw_labels
 
+from utils.terminal import leave_signals_to_the_parent
+
 # The artwork's options that a label other than the expression decides.
 DECIDED_BY = {"hair": "hairColor", "skin": "skinColor", "beard": "beardProbability", "long_hair": "rearHairProbability"}
 ANY_LABELS = {label: names[0] for label, names in LABELS.items()}
@@ -54,7 +56,7 @@ def twin(change, split, size):
 
 def collect(changes, split, size, workers=None):
     # Fresh processes: one forked from a program whose torch threads have started never comes back.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), leave_signals_to_the_parent) as pool:
         rows = list(pool.map(partial(twin, split=split, size=size), changes, chunksize=16))
     faces, edited, label, old, new = zip(*rows, strict=True)
     faces, edited = (torch.from_numpy(np.stack(images)) for images in (faces, edited))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from utils.files import write_text
+
 MODES = ("invert", "edit", "invert and edit", "first epoch", "further epoch")
 PASSES = {"encoder": ("encode",), "decoder": ("decode", "decode and back"), "CLIP": ("clip", "clip and back")}
 REMEMBERED = ("invert", "edit", "first epoch")  # modes whose peak memory is told
@@ -25,7 +27,7 @@ def machine(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpu = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else None
+    model = re.search(r"model name\s*: (.*)", cpu.read_text(encoding="utf-8")) if cpu.exists() else None
     return model[1] if model else platform.processor() or platform.machine()
 
 
@@ -149,5 +151,4 @@ def write_section(path, text):
         sections[mine[0]] = f"{text}\n\n"
     else:
         sections.append(f"{text}\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(section if section.endswith("\n\n") else f"{section}\n" for section in sections).rstrip() + "\n")
+    write_text(path, "".join(section if section.endswith("\n\n") else f"{section}\n" for section in sections).rstrip() + "\n")
