@@ -205,7 +205,7 @@ def main(argv=None):
     )
     add("--images", type=Path, help="folder of test images (default: the config's)")
     add("--clip_model_name", help="CLIP of S_dir, as for main.py")
-    add("--n", type=whole(2), default=16, help="images for each figure; as many again are donors of delta_h (16)")
+    add("--n", type=whole(1), default=16, help="images for each figure; as many again are donors of delta_h (16)")
     add("--steps", type=whole(2), default=40, help="timesteps of inversion and generation (40)")
     add(
         "--t_boost",

@@ -39,7 +39,7 @@ from asyrp.data.datasets import first_images, open_folder
 from asyrp.report.pictures import labelled_grid, save
 from utils.devices import find_device
 from utils.errors import UserError
-from utils.files import shown
+from utils.files import held, shown
 from utils.sections import checked
 
 log = logging.getLogger(__name__)
@@ -146,6 +146,12 @@ def run(argv):
     settings, config, files = read_settings(args), load_config(args.config), Files(args.out)
     device = find_device(args.device)
     files.prepare(begins_anew=not args.init)
+    with held(files.lock, f"the training of {files.weights}", "--out"):
+        return train(args, settings, config, files, device)
+
+
+def train(args, settings, config, files, device):
+    """-> exit status, as `run`."""
     state = files.read_state(model_sections(config))
     dataset = open_folder(args.images, config.data.image_size, recursive=True)
     images = first_images(dataset, SHOWN)

@@ -18,9 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import train_base_model
 
+from asyrp.base_model.files import Files
 from asyrp.base_model.trainer import Trainer
 from asyrp.config import load_config
 from asyrp.report.pictures import to_pil
+from utils.files import held
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +192,14 @@ def test_worker_processes_read_an_lmdb(train, world, out, tmp_path):
 
 
 # ---- what ends a training ---------------------------------------------------------------------------------------------------
+
+
+def test_two_trainings_do_not_write_one_file(train, out):
+    with held(Files(out).lock, "what the test does"):
+        status, lines = train()
+    assert status == 2
+    assert f"the training of {out} is in use by process {os.getpid()}" in lines[-1] and "give another --out" in lines[-1]
+    assert train()[0] == 0
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

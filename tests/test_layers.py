@@ -28,7 +28,7 @@ ROWS = (
 )
 GROUND = ("utils", "models", "losses", "configs")
 # Who may know what a flag is: the command line itself, and the one place where settings are decided.
-KNOW_FLAGS = {"main", "asyrp.parsing", "asyrp.settings", "asyrp.runner"}
+KNOW_FLAGS = {"main", "asyrp.parsing", "asyrp.settings", "asyrp.runner", "utils.arguments"}
 FLAGS = {"asyrp.options", "asyrp.parsing"}
 # The equations: no files, no printing, nothing to configure.
 PURE = ("asyrp.process", "asyrp.hspace", "models.ddpm", "models.adm")

@@ -66,10 +66,10 @@ def set_aside(path):
 
 
 @contextmanager
-def held(path, what):
+def held(path, what, flag="--exp"):
     """A lock that one process at a time can have, by the file `path`. Raises UserError that says who holds it.
 
-    what: what it is about, in words. The lock ends with the process, however it ends.
+    what: what it is about, in words. flag: which would ask for something else. The lock ends with the process, however it ends.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,9 +80,9 @@ def held(path, what):
     except Timeout as error:
         with suppress(OSError, UnicodeDecodeError):
             raise UserError(
-                f"{what} is in use by {holder.read_text(encoding='utf-8')}: wait for it, or give another --exp"
+                f"{what} is in use by {holder.read_text(encoding='utf-8')}: wait for it, or give another {flag}"
             ) from error
-        raise UserError(f"{what} is in use by another process: wait for it, or give another --exp") from error
+        raise UserError(f"{what} is in use by another process: wait for it, or give another {flag}") from error
     try:
         with suppress(OSError):
             since = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -223,7 +223,7 @@ def run(argv):
     add("--weights", type=Path, help="weights of the U-Net (default: those of the config)")
     add("--train", type=Path, default=ROOT / "data/avatar/train", help="images that the model was trained on")
     add("--test", type=Path, default=ROOT / "data/avatar/test", help="images that it was not trained on")
-    add("--n", type=whole(2), default=500, help="samples from noise (500); twice as many test images are needed")
+    add("--n", type=whole(1), default=500, help="samples from noise (500); twice as many test images are needed")
     add("--n_colour", type=whole(1), default=64, help="training images for the mean colour (64)")
     add("--n_reconstructed", type=whole(1), default=64, help="test images that are reconstructed (64)")
     add("--batch_size", type=whole(1), default=50)
