@@ -19,7 +19,11 @@ class Files:
     def __init__(self, out):
         self.weights = Path(out)
         self.state, self.record, self.samples = (Path(f"{out}.{kind}") for kind in ("state", "yml", "png"))
-        self.lock = self.weights.with_name(f".{self.weights.name}.lock")  # one process at a time trains this file
+
+    @property
+    def lock(self):
+        """The file by which one process at a time trains these weights."""
+        return self.weights.with_name(f".{self.weights.name}.lock")
 
     def prepare(self, begins_anew):
         """Make the folder. Raises UserError where weights stand that a training from random ones would write over, and OSError
