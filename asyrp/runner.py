@@ -11,34 +11,27 @@ from asyrp.acceleration.fast_unet import keep_freed_memory
 from asyrp.acceleration.overlap import Background
 from asyrp.clip import Clip
 from asyrp.data.datasets import load_batch
-from asyrp.data.layouts import check_image_settings, open_split
-from asyrp.data.pairs import InvertedPairs, SampledPairs
+from asyrp.data.layouts import check_image_settings
 from asyrp.editing import Editor, Reverse, Use, edits_of, points_of
-from asyrp.evaluation import gauges
-from asyrp.evaluation.evaluation import Evaluation
-from asyrp.evaluation.segmenter import find_segmenter
 from asyrp.experiment import Experiment
+from asyrp.images import RunImages
 from asyrp.learning import Learning
 from asyrp.model import check_interval, open_model
-from asyrp.parsing import image_numbers, strengths
+from asyrp.parsing import strengths
 from asyrp.report import page, pictures
-from asyrp.report.album import Album, axes
+from asyrp.results import TestResults, draw_reconstructions, shown_pictures
 from asyrp.uses import common_t_edit, find_directions, tell, uses_of
 from configs.paths_config import IR_SE50
 from losses.id_loss import IdLoss
 from losses.lpips_alex import load_lpips
-from utils.align import FaceAligner
 from utils.devices import find_device
 from utils.digests import digest
 from utils.download import weights_at
 from utils.errors import UserError
-from utils.files import held, shown
+from utils.files import held
 from utils.text_dic import prompts_for
 
 log = logging.getLogger(__name__)
-
-# The draws of the two splits must differ: one counts from 0, the other from a million.
-FIRST_DRAW = {"train": 0, "test": 1_000_000}
 
 
 class Asyrp:
@@ -48,6 +41,7 @@ class Asyrp:
         self.settings = given
         self.config = given.config
         self.store = store.Store()
+        self.images = RunImages(given, self.store)
 
     def run(self):
         """Every mode that was asked for, in the order they build on each other."""
@@ -61,7 +55,8 @@ class Asyrp:
         tests = bool(s.run_test or s.evaluate or (trains and s.do_test))
         if len(self.prompts()) != 1 and trains:
             raise UserError("--run_train learns one direction: give one attribute, or one source and one target prompt")
-        self.check_images(trains, tests)
+        looked_at = {"train": trains or s.lpips or (tests and s.num_mean_of_delta_hs), "test": tests}
+        self.images.check(*[split for split, wanted in looked_at.items() if wanted])
         # What is trained is tested; else what the flags name.
         stored = find_directions(s, Experiment(s)) if tests and not trains and not s.pass_editing else []
         torch.manual_seed(s.seed)
@@ -84,8 +79,8 @@ class Asyrp:
     def measure_lpips(self):
         """--lpips: LPIPS curves over training images -> the store, a table, and a plot with t_edit and t_boost."""
         s, name = self.settings, curves.name_of_curve(self.config, self.settings.custom_dataset_name)
-        dataset = self.dataset("train")
-        indices = self.indices(len(dataset), s.n_train_img)
+        dataset = self.images.dataset("train")
+        indices = self.images.numbers(len(dataset), s.n_train_img)
         batches = [indices[i : i + s.bs_precompute] for i in range(0, len(indices), s.bs_precompute)]
         pixels = []
 
@@ -121,11 +116,11 @@ class Asyrp:
         s = self.settings
         for split, wanted in (("train", s.do_train), ("test", s.do_test)):
             if wanted:
-                pairs, indices = self.pairs(split, s.n_precomp_img)
+                pairs, indices = self.images.pairs(split, s.n_precomp_img, self.model)
                 pairs.fill(indices, s.bs_precompute, s.re_precompute)
                 log.info("%s: %d latents ready", split, len(indices))
                 if s.save_precomputed_images:
-                    self.save_reconstructions(pairs, indices, split)
+                    draw_reconstructions(self.model, Experiment(s), pairs, indices, split, self.later)
 
     def train(self):
         """--run_train: learn a direction, one checkpoint an epoch; goes on after the last epoch whose checkpoint exists.
@@ -139,7 +134,7 @@ class Asyrp:
         [t_edit] = settings.decide_t_edit(s, [(name, {}, prompts)], self.curve, self.cosine)
         t_boost = settings.decide_t_boost(s, [], self.curve) if s.do_test or s.run_test or s.evaluate else None
         steps = training.edit_steps(timesteps, t_edit.value)
-        pairs, indices = self.pairs("train", s.n_train_img)
+        pairs, indices = self.images.pairs("train", s.n_train_img, self.model)
         experiment = Experiment(s)
         record = self.record_of_training(prompts, t_edit, t_boost, timesteps, pairs, indices)
         learning = Learning(s, self.model, experiment, record, steps, self.later)
@@ -174,64 +169,20 @@ class Asyrp:
         edits = edits_of(uses, points, s.hs_coeff_delta_h, each, s.hs_coeff_origin_h) if uses else [("no edit", None)]
         decided = {"t_edit": common_t_edit(uses), "t_boost": t_boost.value, "strengths": [label for label, _ in edits]}
         decided["decided"] = tell(uses, t_boost, s)
-        show = self.shown_pictures(s)
-        pairs, indices = self.pairs("test", s.n_test_img, s, images=s.evaluate or show["original"])
-        results = self.open_results(experiment, found, edits, decided, len(indices))
+        show = shown_pictures(s)
+        pairs, indices = RunImages(s, self.store).pairs("test", s.n_test_img, self.model, s.evaluate or show["original"])
+        made = (experiment, self.prompts(), found, decided, len(indices))
+        results = TestResults(*made, lambda: self.clip().loss, self.model.device, self.later)
         pairs.fill(indices, s.bs_precompute, s.re_precompute)
         with tqdm(total=len(indices), desc="editing", unit="img") as bar:
             for batch in pairs.batches(indices, s.bs_test):
                 before, edited = editor.pictures_of(batch, edits, **show)
-                for result in results:
-                    result.add(batch, before, edited)
+                results.add(batch, before, edited)
                 bar.update(len(batch.indices))
-        for result in results:
-            if told := result.save():
-                print(told)
+        results.save()
         self.write_report(experiment)
 
     # ---- what the modes work with -------------------------------------------------------------------------------------------
-
-    def dataset(self, split):
-        """The images of "train" or "test"."""
-        s = self.settings
-        folder = s.custom_train_dataset_dir if split == "train" else s.custom_test_dataset_dir
-        align = FaceAligner(self.store.root / "aligned", self.config.data.image_size) if s.align_face else None
-        return open_split(self.config, split, folder, s.target_class_num, align)
-
-    def check_images(self, trains, tests):
-        """Ask for everything about images that can be missing, before a network is opened."""
-        s = self.settings
-        if s.load_random_noise:
-            return
-        splits = {"train": trains or s.lpips or (tests and s.num_mean_of_delta_hs), "test": tests}
-        for split, wanted in splits.items():
-            if wanted:
-                self.indices(len(self.dataset(split)), 1)
-
-    def indices(self, length, n):
-        """Numbers of the images to work on: `n` from --start_image_id on, or those of --target_image_id."""
-        s = self.settings
-        if s.target_image_id:
-            wanted = image_numbers(s.target_image_id)
-            if max(wanted) >= length:
-                raise UserError(f"--target_image_id {max(wanted)}: there are {length} images, numbered from 0")
-            return wanted
-        start = s.start_image_id
-        if start >= length:
-            raise UserError(f"--start_image_id {start}: there are {length} images, numbered from 0")
-        if start + n > length:
-            log.warning("%d images asked for, %d are there: all of them are used", n, length - start)
-        return list(range(start, min(start + n, length)))
-
-    def pairs(self, split, n, s=None, images=True):
-        """(image, latent) pairs of a split -> (pairs with `fill` and `batches`, indices). images: whether x_0 is wanted."""
-        s = s or self.settings
-        timesteps = self.model.timesteps(s.n_inv_step, s.t_0)
-        if s.load_random_noise:
-            indices = [FIRST_DRAW[split] + i for i in self.indices(1_000_000, n)]
-            return SampledPairs(s.seed, self.model, timesteps, self.store, images, s.saved_random_noise), indices
-        dataset = self.dataset(split)
-        return InvertedPairs(dataset, self.model, timesteps, self.store), self.indices(len(dataset), n)
 
     def plain_trajectories(self, epochs, n_steps, n_images):
         """What --cache_origin keeps of the plain trajectories in a training of so many epochs."""
@@ -266,6 +217,16 @@ class Asyrp:
         log.info("LPIPS curves: %s", where)
         return curve
 
+    def write_report(self, experiment):
+        """report.html, with the LPIPS curves of this model."""
+        try:
+            curve, _ = self.found_curve()
+        except UserError:  # No loss: without curves the flags have set the intervals.
+            curve = None
+        name = curves.name_of_curve(self.config, self.settings.custom_dataset_name)
+        if written := page.write(experiment.folder, curve, name, options.DEFAULTS):
+            log.info("report: %s", written)
+
     def prompts(self):
         """(source, target) pairs that the flags give; [] when they give none."""
         s = self.settings
@@ -299,77 +260,8 @@ class Asyrp:
 
     def global_use(self, editor, use, n, s):
         """The mean of --num_mean_of_delta_hs training images in place of a direction."""
-        pairs, indices = self.pairs("train", s.num_mean_of_delta_hs, s, images=False)
+        pairs, indices = RunImages(s, self.store).pairs("train", s.num_mean_of_delta_hs, self.model, images=False)
         pairs.fill(indices, s.bs_precompute, s.re_precompute)
         alone = Use(use.direction, use.t_edit, use.scale * n**0.5)
         settings_of_mean = (s.hs_coeff_delta_h, s.hs_coeff_origin_h, pairs, indices, s.bs_test, s.ignore_timesteps, self.store)
         return Use(editor.mean_direction(alone, *settings_of_mean), use.t_edit, use.scale)
-
-    # ---- results ------------------------------------------------------------------------------------------------------------
-
-    def shown_pictures(self, s):
-        """Which pictures a test makes of each image besides its edits: arguments of `Editor.pictures_of`."""
-        if s.save_x0 != s.use_x0_tensor:
-            log.warning("--save_x0 and --use_x0_tensor work together only: the original is left out")
-        return {
-            "original": s.save_x0 and s.use_x0_tensor,
-            "plain": s.save_x_origin or s.save_process_origin or s.evaluate,
-            "boost_plain": s.origin_process_addnoise,
-            "watch_plain": "process_origin" if s.save_process_origin else None,
-            "watch_edit": "process_delta_h" if s.save_process_delta_h else None,
-        }
-
-    def open_results(self, experiment, found, edits, decided, n_images):
-        """What a test leaves: each result takes the pictures by `add` and writes them by `save` -> what to print."""
-        s, folder, results = experiment.settings, experiment.folder, []
-        labels, names = decided["strengths"], (s.multiple_attr or "").split()
-        if s.run_test or s.run_train:
-            album_axes = axes(labels, names if s.delta_interpolation else [])
-            place = folder / "test_images" / str(s.n_test_step)
-            results.append(Album(place, self.later, *album_axes, labels, s.save_animation))
-            results.append(page.Gallery(folder, names, len(edits), n_images))
-            experiment.write_settings("test", prompts=self.prompts(), **decided)
-        if s.evaluate:
-            prompts = self.measured_prompts(found)
-            results.append(self.open_evaluation(prompts, experiment, decided))
-            experiment.write_settings("evaluate", prompts=[prompts], **decided)
-        return results
-
-    def write_report(self, experiment):
-        """report.html, of what lies in the experiment's folder and the LPIPS curves that its intervals belong to."""
-        try:
-            curve, _ = self.found_curve()
-        except UserError:  # No loss: without curves the flags have set the intervals.
-            curve = None
-        name = curves.name_of_curve(self.config, self.settings.custom_dataset_name)
-        if written := page.write(experiment.folder, curve, name, options.DEFAULTS):
-            log.info("report: %s", written)
-
-    def save_reconstructions(self, pairs, indices, split):
-        """Inverted images beside what the plain process makes of their latents."""
-        s = self.settings
-        folder = Experiment(s).folder / "image_samples" / f"precomputed_{split}"
-        timesteps = self.model.timesteps(s.n_inv_step, s.t_0)
-        for batch in tqdm(pairs.batches(indices, s.bs_precompute), desc="generating back", unit="batch"):
-            x_0 = self.model.run(batch.x_T, timesteps)
-            for i, index in enumerate(batch.indices):
-                columns = ["original", "reconstruction"]
-                self.later(pictures.save_grid, folder / f"{index:06d}.png", [[batch.x_0[i], x_0[i]]], columns)
-
-    def measured_prompts(self, found):
-        """The (source, target) prompts whose edit --evaluate measures: the flags', else what the direction was trained for."""
-        prompts = self.prompts() or [tuple(d.record["prompts"]) for d in found if d.record.get("prompts")]
-        if len(prompts) != 1:
-            raise UserError("--evaluate needs the prompts of the edit: give --edit_attr, or one --src_txts and one --trg_txts")
-        return tuple(prompts[0])
-
-    def open_evaluation(self, prompts, experiment, decided):
-        """An Evaluation with every gauge that this configuration can have."""
-        s, device = self.settings, self.model.device
-        segmenter = find_segmenter(s.segmenter) if s.segmenter else self.config.segmenter_path()
-        clip_name = shown(s.clip_model_name or self.config.clip_name())
-        openers = gauges.openers(self.config, lambda: self.clip().loss, prompts, segmenter, device)
-        told = {"config": shown(self.config.path), "experiment": experiment.name, "prompts": prompts}
-        told |= {"t_edit": decided["t_edit"], "t_boost": decided["t_boost"], "n_test_step": s.n_test_step}
-        told |= {"clip": clip_name, "segmenter": segmenter and shown(segmenter)}
-        return Evaluation(openers, told, device, experiment.folder)

@@ -16,7 +16,7 @@ from utils.files import ROOT
 ROWS = (
     ("main",),
     ("asyrp.runner",),
-    ("asyrp.uses", "asyrp.learning"),
+    ("asyrp.uses", "asyrp.learning", "asyrp.results", "asyrp.images"),
     ("asyrp.editing", "asyrp.training", "asyrp.evaluation", "asyrp.report", "asyrp.experiment", "asyrp.base_model"),
     (
         *("asyrp.settings", "asyrp.model", "asyrp.directions", "asyrp.curves", "asyrp.origin", "asyrp.data", "asyrp.store"),
@@ -28,7 +28,7 @@ ROWS = (
 )
 GROUND = ("utils", "models", "losses", "configs")
 # Who may know what a flag is: the command line itself, and the one place where settings are decided.
-KNOW_FLAGS = {"main", "asyrp.parsing", "asyrp.settings", "asyrp.runner", "utils.arguments"}
+KNOW_FLAGS = {"main", "asyrp.parsing", "asyrp.settings", "asyrp.runner", "asyrp.images", "utils.arguments"}
 FLAGS = {"asyrp.options", "asyrp.parsing"}
 # The equations: no files, no printing, nothing to configure.
 PURE = ("asyrp.process", "asyrp.hspace", "models.ddpm", "models.adm")

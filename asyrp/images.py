@@ -1,0 +1,59 @@
+"""The images of a run: which they are, and their latents."""
+
+import logging
+
+from asyrp.data.layouts import open_split
+from asyrp.data.pairs import InvertedPairs, SampledPairs
+from asyrp.parsing import image_numbers
+from utils.align import FaceAligner
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# The draws of the two splits must differ: one counts from 0, the other from a million.
+FIRST_DRAW = {"train": 0, "test": 1_000_000}
+
+
+class RunImages:
+    """The training and test images that settings name. kept: the Store, where latents lie."""
+
+    def __init__(self, settings, kept):
+        self.settings, self.config, self.store = settings, settings.config, kept
+
+    def dataset(self, split):
+        """The images of "train" or "test"."""
+        s = self.settings
+        folder = s.custom_train_dataset_dir if split == "train" else s.custom_test_dataset_dir
+        align = FaceAligner(self.store.root / "aligned", self.config.data.image_size) if s.align_face else None
+        return open_split(self.config, split, folder, s.target_class_num, align)
+
+    def check(self, *splits):
+        """Raise UserError for everything about the images of `splits` that can be missing; no network is needed yet."""
+        if not self.settings.load_random_noise:
+            for split in splits:
+                self.numbers(len(self.dataset(split)), 1)
+
+    def numbers(self, length, n):
+        """Numbers of the images to work on: `n` from --start_image_id on, or those of --target_image_id."""
+        s = self.settings
+        if s.target_image_id:
+            wanted = image_numbers(s.target_image_id)
+            if max(wanted) >= length:
+                raise UserError(f"--target_image_id {max(wanted)}: there are {length} images, numbered from 0")
+            return wanted
+        start = s.start_image_id
+        if start >= length:
+            raise UserError(f"--start_image_id {start}: there are {length} images, numbered from 0")
+        if start + n > length:
+            log.warning("%d images asked for, %d are there: all of them are used", n, length - start)
+        return list(range(start, min(start + n, length)))
+
+    def pairs(self, split, n, model, images=True):
+        """(image, latent) pairs of a split -> (pairs with `fill` and `batches`, indices). images: whether x_0 is wanted."""
+        s = self.settings
+        timesteps = model.timesteps(s.n_inv_step, s.t_0)
+        if s.load_random_noise:
+            indices = [FIRST_DRAW[split] + i for i in self.numbers(1_000_000, n)]
+            return SampledPairs(s.seed, model, timesteps, self.store, images, s.saved_random_noise), indices
+        dataset = self.dataset(split)
+        return InvertedPairs(dataset, model, timesteps, self.store), self.numbers(len(dataset), n)
