@@ -89,16 +89,17 @@ class Editor:
     """The reverse process of a model, as one run wants it, and the pictures it leaves.
 
     save: function (path, *arguments of `pictures.save_grid`), called for the pictures of single steps, which go to `folder`.
+    region: a Region that edits stay in, or None.
     """
 
-    def __init__(self, model, reverse, folder=None, save=None):
-        self.model, self.reverse, self.folder, self.save = model, reverse, folder, save
+    def __init__(self, model, reverse, folder=None, save=None, region=None):
+        self.model, self.reverse, self.folder, self.save, self.region = model, reverse, folder, save, region
 
-    def sample(self, x_T, indices, edit=None, t_boost=None, first=None, watched=None, down_to=0):
+    def sample(self, x_T, indices, edit=None, t_boost=None, first=None, watched=None, down_to=0, mask=None):
         """The reverse process -> x_0. watched: name of the folder for pictures of every step.
 
         t_boost: another than the run's. down_to: leave out the timesteps below it, for those who watch the edit and want no
-        picture.
+        picture. mask: where the edit acts, see `Model.edit`.
         """
         r, seen = self.reverse, []
         shown = set(spread(r.timesteps))
@@ -111,6 +112,7 @@ class Editor:
             x_T,
             [t for t in r.timesteps if t >= down_to],
             edit,
+            mask,
             t_edit=edit.t_edit if edit is not None else 0,
             t_boost=r.t_boost if t_boost is None else t_boost,
             noise=process.image_noise(r.seed, indices),
@@ -134,18 +136,19 @@ class Editor:
         before, edited = [], []
         if original:
             before.append(("original", batch.x_0))
+        mask = None if self.region is None else self.region.mask_of(batch.x_0)
         first = None
         if len(edits) + bool(plain) > 1:
             # All pictures start from the same x_T: the frozen pass of their first step is shared.
             with torch.no_grad():
-                first = process.frozen_branch(self.model.unet, x_T, self.reverse.timesteps[-1])
+                first = process.frozen_branch(self.model.within(mask), x_T, self.reverse.timesteps[-1])
         if plain:
             boost = None if boost_plain else 0
-            x_0 = self.sample(x_T, batch.indices, None, boost, first, watch_plain)
+            x_0 = self.sample(x_T, batch.indices, None, boost, first, watch_plain, mask=mask)
             before.append(("reconstruction", x_0.cpu()))
         for label, edit in edits:
             watched = watch_edit and (watch_edit if len(edits) == 1 else f"{watch_edit}/{label.replace(', ', '_')}")
-            edited.append((label, self.sample(x_T, batch.indices, edit, None, first, watched).cpu()))
+            edited.append((label, self.sample(x_T, batch.indices, edit, None, first, watched, mask=mask).cpu()))
         for label, x_0 in [*before, *edited]:
             check_finite(x_0, batch.names, f"the picture {label}")
         return before, edited

@@ -26,12 +26,12 @@ class Learning:
     """A direction in training, with one checkpoint an epoch.
 
     settings: Settings; experiment: names the checkpoints; record: of the direction to be trained, see `training.new_record`;
-    steps: from `training.edit_steps`; later: a Background that draws pictures.
+    steps: from `training.edit_steps`; later: a Background that draws pictures; region: a Region, or None.
     """
 
-    def __init__(self, settings, model, experiment, record, steps, later):
+    def __init__(self, settings, model, experiment, record, steps, later, region=None):
         self.settings, self.model, self.experiment, self.record = settings, model, experiment, record
-        self.steps, self.later = steps, later
+        self.steps, self.later, self.mask_of = steps, later, region and region.mask_of
         timesteps = [t for t, _ in steps]
         self.function = training.new_function(model, record["kind"], record["ignore_timesteps"], timesteps, settings.seed)
         self.optimizer = torch.optim.SGD(self.function.parameters(), lr=settings.lr_training)
@@ -141,7 +141,8 @@ class Learning:
         if s.shuffle_train_dataloader:
             indices = np.random.default_rng((s.seed, epoch)).permutation(indices).tolist()
         batches = pairs.batches(indices, s.bs_train)
-        results = training.train_epoch(self.model, self.function, batches, self.steps, loss, self.optimizer, plain)
+        how = (self.steps, loss, self.optimizer, plain, self.mask_of)
+        results = training.train_epoch(self.model, self.function, batches, *how)
         with loss_log(self.experiment.folder, epoch, len(indices)) as record, tqdm(total=len(indices), unit="img") as bar:
             bar.set_description(f"training, epoch {epoch}")
             try:

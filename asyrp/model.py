@@ -9,6 +9,7 @@ import torch
 
 from asyrp import hspace, process
 from asyrp.acceleration.fast_unet import FastUNet, set_tf32
+from asyrp.blending import InRegion
 from asyrp.config import CONFIGS, Config, load_config
 from configs.paths_config import weight_place
 from models import build_unet
@@ -109,12 +110,13 @@ class Model:
         self._check(x_T)
         return self.run(x_T, self.timesteps(n_steps, t_0))
 
-    def edit(self, x_T, directions, strengths=None, n_steps=40, t_edit=None, t_boost=0, seed=0, t_0=None):
+    def edit(self, x_T, directions, strengths=None, n_steps=40, t_edit=None, t_boost=0, seed=0, t_0=None, mask=None):
         """x_T -> edited x_0 by the asymmetric process (paper eq. 6 and 7).
 
         directions: a Direction, or several. strengths: a number for each, by default 1, which is what a direction was trained
         as, at any `n_steps`. t_edit: for all; by default each acts in the interval that its record states. t_boost: below it
-        noise is added back, drawn from `seed` for each image by its place in the batch.
+        noise is added back, drawn from `seed` for each image by its place in the batch. mask: where the edit acts, 0 to 1, a
+        tensor (B or 1, 1, H, W) or a function (see `blending.InRegion`); by default everywhere.
 
         Raises UserError where nothing would be edited, and where a t_edit is not known.
         """
@@ -131,13 +133,18 @@ class Model:
         c = [s * d.scale(len(timesteps), len(directions)) for s, d in zip(strengths, directions, strict=True)]
         edit = hspace.Edit(directions, c, t_edits=t_edits)
         noise = process.image_noise(seed, range(len(x_T)))
-        return self.run(x_T, timesteps, edit, t_edit=edit.t_edit, t_boost=t_boost, noise=noise)
+        return self.run(x_T, timesteps, edit, mask, t_edit=edit.t_edit, t_boost=t_boost, noise=noise)
 
-    def run(self, x_T, timesteps, edit=None, **settings):
-        """`process.generate` with this model's U-Net and schedule -> x_0. settings: t_edit, t_boost, noise and so on."""
+    def run(self, x_T, timesteps, edit=None, mask=None, **settings):
+        """`process.generate` with this model's U-Net and schedule -> x_0. mask: as for `edit`; settings: t_edit, t_boost, noise
+        and so on."""
         x_T = to_device(x_T, self.device)
-        paired = self.unet.pays_to_pair(len(x_T))
-        return process.generate(self.unet, x_T, self.schedule, timesteps, edit=edit, paired=paired, **settings)
+        paired = mask is None and self.unet.pays_to_pair(len(x_T))
+        return process.generate(self.within(mask), x_T, self.schedule, timesteps, edit=edit, paired=paired, **settings)
+
+    def within(self, mask):
+        """The U-Net, whose edits stay inside a mask where there is one."""
+        return self.unet if mask is None else InRegion(self.unet, mask)
 
     def _check(self, images):
         shape, size = tuple(images.shape), self.image_size

@@ -200,8 +200,15 @@ g.value("manual_checkpoint_name", str, None, "checkpoint to use: a path, or a na
 g.value("choose_checkpoint_num", int, None, "use the checkpoint written within an epoch after so many images", 1, MANY)
 g.switch("pass_editing", "leave the edit out")
 
+g = Group("region (outside of it, steps are those of the plain process)")
+g.value("edit_mask", str, None, "a picture: white where the edit acts", metavar="PNG")
+g.value("edit_region", str, None, 'segments of each image, by --segmenter, in one string ("hair", "mouth eyes")')
+g.value("edit_threshold", float, None, "where the edit changes most: above this quantile of |eps~ - eps|, at each step", 0, 1)
+g.value("region_dilation", int, None, "pixels by which segments are enlarged; by default 1/32 of the image's side", 0, 10_000)
+g.value("region_smoothing", int, None, "pixels over which a region's edge is soft; by default 1/32 of the side", 0, 10_000)
+
 g = Group("evaluation")
-text = "segmentation model for --evaluate: a TorchScript file, or a name of torchvision's; else the config's"
+text = "segmentation model, for metrics and regions: a TorchScript file, or a name of torchvision's; else the config's"
 g.value("segmenter", str, None, text)
 
 g = Group("output")

@@ -195,8 +195,9 @@ def check_together(given):
         check_training(given, has)
     if has("run_test") or has("evaluate"):
         check_test(given, has, names)
-    if has("segmenter") and not has("evaluate"):
-        raise UserError("--segmenter needs --evaluate")
+    if has("segmenter") and not (has("evaluate") or has("edit_region")):
+        raise UserError("--segmenter needs --evaluate or --edit_region")
+    check_region(given, has)
 
 
 def value_of(given, name):
@@ -214,6 +215,17 @@ def check_training(given, has):
         raise UserError("--run_train learns one direction: --multiple_attr and --multiple_hs_coeff are for --run_test")
     if value_of(given, "precision") == "fp16":
         raise UserError("--precision fp16 cannot train, its gradients underflow: give bf16")
+
+
+def check_region(given, has):
+    ways = [name for name in ("edit_mask", "edit_region", "edit_threshold") if name in given]
+    if len(ways) > 1:
+        raise UserError(f"{' and '.join(f'--{name}' for name in ways)} both say where to edit: give one of them")
+    if ways and not (has("run_train") or has("run_test") or has("evaluate")):
+        raise UserError(f"--{ways[0]} needs an edit: --run_train, --run_test or --evaluate")
+    for name, takes in (("region_dilation", ["edit_region"]), ("region_smoothing", ["edit_region", "edit_threshold"])):
+        if name in given and ways[:1] not in [[way] for way in takes]:
+            raise UserError(f"--{name} needs {' or '.join(f'--{way}' for way in takes)}")
 
 
 def check_test(given, has, names):

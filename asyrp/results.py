@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from asyrp.evaluation import gauges
 from asyrp.evaluation.evaluation import Evaluation
-from asyrp.evaluation.segmenter import find_segmenter
+from asyrp.evaluation.segmenter import segmenter_of
 from asyrp.report import page, pictures
 from asyrp.report.album import Album, axes
 from utils.errors import UserError
@@ -75,7 +75,7 @@ def measured_prompts(prompts, found):
 def open_evaluation(experiment, prompts, decided, clip, device):
     """An Evaluation with every gauge that this configuration can have."""
     s, config = experiment.settings, experiment.settings.config
-    segmenter = find_segmenter(s.segmenter) if s.segmenter else config.segmenter_path()
+    segmenter = segmenter_of(s)
     openers = gauges.openers(config, clip, prompts, segmenter, device)
     told = {"config": shown(config.path), "experiment": experiment.name, "prompts": prompts}
     told |= {"t_edit": decided["t_edit"], "t_boost": decided["t_boost"], "n_test_step": s.n_test_step}

@@ -6,13 +6,14 @@ from functools import cache, partial
 import torch
 from tqdm import tqdm
 
-from asyrp import curves, directions, intervals, options, origin, settings, store, training
+from asyrp import curves, directions, intervals, options, origin, regions, settings, store, training
 from asyrp.acceleration.fast_unet import keep_freed_memory
 from asyrp.acceleration.overlap import Background
 from asyrp.clip import Clip
 from asyrp.data.datasets import load_batch
 from asyrp.data.layouts import check_image_settings
 from asyrp.editing import Editor, Reverse, Use, edits_of, points_of
+from asyrp.evaluation.segmenter import segmenter_of
 from asyrp.experiment import Experiment
 from asyrp.images import RunImages
 from asyrp.learning import Learning
@@ -137,7 +138,7 @@ class Asyrp:
         pairs, indices = self.images.pairs("train", s.n_train_img, self.model)
         experiment = Experiment(s)
         record = self.record_of_training(prompts, t_edit, t_boost, timesteps, pairs, indices)
-        learning = Learning(s, self.model, experiment, record, steps, self.later)
+        learning = Learning(s, self.model, experiment, record, steps, self.later, self.region())
         with held(experiment.lock, f"the experiment {experiment.name}"):
             todo = learning.resume()
             log.info("t_edit %s · %d of %d steps trained · %d images", t_edit, len(steps), len(timesteps), len(indices))
@@ -161,16 +162,18 @@ class Asyrp:
         check_interval(timesteps, [use.t_edit.value for use in uses], [use.direction.name for use in uses])
         experiment = Experiment(s)
         reverse = Reverse(timesteps, t_boost.value, s.sample_type, s.dt_lambda, s.seed)
-        editor = Editor(self.model, reverse, experiment.folder / "image_samples", partial(self.later, pictures.save_grid))
+        draw = partial(self.later, pictures.save_grid)
+        editor = Editor(self.model, reverse, experiment.folder / "image_samples", draw, self.region())
         if s.num_mean_of_delta_hs:
             uses = [self.global_use(editor, use, len(uses), s) for use in uses]
         points = points_of(len(uses), (s.min_delta, s.max_delta, s.num_delta) if s.delta_interpolation else None)
         each = strengths(s.multiple_hs_coeff)
         edits = edits_of(uses, points, s.hs_coeff_delta_h, each, s.hs_coeff_origin_h) if uses else [("no edit", None)]
         decided = {"t_edit": common_t_edit(uses), "t_boost": t_boost.value, "strengths": [label for label, _ in edits]}
-        decided["decided"] = tell(uses, t_boost, s)
+        decided["decided"] = tell(uses, t_boost, s, self.region())
         show = shown_pictures(s)
-        pairs, indices = RunImages(s, self.store).pairs("test", s.n_test_img, self.model, s.evaluate or show["original"])
+        looks = bool(s.evaluate or show["original"] or s.edit_region)
+        pairs, indices = RunImages(s, self.store).pairs("test", s.n_test_img, self.model, looks)
         made = (experiment, self.prompts(), found, decided, len(indices))
         results = TestResults(*made, lambda: self.clip().loss, self.model.device, self.later)
         pairs.fill(indices, s.bs_precompute, s.re_precompute)
@@ -237,6 +240,20 @@ class Asyrp:
             return [prompts_for(s.edit_attr)]
         return []
 
+    @cache  # noqa: B019
+    def region(self):
+        """The Region that edits stay in, or None."""
+        s, size = self.settings, self.model.image_size
+        dilation, smoothing = (
+            max(1, size // 32) if pixels is None else pixels for pixels in (s.region_dilation, s.region_smoothing)
+        )
+        if s.edit_mask:
+            return regions.from_picture(s.edit_mask, size)
+        if s.edit_region:
+            segmenter = segmenter_of(s)
+            return regions.from_segments(s.edit_region, segmenter, self.model.device, size, dilation, smoothing)
+        return None if s.edit_threshold is None else regions.from_changes(s.edit_threshold, smoothing)
+
     def loss_of(self, prompts):
         """The loss of a training, with the networks that it takes."""
         s = self.settings
@@ -251,6 +268,7 @@ class Asyrp:
         names = ("clip_loss_w", "l1_loss_w", "id_loss_w", "clip_source", "lr_training", "scheduler_step_size", "sch_gamma")
         about = {name: getattr(s, name) for name in (*names, "bs_train", "seed", "load_random_noise")}
         about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": self.clip().identity}
+        about |= {"region": self.region() and self.region().about}
         about |= {"n_images": len(indices), "images": digest(pairs.names_of_content(indices)), "started_from": None}
         kind = "delta_block" if s.train_delta_block else "delta_h"
         steps = self.model.timesteps(s.n_inv_step, s.t_0)

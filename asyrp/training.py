@@ -180,15 +180,17 @@ def learning_rate(lr, step_size, gamma, epoch):
     return lr * gamma ** (epoch // step_size)
 
 
-def train_epoch(model, function, batches, steps, loss, optimizer, plain):
+def train_epoch(model, function, batches, steps, loss, optimizer, plain, mask_of=None):
     """One epoch -> yields (Batch, Result) after each batch.
 
-    When LossNotFinite is raised, the direction is what it was before that batch.
+    mask_of: function of images -> where the edit acts (see `Model.edit`); None: everywhere. When LossNotFinite is raised, the
+    direction is what it was before that batch.
     """
     for batch in batches:
         before = deepcopy(function.state_dict())
         try:
-            result = train_batch(model.unet, function, batch, model.schedule, steps, loss, optimizer, plain, model.device)
+            unet = model.unet if mask_of is None else model.within(mask_of(batch.x_0))
+            result = train_batch(unet, function, batch, model.schedule, steps, loss, optimizer, plain, model.device)
         except LossNotFinite:
             function.load_state_dict(before)
             raise
@@ -224,6 +226,7 @@ def train_direction(
     kind="delta_block",
     ignore_timesteps=False,
     id_loss=None,
+    mask_of=None,
     seed=0,
     callback=None,
     **settings,
@@ -231,7 +234,8 @@ def train_direction(
     """Learn a direction from images and two prompts -> Direction.
 
     images: (N, 3, H, W) in [-1, 1], which are inverted first. clip: a ClipLoss, or what names one; by default the config's.
-    kind: "delta_block" or "delta_h". id_loss: an IdLoss, for `id_w` above 0. callback(epoch, Batch, Result) sees each batch.
+    kind: "delta_block" or "delta_h". id_loss: an IdLoss, for `id_w` above 0. mask_of: see `train_epoch`. callback(epoch, Batch,
+    Result) sees each batch.
 
     settings: n_steps, epochs, batch_size, lr, lr_step, lr_gamma (see `learning_rate`), clip_w, l1_w, id_w, clip_source (see
     `EditLoss`), t_edit, lpips_edit_th, t_0. Those that are not given are what the model's config says in its section `editing`,
@@ -268,7 +272,7 @@ def train_direction(
     plain = PlainTrajectories(ram=2**31 if s["epochs"] > 1 else 0)
     for epoch in range(s["epochs"]):
         set_learning_rate(optimizer, learning_rate(s["lr"], s["lr_step"], s["lr_gamma"], epoch))
-        for batch, result in train_epoch(model, function, batches, steps, loss, optimizer, plain):
+        for batch, result in train_epoch(model, function, batches, steps, loss, optimizer, plain, mask_of):
             if callback is not None:
                 callback(epoch, batch, result)
     made = {flag: s[name] for name, (flag, _) in SETTINGS.items() if flag not in ("n_train_step", "user_defined_t_edit", "t_0")}

@@ -68,8 +68,8 @@ def _asked(name, direction, flags, n):
     return direction.name, direction.record, flags[0]
 
 
-def tell(uses, t_boost, s):
-    """Say in a few lines what was decided -> the same for settings_*.yml."""
+def tell(uses, t_boost, s, region=None):
+    """Say in a few lines what was decided -> the same for settings_*.yml. region: a Region, or None."""
     strength, steps = s.hs_coeff_delta_h, s.get("n_test_step")
     for use in uses:
         log.info(
@@ -80,12 +80,15 @@ def tell(uses, t_boost, s):
             strength,
             strength * use.scale,
         )
+        trained_in = use.direction.record.get("training", {}).get("region")
+        if trained_in and (region is None or trained_in != region.about):
+            log.warning("%s was trained inside a region (%s), and acts in another one here", use.direction.name, trained_in)
     log.info("t_boost %s", t_boost)
     each = [
         {"name": use.direction.name, "t_edit": str(use.t_edit), "scale": use.scale, "record": use.direction.record}
         for use in uses
     ]
-    return {"t_boost": str(t_boost), "directions": each}
+    return {"t_boost": str(t_boost), "directions": each, "region": region and region.about}
 
 
 def common_t_edit(uses):

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from PIL import Image
 from tiny_world import (
     DDPM,
     INTERVALS,
@@ -26,6 +27,7 @@ from tiny_world import (
     open_tiny,
     smooth_images,
     stored,
+    write_segmenter,
     write_unet,
 )
 
@@ -57,6 +59,7 @@ ON_DISK = (*KEPT, "--cache_origin_gib", "0")
 BARE = ("--run_train", "--edit_attr", "smiling", *ONE, *INTERVALS, "--do_test", "0", "--exp", "runs/new")
 PICTURED = (*TRAIN, "--n_iter", "2", "--n_train_img", "2", "--save_train_image_step", "2", "--save_train_image_iter", "2")
 OTHER = (*TEST, "--exp", "runs/other")  # an experiment that has no direction of its own
+REGION = (*TEST, "--edit_region", "bright", "--segmenter", "segmenter.pt")
 CLASSES = (*INVERT, "--config", "classes.yml", "--do_test", "0")
 
 # flag -> (a run, what is added to it, what must differ: see `outcome`). A later value of a flag counts.
@@ -159,6 +162,12 @@ EFFECTS = {
     "manual_checkpoint_name": (OTHER, ("--manual_checkpoint_name", f"{NAME}_0.pth"), "status"),
     "choose_checkpoint_num": (TEST, ("--choose_checkpoint_num", "1"), "pictures"),
     "pass_editing": (TEST, ("--pass_editing",), "pictures"),
+    # region
+    "edit_mask": (TEST, ("--edit_mask", "mask.png"), "pictures"),
+    "edit_region": (TEST, ("--edit_region", "bright", "--segmenter", "segmenter.pt"), "pictures"),
+    "edit_threshold": (TEST, ("--edit_threshold", "0.7"), "pictures"),
+    "region_dilation": (REGION, ("--region_dilation", "3"), "pictures"),
+    "region_smoothing": (REGION, ("--region_smoothing", "3"), "pictures"),
     # evaluation
     "segmenter": ((*TEST, "--evaluate"), ("--segmenter", "nowhere.pt"), "status"),
     # output
@@ -228,6 +237,10 @@ def prepare(tiny):
     shutil.copy(tiny.clip, "clip")
     weights = torch.load(tiny.clip.with_suffix(".pt"), weights_only=True)
     torch.save(weights | {"visual.proj": weights["visual.proj"].flip(0)}, "clip/clip.pt")
+    write_segmenter("segmenter.pt")
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:, 8:] = 255
+    Image.fromarray(mask).save("mask.png")
     Path("go.sh").write_text("python main.py\n")
     for i, image in enumerate(smooth_images(4, seed=30)):
         place = Path("classes/train", ("n01440764", "n01443537")[i % 2])

@@ -17,12 +17,20 @@ ROWS = (
     ("main",),
     ("asyrp.runner",),
     ("asyrp.uses", "asyrp.learning", "asyrp.results", "asyrp.images"),
-    ("asyrp.editing", "asyrp.training", "asyrp.evaluation", "asyrp.report", "asyrp.experiment", "asyrp.base_model"),
+    (
+        "asyrp.editing",
+        "asyrp.training",
+        "asyrp.evaluation",
+        "asyrp.report",
+        "asyrp.experiment",
+        "asyrp.base_model",
+        "asyrp.regions",
+    ),
     (
         *("asyrp.settings", "asyrp.model", "asyrp.directions", "asyrp.curves", "asyrp.origin", "asyrp.data", "asyrp.store"),
         *("asyrp.intervals", "asyrp.config", "asyrp.parsing", "asyrp.clip"),
     ),
-    ("asyrp.process", "asyrp.hspace", "asyrp.acceleration", "asyrp.options", "asyrp"),
+    ("asyrp.process", "asyrp.hspace", "asyrp.blending", "asyrp.acceleration", "asyrp.options", "asyrp"),
     ("models", "losses"),
     ("configs", "utils"),
 )
@@ -31,7 +39,7 @@ GROUND = ("utils", "models", "losses", "configs")
 KNOW_FLAGS = {"main", "asyrp.parsing", "asyrp.settings", "asyrp.runner", "asyrp.images", "utils.arguments"}
 FLAGS = {"asyrp.options", "asyrp.parsing"}
 # The equations: no files, no printing, nothing to configure.
-PURE = ("asyrp.process", "asyrp.hspace", "models.ddpm", "models.adm")
+PURE = ("asyrp.process", "asyrp.hspace", "asyrp.blending", "models.ddpm", "models.adm")
 NOT_PURE = {"argparse", "logging", "os", "pathlib", "sys", "tqdm", "utils.files", "utils.tensors", "print", "open"}
 
 

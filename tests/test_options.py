@@ -21,6 +21,7 @@ GROUPS = {
     "training": "--clip_loss_w",
     "speed": "--precision",
     "inference": "--delta_interpolation",
+    "region": "--edit_mask",
     "evaluation": "--segmenter",
     "output": "--save_process_origin",
 }

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from PIL import Image
 import asyrp
 import main
 from asyrp import curves
+from asyrp.evaluation.segmenter import NAMES
 from asyrp.intervals import Curve
 from asyrp.report.losslog import read_losses
 from asyrp.report.pictures import to_pil
@@ -152,6 +154,21 @@ def stored(kind):
     assert None not in found.values()
     # What is read may be the file itself, mapped into memory: a test that spoils the file must not spoil what it compares with.
     return {key: {name: tensor.clone() for name, tensor in tensors.items()} for key, tensors in found.items()}
+
+
+class Brightness(torch.nn.Module):
+    """A segmenter: segment 1 where a pixel is above zero."""
+
+    def forward(self, images):
+        mean = images.mean(1, keepdim=True)
+        return torch.cat([-mean, mean], 1)
+
+
+def write_segmenter(path, names=("dark", "bright")):
+    """A TorchScript file of Brightness; names: of its segments, None: the file does not tell."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(Brightness()), path, {NAMES: json.dumps(names)} if names else {})
 
 
 class Distance(torch.nn.Module):

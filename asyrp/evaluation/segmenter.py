@@ -1,6 +1,7 @@
-"""Segmentation models for --evaluate: a TorchScript file of one's own, or one of torchvision's by name."""
+"""Segmentation models, for metrics and regions: a TorchScript file of one's own, or one of torchvision's by name."""
 
 import difflib
+import json
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from torchvision.models import get_model, get_model_weights, list_models, segmen
 
 from utils import tensors
 from utils.errors import UserError
+
+NAMES = "segments.json"  # in a TorchScript file: the names of its segments
 
 
 def find_segmenter(name):
@@ -23,43 +26,67 @@ def find_segmenter(name):
     raise UserError(f"--segmenter {name}: neither a file nor one of torchvision's segmentation models; {hint}")
 
 
-def open_segmenter(found, device):
-    """What `find_segmenter` returns -> function: images (B, 3, H, W) in [-1, 1] -> label maps (B, h, w).
+def segmenter_of(settings):
+    """The segmenter of a run, as `find_segmenter` returns it: the flag's, else the config's; None where there is neither."""
+    return find_segmenter(settings.segmenter) if settings.segmenter else settings.config.segmenter_path()
 
-    A file is called with images in [-1, 1] and gives scores (B, segments, h, w), plain or as "out" of a dict; torchvision's
-    models get images as their weights ask for them. Raises UserError for a file that is no such model, and for weights of
-    torchvision that cannot be fetched.
+
+class Segmenter:
+    """A segmentation model: `segmenter(images)`, (B, 3, H, W) in [-1, 1] -> label maps (B, h, w).
+
+    names: of the segments, in the order of their numbers; [] where the model does not tell.
     """
-    if isinstance(found, Path):
-        model, prepare = _torchscript(found, device), torch.nn.Identity()
-    else:
-        model, transform = _torchvision(found, device)
 
-        def prepare(images):
-            return transform((images.clamp(-1, 1) + 1) / 2)
+    def __init__(self, found, model, prepare, names):
+        self.found, self.model, self.prepare, self.names = found, model, prepare, names
 
     @torch.no_grad()
-    def segment(images):
+    def __call__(self, images):
         try:
-            scores = model(prepare(images))
+            scores = self.model(self.prepare(images))
             scores = scores["out"] if isinstance(scores, dict) else scores
             return scores.argmax(1)
         except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
             line = str(error).strip().splitlines()[-1]
-            raise UserError(f"the segmenter {found} cannot read images of {tuple(images.shape[1:])} ({line})") from error
+            raise UserError(f"the segmenter {self.found} cannot read images of {tuple(images.shape[1:])} ({line})") from error
 
-    return segment
+    def number(self, name):
+        """A segment's name, or its number as a text -> its number. Raises UserError when there is none."""
+        if name in self.names:
+            return self.names.index(name)
+        if name.isdecimal() and (not self.names or int(name) < len(self.names)):
+            return int(name)
+        known = f"its segments are {', '.join(self.names)}" if self.names else "it names none: give their numbers"
+        raise UserError(f"the segmenter {self.found} has no segment {name}: {known}")
+
+
+def open_segmenter(found, device):
+    """What `find_segmenter` returns -> Segmenter.
+
+    A file is called with images in [-1, 1] and gives scores (B, segments, h, w), plain or as "out" of a dict; the names of its
+    segments are a JSON list in its extra file NAMES, if there is one. torchvision's models get images as their weights ask for
+    them. Raises UserError for a file that is no such model, and for weights of torchvision that cannot be fetched.
+    """
+    if isinstance(found, Path):
+        model, names = _torchscript(found, device)
+        return Segmenter(found, model, torch.nn.Identity(), names)
+    model, weights = _torchvision(found, device)
+    transform = weights.transforms()
+    return Segmenter(found, model, lambda x: transform((x.clamp(-1, 1) + 1) / 2), list(weights.meta.get("categories", [])))
 
 
 def _torchscript(path, device):
     if not path.is_file():
         raise UserError(f"the segmenter {path} is missing: give another with --segmenter")
+    extra = {NAMES: ""}
     try:
         with warnings.catch_warnings():  # torch calls TorchScript deprecated; it is the form that carries its own code
             warnings.simplefilter("ignore")
-            return torch.jit.load(path, map_location=device).eval()
+            model = torch.jit.load(path, map_location=device, _extra_files=extra).eval()
+        names = json.loads(extra[NAMES] or "[]")
     except tensors.UNREADABLE as error:
         raise UserError(f"the segmenter {path} is no TorchScript file: write one with torch.jit.save") from error
+    return model, [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _torchvision(name, device):
@@ -71,4 +98,4 @@ def _torchvision(name, device):
         raise UserError(
             f"the weights of torchvision's {name} could not be fetched: check the network, or save {weights.url} in {folder}"
         ) from error
-    return model.eval().requires_grad_(False).to(device), weights.transforms()
+    return model.eval().requires_grad_(False).to(device), weights

@@ -17,6 +17,7 @@ if __name__ == "__main__":
     catch_signals_early()
 
 import argparse
+import json
 import warnings
 
 import torch
@@ -27,6 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from asyrp.base_model.settings import Settings, learning_rate
+from asyrp.evaluation.segmenter import NAMES
 from utils.arguments import real, whole
 from utils.devices import find_device
 from utils.files import replacing
@@ -112,7 +114,7 @@ def main(argv=None):
     with warnings.catch_warnings():  # torch calls TorchScript deprecated; it is the one form that carries its own code
         warnings.simplefilter("ignore")
         with replacing(args.out) as beside:
-            torch.jit.script(segmenter).save(str(beside))
+            torch.jit.script(segmenter).save(str(beside), _extra_files={NAMES: json.dumps(list(SEGMENTS))})
         print(f"segmenter in {args.out}, {Path(args.out).stat().st_size / 2**20:.2f} MiB")
         report(torch.jit.load(args.out), *map(torch.from_numpy, faces_and_masks("test", args.test_count, args.size)))
 

@@ -1,0 +1,65 @@
+"""Where an edit acts, as a user names it: a picture, a segment of every image, or where the edit changes most."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from asyrp import blending
+from asyrp.evaluation.segmenter import open_segmenter
+from utils.digests import digest
+from utils.errors import UserError
+from utils.files import shown
+from utils.text import one_line
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Region:
+    """about: what it is, as plain data, for a direction's record. mask_of: function of images (B, 3, H, W) in [-1, 1] -> what
+    `blending.InRegion` takes."""
+
+    about: dict
+    mask_of: Callable = field(compare=False)
+
+
+def from_picture(path, size):
+    """A picture: white where the edit acts, black where it does not, grey between. Raises UserError when it cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            grey = picture.convert("L").resize((size, size), Image.Resampling.BOX)
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f"--edit_mask {path} cannot be read as a picture ({one_line(error)}): check the path") from error
+    mask = torch.tensor(list(grey.getdata()), dtype=torch.float32).view(1, 1, size, size) / 255
+    if not mask.any():
+        raise UserError(f"--edit_mask {path} is black: nothing would be edited; paint white where the edit should act")
+    return Region({"mask": digest(mask)}, lambda images: mask)
+
+
+def from_segments(names, segmenter, device, size, dilation, smoothing):
+    """The segments `names` (of the segmenter, or their numbers; several in one string) of every image.
+
+    segmenter: what `find_segmenter` returns. Raises UserError when there is none, or it has no such segment.
+    """
+    if segmenter is None:
+        raise UserError("--edit_region needs a segmenter: give --segmenter, a TorchScript file or a name of torchvision's")
+    segment = open_segmenter(segmenter, device)
+    wanted = [segment.number(name) for name in names.split()]
+
+    def mask_of(images):
+        mask = blending.of_segments(segment(images.to(device)), wanted, size, dilation, smoothing)
+        if missing := int((mask.flatten(1).amax(1) == 0).sum()):
+            log.warning("%d of %d images show no %s: they are not edited", missing, len(images), names)
+        return mask
+
+    about = {"segments": names, "segmenter": shown(segmenter), "dilation": dilation, "smoothing": smoothing}
+    return Region(about, mask_of)
+
+
+def from_changes(quantile, smoothing):
+    """Where the edit changes the prediction most, at each step anew: above this quantile, 0 to 1."""
+    mask = blending.largest_changes(quantile, smoothing)
+    return Region({"threshold": quantile, "smoothing": smoothing}, lambda images: mask)
