@@ -31,7 +31,7 @@ WITHOUT_EFFECT = {
     "use_mask",
     "warigari",
 }
-MODES = ("lpips", "just_precompute", "run_train", "run_test", "evaluate")
+MODES = ("lpips", "just_precompute", "run_train", "fit_direction", "run_test", "evaluate")
 MANY = 10**9  # more than anybody means
 
 
@@ -87,6 +87,8 @@ g = Group("mode (one at least)")
 g.switch("lpips", "measure the LPIPS curves that t_edit and t_boost are read from")
 g.switch("just_precompute", "invert the images of the training and test sets and stop")
 g.switch("run_train", "learn a direction")
+text = "fit one to h in seconds: to labels (two folders, a table, or the prompts), or its principal components"
+g.value("fit_direction", str, None, text, choices=("labels", "h_pca"))
 g.switch("run_test", "edit test images with a direction")
 g.switch("evaluate", "measure what a direction does to test images: metrics as a table, JSON and CSV")
 
@@ -163,6 +165,16 @@ g.value("start_iter_when_you_use_pretrained", int, 0, "number of the first epoch
 g.switch("save_checkpoint_only_last_iter", "write no checkpoint before the last epoch")
 g.switch("save_checkpoint_during_iter", "write checkpoints within an epoch as well")
 g.value("save_checkpoint_step", int, 200, "images between two such checkpoints", 1, MANY)
+
+g = Group("fitting (directions from h itself, of the training images)")
+g.value("fit_by", str, "svm", "of labels: the normal of a linear SVM, or the difference of the means", choices=("svm", "mean"))
+g.value("positive", str, None, "folder of images that have the attribute")
+g.value("negative", str, None, "folder of images that do not")
+g.value("labels", str, None, "table of labels: a CSV with a column `file` and one for each label", metavar="CSV")
+g.value("label", str, None, "which label of the table divides the images", metavar="NAME=VALUE")
+g.value("n_examples", int, 100, "images of each class, at most; without labels, those that the prompts tell best", 2, MANY)
+g.value("hold", str, None, 'fitted directions to leave alone, in one string ("beard long_hair")')
+g.value("n_components", int, 5, "principal components, the first ones; each is a direction, <exp>_pc1 and so on", 1, 1000)
 
 g = Group("speed")
 text = "of the networks; the process stays in float32. bf16 and fp16: half the memory; fp16 cannot train"

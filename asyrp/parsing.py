@@ -170,7 +170,7 @@ def check_together(given):
     if "config" not in given:
         raise UserError("no model: give --config, a name under configs/ such as avatar.yml or a path")
     if not any(has(mode) for mode in MODES):
-        raise UserError("no mode: give --lpips, --just_precompute, --run_train, --run_test or --evaluate")
+        raise UserError("no mode: give --lpips, --just_precompute, --run_train, --fit_direction, --run_test or --evaluate")
     sources, targets = given.get("src_txts"), given.get("trg_txts")
     if (sources is None) != (targets is None) or len(sources or []) != len(targets or []):
         raise UserError("--src_txts and --trg_txts go together, one target for each source")
@@ -193,6 +193,7 @@ def check_together(given):
         raise UserError("--train_delta_block and --train_delta_h are two kinds of direction: give one of them")
     if has("run_train") and not has("just_precompute"):
         check_training(given, has)
+    check_fit(given, has)
     if has("run_test") or has("evaluate"):
         check_test(given, has, names)
     if has("segmenter") and not (has("evaluate") or has("edit_region")):
@@ -215,6 +216,32 @@ def check_training(given, has):
         raise UserError("--run_train learns one direction: --multiple_attr and --multiple_hs_coeff are for --run_test")
     if value_of(given, "precision") == "fp16":
         raise UserError("--precision fp16 cannot train, its gradients underflow: give bf16")
+
+
+def check_fit(given, has):
+    kind, fit = value_of(given, "fit_direction"), "--fit_direction labels"
+    for name in ("fit_by", "positive", "negative", "labels", "label", "n_examples", "hold"):
+        if name in given and kind != "labels":
+            raise UserError(f"--{name} needs {fit}")
+    if "n_components" in given and kind != "h_pca":
+        raise UserError("--n_components needs --fit_direction h_pca")
+    if kind is None:
+        return
+    if has("run_train"):
+        raise UserError("--run_train and --fit_direction both make a direction: give one of them")
+    if has("train_delta_block") or has("train_delta_h"):
+        raise UserError("--train_delta_block and --train_delta_h are for --run_train: --fit_direction makes a delta_h")
+    if kind == "h_pca" and (has("run_test") or has("evaluate")):
+        raise UserError("--fit_direction h_pca makes several directions: test one by its name afterwards, as --exp runs/x_pc1")
+    for one, other in (("positive", "negative"), ("labels", "label")):
+        if (one in given) != (other in given):
+            raise UserError(f"--{one} and --{other} go together")
+    if "positive" in given and "labels" in given:
+        raise UserError("--positive and --labels both give labels: give one of them")
+    if "label" in given and not re.fullmatch("[^=]+=.+", given["label"]):
+        raise UserError(f"--label {given['label']}: must be NAME=VALUE, a column of the table and what is in it")
+    if kind == "labels" and not ("positive" in given or "labels" in given or has("edit_attr") or has("src_txts")):
+        raise UserError(f"{fit} needs labels: --positive and --negative, --labels and --label, or prompts (--edit_attr)")
 
 
 def check_region(given, has):

@@ -15,6 +15,7 @@ from asyrp.data.layouts import check_image_settings
 from asyrp.editing import Editor, Reverse, Use, edits_of, points_of
 from asyrp.evaluation.segmenter import segmenter_of
 from asyrp.experiment import Experiment
+from asyrp.fits import Fit
 from asyrp.images import RunImages
 from asyrp.learning import Learning
 from asyrp.model import check_interval, open_model
@@ -53,13 +54,17 @@ class Asyrp:
         )
         device = find_device(s.device)
         trains = bool(s.run_train and not s.just_precompute)  # the published script_precompute.sh gives both
+        fits = bool(s.fit_direction and not s.just_precompute)
         tests = bool(s.run_test or s.evaluate or (trains and s.do_test))
         if len(self.prompts()) != 1 and trains:
             raise UserError("--run_train learns one direction: give one attribute, or one source and one target prompt")
-        looked_at = {"train": trains or s.lpips or (tests and s.num_mean_of_delta_hs), "test": tests}
+        looked_at = {
+            "train": trains or s.lpips or (fits and not s.positive) or (tests and s.num_mean_of_delta_hs),
+            "test": tests,
+        }
         self.images.check(*[split for split, wanted in looked_at.items() if wanted])
         # What is trained is tested; else what the flags name.
-        stored = find_directions(s, Experiment(s)) if tests and not trains and not s.pass_editing else []
+        stored = find_directions(s, Experiment(s)) if tests and not (trains or fits or s.pass_editing) else []
         torch.manual_seed(s.seed)
         keep_freed_memory(device)
         self.model = open_model(self.config, s.model_path, device, s.precision, s.compile, s.checkpoint_decoder)
@@ -68,7 +73,7 @@ class Asyrp:
                 self.measure_lpips()
             if s.just_precompute:
                 self.precompute()
-            learned = [self.train()] if trains else []
+            learned = [self.train()] if trains else self.fit()[:1] if fits else []
             if tests:
                 found = learned or [directions.build(one, self.model, s.ignore_timesteps) for one in stored]
                 self.test([] if s.pass_editing else found)
@@ -149,6 +154,24 @@ class Asyrp:
                 experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
                 learning.train(todo, pairs, indices, loss, self.plain_trajectories(len(todo), len(steps), len(indices)))
         return learning.direction
+
+    def fit(self):
+        """--fit_direction: directions from h itself -> list of Directions, each in a checkpoint of its own."""
+        s, experiment = self.settings, Experiment(self.settings)
+        prompts = self.prompts()
+        [t_edit] = settings.decide_t_edit(s, [("the fit", {}, (prompts or [None])[0])], self.curve, self.cosine)
+        t_boost = settings.decide_t_boost(s, [], self.curve)
+        made = Fit(s, self.model, self.images, self.clip, prompts).run(t_edit.value, t_boost.value)
+        with held(experiment.lock, f"the experiment {experiment.name}"):
+            for k, (direction, said) in enumerate(made):
+                name = f"{experiment.base}_pc{k + 1}{experiment.suffix}" if s.fit_direction == "h_pca" else experiment.name
+                path = directions.CHECKPOINTS / f"{name}_0.pth"
+                directions.save(direction, path)
+                log.info("%s: %s", path, said)
+        records = [direction.record for direction, _ in made]
+        found = {"prompts": prompts, "t_edit": t_edit.value, "t_boost": t_boost.value}
+        experiment.write_settings("fit", **found, records=records, decided={"t_edit": t_edit.source})
+        return [direction for direction, _ in made]
 
     def test(self, found):
         """--run_test and --evaluate: edit test images with the Directions `found`, and draw them or measure what the edit did.

@@ -16,7 +16,7 @@ from utils.files import ROOT
 ROWS = (
     ("main",),
     ("asyrp.runner",),
-    ("asyrp.uses", "asyrp.learning", "asyrp.results", "asyrp.images"),
+    ("asyrp.uses", "asyrp.learning", "asyrp.results", "asyrp.images", "asyrp.fits"),
     (
         "asyrp.editing",
         "asyrp.training",
@@ -25,6 +25,7 @@ ROWS = (
         "asyrp.experiment",
         "asyrp.base_model",
         "asyrp.regions",
+        "asyrp.fitting",
     ),
     (
         *("asyrp.settings", "asyrp.model", "asyrp.directions", "asyrp.curves", "asyrp.origin", "asyrp.data", "asyrp.store"),

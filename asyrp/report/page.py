@@ -86,7 +86,7 @@ def write(folder, curve=None, curve_name="", defaults=None):
     there is left out.
     """
     folder = Path(folder)
-    paths = {mode: folder / f"settings_{mode}.yml" for mode in ("train", "test", "evaluate")}
+    paths = {mode: folder / f"settings_{mode}.yml" for mode in ("train", "fit", "test", "evaluate")}
     settings = {mode: found for mode, path in paths.items() if (found := _read(path, settings_of))}
     if not settings:
         log.warning("no report is written: %s has no settings_<mode>.yml that can be read", folder)

@@ -1,0 +1,143 @@
+"""Directions fitted to h: differences of means, boundaries, projections, principal components; and the labels they are from."""
+
+import pytest
+import torch
+from tiny_world import open_tiny, smooth_images
+
+from asyrp import fitting, process
+from asyrp.data import labels
+from utils.errors import UserError
+
+TIMESTEPS = (0, 333, 666, 999)
+SHAPE = (4, 2, 2)
+
+
+def cloud(n=40, shift=3.0, axis=0, seed=0):
+    """{t: h} of two classes that lie `shift` apart along one coordinate -> (h, positive)."""
+    generator = torch.Generator().manual_seed(seed)
+    positive = torch.arange(n) % 2 == 0
+    h = {}
+    for t in TIMESTEPS:
+        x = torch.randn(n, 16, generator=generator)
+        x[:, axis] += shift * positive
+        h[t] = x.view(n, *SHAPE)
+    return h, positive
+
+
+def along(direction, axis=0):
+    """Share of a direction that lies along a coordinate, at each timestep."""
+    return [(delta.flatten()[axis] / delta.norm()).item() for delta in direction.values()]
+
+
+def test_h_is_collected_along_the_plain_process(tiny):
+    model, images = open_tiny(tiny), smooth_images(3)
+    x_T = model.invert(images, 4)
+    timesteps = model.timesteps(4)[2:]
+    found = fitting.bottlenecks(model, [x_T[:2], x_T[2:]], timesteps)
+    assert list(found) == timesteps and found[timesteps[0]].shape == (3, model.unet.h_ch, 8, 8)
+    x_t = x_T
+    for t, t_next in ((timesteps[1], timesteps[0]), (timesteps[0], -1)):
+        frozen = process.frozen_branch(model.unet, x_t, t)
+        assert torch.allclose(found[t], frozen.h, atol=1e-4)
+        x_t, _ = process.ddim_step(x_t, frozen.eps, t, t_next, model.schedule)
+
+
+def test_the_mean_difference_goes_from_the_one_mean_to_the_other():
+    h, positive = cloud()
+    direction = fitting.mean_difference(h, positive)
+    for t, delta in direction.items():
+        assert torch.allclose(h[t][~positive].mean(0) + delta[0], h[t][positive].mean(0), atol=1e-5)
+    assert min(along(direction)) > 0.8
+
+
+def test_a_boundary_is_as_long_as_the_classes_lie_apart_and_says_how_good_it_is():
+    h, positive = cloud(200)
+    direction, accuracy = fitting.boundary_normals(h, positive)
+    assert min(along(direction)) > 0.9 and min(accuracy.values()) > 0.85
+    for t, delta in direction.items():
+        normal = delta.flatten() / delta.norm()
+        apart = (h[t].flatten(1) @ normal)[positive].mean() - (h[t].flatten(1) @ normal)[~positive].mean()
+        assert delta.norm() == pytest.approx(apart.item(), rel=1e-4)
+    _, chance = fitting.boundary_normals(cloud(200, shift=0.0)[0], positive)
+    assert all(0.3 < value < 0.7 for value in chance.values())
+
+
+def test_what_is_projected_off_is_gone_at_once_and_for_all_timesteps_jointly():
+    direction, _ = cloud()
+    direction = {t: x[:1] for t, x in direction.items()}
+    others = [{t: x[i : i + 1] for t, x in cloud(seed=1)[0].items()} for i in (0, 1, 2)]
+    others[1] = {t: others[1][t] + 2 * others[0][t] for t in TIMESTEPS}  # far from orthogonal
+    left = fitting.projected_off(direction, others)
+
+    def inner(a, b):
+        return sum((a[t] * b[t]).sum() for t in TIMESTEPS)
+
+    assert all(abs(inner(left, other)) < 1e-4 * abs(inner(direction, other)) + 1e-4 for other in others)
+    assert inner(left, left) < inner(direction, direction)
+    assert any(abs((left[999] * other[999]).sum()) > 1e-3 for other in others)  # not at each timestep by itself
+    again = fitting.projected_off(left, [*others, others[0]])  # one of them twice
+    assert all(torch.allclose(again[t], left[t], atol=1e-4) for t in TIMESTEPS)
+    assert fitting.projected_off(direction, []) is direction
+
+
+def test_principal_components():
+    generator = torch.Generator().manual_seed(0)
+    h = {}
+    for t in TIMESTEPS:
+        x = torch.randn(50, 16, generator=generator)
+        x[:, 3] *= 10
+        x[:, 7] *= 5
+        h[t] = x.view(50, *SHAPE)
+    components, shares = fitting.principal_components(h, 3)
+    for k, axis in enumerate((3, 7)):
+        for t in TIMESTEPS:
+            delta = components[k][t].flatten()
+            assert abs(delta[axis]) / delta.norm() > 0.95
+            assert delta.norm() == pytest.approx(h[t].flatten(1)[:, axis].std().item(), rel=0.1)
+            assert (components[k][t] * components[k][999]).sum() > 0
+        assert components[k][999].flatten()[axis] > 0
+    assert all((value.diff() < 0).all() and value.sum() < 1 for value in shares.values())
+    covariance = h[0].flatten(1).T.cov().diagonal().sum()
+    assert shares[0][0].item() == pytest.approx((components[0][0].square().sum() / covariance).item(), rel=1e-5)
+    with pytest.raises(UserError, match="50 components of 50 images: there are at most 49"):
+        fitting.principal_components(h, 50)
+
+
+@pytest.mark.parametrize("fit", [fitting.mean_difference, fitting.boundary_normals])
+def test_classes_that_are_too_small(fit):
+    h, _ = cloud(8)
+    with pytest.raises(UserError, match="1 positive and 7 negative images"):
+        fit(h, torch.arange(8) == 0)
+
+
+# ---- labels -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_of_labels(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("file,hair,age\n0.png,blond,3\n1.png, blond ,4\n2.png,black,\n", encoding="utf-8")
+    assert labels.read_table(path, "hair=blond") == {"0.png": True, "1.png": True, "2.png": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "said"),
+    [
+        (b"file,hair\n0.png,blond\n", "eyes=blue", "has no column eyes: its columns are file, hair"),
+        (b"name,hair\n0.png,blond\n", "hair=blond", "has no column file"),
+        (b"file,hair\n0.png,blond\n1.png,black\n", "hair=green", "its values are black, blond"),
+        (b"file,hair\n0.png,blond\n", "hair=blond", "must divide the images"),
+        (b"", "hair=blond", "its columns are none"),
+        (b"\xff\xfe\x00", "hair=blond", "is no table of labels"),
+    ],
+)
+def test_a_table_that_does_not_divide(tmp_path, text, wanted, said):
+    (tmp_path / "labels.csv").write_bytes(text)
+    with pytest.raises(UserError) as caught:
+        labels.read_table(tmp_path / "labels.csv", wanted)
+    assert said in str(caught.value)
+
+
+def test_images_are_chosen_alike_of_both_classes():
+    assert labels.balanced([True, None, True, False, True, False], 2) == [0, 2, 3, 5]
+    assert labels.extremes([0.3, 0.1, 0.9, 0.5], 1) == [None, False, True, None]
+    assert labels.extremes([0.3, 0.1, 0.9], 5) == [None, False, True]
