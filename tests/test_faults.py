@@ -63,7 +63,8 @@ def instead_of(name, put):
         put(path)
 
         def undo():
-            path.rmdir() if path.is_dir() else path.unlink()
+            if os.path.lexists(path):  # what is damaged is set aside
+                path.rmdir() if path.is_dir() else path.unlink()
             if was_there:
                 moved.rename(path)
 
@@ -82,6 +83,14 @@ def a_folder_instead_of(name):
 
 def a_link_to_itself(name):
     return instead_of(name, lambda path: path.symlink_to(path.name))
+
+
+def a_pipe_instead_of(name):
+    return instead_of(name, os.mkfifo)
+
+
+def an_endless_device_instead_of(name):
+    return instead_of(name, lambda path: path.symlink_to("/dev/zero"))
 
 
 def cut(*names):
@@ -184,6 +193,7 @@ def self_holding(name):
 AGAIN = "is damaged ("
 ASIDE = "is damaged: set aside as"
 LEFT = "left out: "
+NO_FILES = (("a pipe", a_pipe_instead_of), ("a device", an_endless_device_instead_of), ("a folder", a_folder_instead_of))
 
 TABLE = [
     # ---- the machine refuses to write or read ----
@@ -201,6 +211,13 @@ TABLE = [
     Fault("a folder of results that leads to itself", a_link_to_itself("runs"), every("runs", ("lpips", "train", *EDITS))),
     Fault(
         "a name that is too long", nothing, every("too long", ("lpips", "train", *EDITS)), flags=("--exp", "runs/" + "a" * 300)
+    ),
+    Fault(
+        # A file of so many bytes can be made; that of a later checkpoint cannot.
+        "a name that is too long for a checkpoint",
+        nothing,
+        every("too long", ("retrain",)),
+        flags=("--exp", f"runs/{'a' * (255 - len(NAME) + len('smile') - len('_0_2.pth'))}", "--n_iter", "11"),
     ),
     Fault(
         "side pictures that have no room",
@@ -258,6 +275,16 @@ TABLE = [
         mended={"evaluate": ASIDE, "test": ""},
     ),
     Fault("metrics", filled(f"{RESULTS}/evaluation.json", contents=b"{"), mended={"test": ASIDE, "evaluate": ""}),
+    *(
+        Fault(f"{what} where {file} belongs", put(f"{RESULTS}/{file}"), mended=modes)
+        for what, put in NO_FILES
+        for file, modes in (
+            ("settings_train.yml", every(ASIDE, EDITS)),
+            ("losses/epoch_0.csv", every("is damaged (", EDITS)),
+            ("report_pictures.json", {"train": ASIDE}),
+            ("evaluation.json", {"test": ASIDE}),
+        )
+    ),
     Fault("an index of pixels", filled("precomputed/pixels/*", contents=b"\xff[1, 2\n{}\n"), mended=every("", NOT_LPIPS)),
     Fault(
         "one image cut off",
