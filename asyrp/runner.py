@@ -122,8 +122,7 @@ class Asyrp:
         for split, wanted in (("train", s.do_train), ("test", s.do_test)):
             if wanted:
                 pairs, indices = self.pairs(split, s.n_precomp_img)
-                pairs.fill(indices, s.bs_precompute, s.re_precompute)
-                log.info("%s: %d latents ready", split, len(indices))
+                log.info("%s: %d latents ready", split, pairs.fill(indices, s.bs_precompute, s.re_precompute))
                 if s.save_precomputed_images:
                     self.save_reconstructions(pairs, indices, split)
 

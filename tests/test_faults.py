@@ -181,6 +181,17 @@ def bomb(site):
     (site.root / "world" / "ddpm.yml").write_text("\n".join(lines))
 
 
+def changed_record(**entries):
+    """The record of the direction says something else."""
+
+    def cause(site):
+        contents = torch.load(site.root / DIRECTION, weights_only=True)
+        contents["record"] |= entries
+        torch.save(contents, site.root / DIRECTION)
+
+    return cause
+
+
 def self_holding(name):
     def cause(site):
         contents = {}
@@ -253,6 +264,16 @@ TABLE = [
         mended={"retrain": ""},
     ),
     Fault("an empty checkpoint", filled(DIRECTION), every(DIRECTION, ("train", *EDITS)), mended={"retrain": ""}),
+    *(
+        Fault(f"a record with {entries}", changed_record(**entries), every("is damaged: its record", ("train", *EDITS)))
+        for entries in (
+            {"ignore_timesteps": torch.zeros(2)},
+            {"ignore_timesteps": "no"},
+            {"prompts": torch.zeros(2)},
+            {"note": torch.zeros(2)},
+            {"training": {"lr_training": torch.zeros(2)}},
+        )
+    ),
     Fault("half of every latent", cut("precomputed/latent/*/*"), mended=every(AGAIN, NOT_LPIPS)),
     Fault("empty latents", filled("precomputed/latent/*/*"), mended=every(AGAIN, NOT_LPIPS)),
     Fault("latents that end in zeros", zeroed("precomputed/latent/*/*"), mended=every(AGAIN, NOT_LPIPS)),
@@ -291,6 +312,7 @@ TABLE = [
         cut("world/*/00.png"),
         mended=every("00.png cannot be read as an image", ("lpips", "precompute", "retrain", *EDITS)),
     ),
+    Fault("one image cut off, counted", cut("world/*/00.png"), mended={"precompute": "test: 3 latents ready"}),
     Fault("every image cut off", cut("world/*/*.png"), every("none of the", ("lpips", "precompute", "retrain", *EDITS))),
     Fault("half of the config", cut("world/ddpm.yml"), every("ddpm.yml")),
     Fault("a config of zeros", filled("world/ddpm.yml", contents=bytes(64)), every("ddpm.yml")),
@@ -345,6 +367,9 @@ TABLE = [
     Fault("a YAML that unfolds", bomb, every("ddpm.yml")),
     # ---- names that leave the folder ----
     Fault("a category that climbs", changed_config(data={"category": "../../x"}), every("category")),
+    Fault(
+        "a dataset's name of 300 letters", nothing, every("--custom_dataset_name"), flags=("--custom_dataset_name", "a" * 300)
+    ),
     Fault("a dataset's name that climbs", nothing, every("--custom_dataset_name"), flags=("--custom_dataset_name", "../../x")),
 ]
 CASES = [
