@@ -149,7 +149,7 @@ def _checked_record(record, path):
         faults.append("prompts")
     if faults:
         raise UserError(f"{path} is damaged: its record has {faults[0]} {record[faults[0]]!r}; {AGAIN}")
-    return record
+    return {name: entry for name, entry in record.items() if name not in MAPPINGS or entry is not None}
 
 
 def record_of_name(stem):

@@ -217,7 +217,7 @@ class Learning:
 
 def differing(there, here):
     """What two records differ in -> (name, value there, value here), the settings of `training` by their own names."""
-    flat = [{**record, **record["training"], **record["model"]} for record in (there, here)]
+    flat = [{**record, **record["training"], **record.get("model", {})} for record in (there, here)]
     skipped = ("training", "model", "origin", "t_boost", "architecture")
     for name in dict.fromkeys([*flat[1], *flat[0]]):
         if name not in skipped and flat[0].get(name) != flat[1].get(name):

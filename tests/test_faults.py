@@ -274,6 +274,8 @@ TABLE = [
             {"training": {"lr_training": torch.zeros(2)}},
         )
     ),
+    Fault("a record without its model", changed_record(model=None), {"train": "other identity"}, mended=every("", EDITS)),
+    Fault("a record without its training", changed_record(training=None), mended=every("", ("train", *EDITS))),
     Fault("half of every latent", cut("precomputed/latent/*/*"), mended=every(AGAIN, NOT_LPIPS)),
     Fault("empty latents", filled("precomputed/latent/*/*"), mended=every(AGAIN, NOT_LPIPS)),
     Fault("latents that end in zeros", zeroed("precomputed/latent/*/*"), mended=every(AGAIN, NOT_LPIPS)),
@@ -391,9 +393,9 @@ def belongings(root):
             if path.is_file():
                 try:
                     found = tensors.load(path)
+                    kept[path.name] = found["x_T"].tolist() if "x_T" in found else directions.read(path).parts
                 except UserError:
                     continue
-                kept[path.name] = found["x_T"].tolist() if "x_T" in found else directions.read(path).parts
     return kept
 
 
