@@ -128,6 +128,7 @@ def _in_float32(part):
 
 # What a record's entries are, where they are known.
 COUNTS = ("t_edit", "t_boost", "t_0", "n_inv_step", "n_train_step")
+SWITCHES = ("ignore_timesteps",)
 MAPPINGS = ("model", "training")
 
 
@@ -135,18 +136,20 @@ def _checked_record(record, path):
     """A mapping, or its JSON -> the record. Raises UserError when something in it cannot be what it should be."""
     try:
         record = json.loads(record) if isinstance(record, str) else record
-    except ValueError as error:
+        json.dumps(record)  # plain data, and nothing else
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: its record cannot be read; {AGAIN}") from error
     if not isinstance(record, dict):
         raise UserError(f"{path} is damaged: its record is no mapping; {AGAIN}")
     faults = [name for name in COUNTS if not (record.get(name) is None or (type(record[name]) is int and record[name] >= 0))]
+    faults += [name for name in SWITCHES if not isinstance(record.get(name), bool | None)]
     faults += [name for name in MAPPINGS if not isinstance(record.get(name), dict | None)]
     prompts = record.get("prompts")
     if prompts is not None and not (isinstance(prompts, list | tuple) and [type(p) for p in prompts] == [str, str]):
         faults.append("prompts")
     if faults:
         raise UserError(f"{path} is damaged: its record has {faults[0]} {record[faults[0]]!r}; {AGAIN}")
-    return record
+    return {name: entry for name, entry in record.items() if name not in MAPPINGS or entry is not None}
 
 
 def record_of_name(stem):

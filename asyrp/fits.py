@@ -102,7 +102,7 @@ class Fit:
             deltas, accuracy = fitting.boundary_normals(h, positive, s.seed)
             low, high = min(accuracy.values()), max(accuracy.values())
             share = positive.float().mean().item()
-            said += f"; accuracy on held-out images {low:.0%} to {high:.0%} over the timesteps, by chance {max(share, 1 - share):.0%}"
+            said += f"; accuracy on held-out images {low:.0%} to {high:.0%}, by chance {max(share, 1 - share):.0%}"
             about |= {"accuracy": {str(t): round(value, 4) for t, value in accuracy.items()}}
         deltas = fitting.projected_off(deltas, self._held(deltas))
         about |= {"fit_by": s.fit_by, "positive": int(positive.sum()), "negative": int((~positive).sum())}

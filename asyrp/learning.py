@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Learning:
         s = self.settings
         first = s.start_iter_when_you_use_pretrained
         epochs = range(first, first + s.n_iter)
+        self._check_name(epochs[-1])
         done = [] if s.retrain else [epoch for epoch in epochs if self.experiment.checkpoint(epoch).exists()]
         if name := s.manual_checkpoint_name or s.load_from_checkpoint:
             path = directions.find(name, self.model.config.data.category, self.experiment.suffix, s.choose_checkpoint_num)
@@ -79,6 +81,11 @@ class Learning:
         if todo and follows:
             self._follow_2023(stored)
         return todo
+
+    def _check_name(self, last):
+        """Raise OSError for a name that is too long for the longest of the checkpoints, before anything is trained for it."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self.experiment.checkpoint(last, self.settings.n_train_img).lstat()
 
     def _load(self, stored):
         if stored.kind != self.record["kind"]:
@@ -211,7 +218,7 @@ class Learning:
 
 def differing(there, here):
     """What two records differ in -> (name, value there, value here), the settings of `training` by their own names."""
-    flat = [{**record, **record["training"], **record["model"]} for record in (there, here)]
+    flat = [{**record, **record["training"], **record.get("model", {})} for record in (there, here)]
     skipped = ("training", "model", "origin", "t_boost", "architecture")
     for name in dict.fromkeys([*flat[1], *flat[0]]):
         if name not in skipped and flat[0].get(name) != flat[1].get(name):

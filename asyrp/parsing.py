@@ -23,6 +23,7 @@ EXAMPLES = """examples, on the model that the repository carries:
   python main.py --run_test --config avatar.yml --exp runs/sad --delta_interpolation --min_delta -1 --max_delta 1.5"""
 
 PROMPTS = {"src_txts", "trg_txts"}
+LONGEST_NAME = 200  # bytes; a file system takes 255
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -133,6 +134,8 @@ def check_values(given):
 
 def check_name(flag, name):
     """Raise UserError for a name that would lead out of the folder it belongs to."""
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise UserError(f"--{flag} {name}: it becomes part of a file's name and is too long for that: shorten it")
     if not re.fullmatch(r"[\w.+-]+", name) or name.strip(".") == "":
         raise UserError(f"--{flag} {name}: must be a plain name of letters, digits, _ + - and dots, without a folder")
 

@@ -123,8 +123,7 @@ class Asyrp:
         for split, wanted in (("train", s.do_train), ("test", s.do_test)):
             if wanted:
                 pairs, indices = self.images.pairs(split, s.n_precomp_img, self.model)
-                pairs.fill(indices, s.bs_precompute, s.re_precompute)
-                log.info("%s: %d latents ready", split, len(indices))
+                log.info("%s: %d latents ready", split, pairs.fill(indices, s.bs_precompute, s.re_precompute))
                 if s.save_precomputed_images:
                     draw_reconstructions(self.model, Experiment(s), pairs, indices, split, self.later)
 

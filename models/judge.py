@@ -63,11 +63,26 @@ def save_judge(judge, path):
     tensors.save({"model": weights, "labels": {label: list(names) for label, names in judge.labels.items()}}, path)
 
 
-def load_judge(path, device="cpu"):
-    """A file of `save_judge` -> frozen Judge in eval mode. Raises UserError when it is none."""
+def load_judge(path, device="cpu", aims=(), kept=()):
+    """A file of `save_judge` -> frozen Judge in eval mode. aims: (label, class) pairs, kept: labels, all of which it must know.
+    Raises UserError when it is none, or lacks one of them."""
     contents = tensors.load(path)
     if not isinstance(contents, dict) or "labels" not in contents:
         raise UserError(f"{path} is no judge: it names no labels; scripts/avatar/train_judge.py writes one that does")
-    judge = Judge(contents["labels"])
+    try:
+        judge = Judge(contents["labels"])
+    except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
+        raise UserError(f"{path} is no judge: its labels are damaged; scripts/avatar/train_judge.py writes it anew") from error
     tensors.load_strictly(judge, tensors.state_dict_of(contents, path), path, "the judge")
+    for label, wanted in [*aims, *((label, None) for label in kept)]:
+        _check_known(judge, path, label, wanted)
     return judge.eval().requires_grad_(False).to(device)
+
+
+def _check_known(judge, path, label, wanted):
+    """Raise UserError for a label, or a class of it (None: any), that the judge does not know."""
+    if label not in judge.labels:
+        raise UserError(f"the judge {path} knows no label {label}; it knows {', '.join(judge.labels)}")
+    if wanted is not None and wanted not in judge.labels[label]:
+        known = ", ".join(judge.labels[label])
+        raise UserError(f"the judge {path} knows no class {wanted} of the label {label}; it knows {known}")

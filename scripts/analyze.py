@@ -71,7 +71,7 @@ class World:
         self.store = Store()
         self.pairs = InvertedPairs(self.dataset, self.model, self.steps, self.store)
         about = self.config.judge
-        self.judge = load_judge(ROOT / about.weights, self.device) if about else None
+        self.judge = load_judge(ROOT / about.weights, self.device, about.aims.values(), about.kept) if about else None
         self.distance = load_lpips().to(self.device)
 
     @cache  # noqa: B019 - a run has one world

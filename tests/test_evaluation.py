@@ -381,6 +381,26 @@ def test_a_judge_without_labels(tmp_path):
         load_judge(tmp_path / "judge.pt")
 
 
+@pytest.mark.parametrize("labels", [3, ["hair"], {"hair": 3}, {"a.b": ["x"]}, {"hair": []}, {3: ["x"]}, {"": ["x"]}])
+def test_a_judge_with_damaged_labels(tmp_path, labels):
+    torch.save({"model": {}, "labels": labels}, tmp_path / "judge.pt")
+    with pytest.raises(UserError):
+        load_judge(tmp_path / "judge.pt")
+
+
+@pytest.mark.parametrize(
+    ("aims", "kept", "said"),
+    [
+        ([("nose", "long")], [], "knows no label nose; it knows "),
+        ([("expression", "bored")], [], "knows no class bored of the label expression; it knows "),
+        ([("expression", "smiling")], ["hair", "nose"], "knows no label nose"),
+    ],
+)
+def test_a_judge_that_does_not_know_what_it_is_to_judge(aims, kept, said):
+    with pytest.raises(UserError, match=said):
+        load_judge(ROOT / "pretrained/avatar/judge.pt", "cpu", aims, kept)
+
+
 def test_the_default_stack_is_evaluated(tiny, tmp_path, monkeypatch):
     """Judge, segmenter, CLIP and LPIPS of avatar.yml on two drawn faces, by a direction that ships."""
     monkeypatch.chdir(tmp_path)

@@ -63,7 +63,8 @@ def instead_of(name, put):
         put(path)
 
         def undo():
-            path.rmdir() if path.is_dir() else path.unlink()
+            if os.path.lexists(path):  # what is damaged is set aside
+                path.rmdir() if path.is_dir() else path.unlink()
             if was_there:
                 moved.rename(path)
 
@@ -82,6 +83,14 @@ def a_folder_instead_of(name):
 
 def a_link_to_itself(name):
     return instead_of(name, lambda path: path.symlink_to(path.name))
+
+
+def a_pipe_instead_of(name):
+    return instead_of(name, os.mkfifo)
+
+
+def an_endless_device_instead_of(name):
+    return instead_of(name, lambda path: path.symlink_to("/dev/zero"))
 
 
 def cut(*names):
@@ -172,6 +181,17 @@ def bomb(site):
     (site.root / "world" / "ddpm.yml").write_text("\n".join(lines))
 
 
+def changed_record(**entries):
+    """The record of the direction says something else."""
+
+    def cause(site):
+        contents = torch.load(site.root / DIRECTION, weights_only=True)
+        contents["record"] |= entries
+        torch.save(contents, site.root / DIRECTION)
+
+    return cause
+
+
 def self_holding(name):
     def cause(site):
         contents = {}
@@ -184,6 +204,7 @@ def self_holding(name):
 AGAIN = "is damaged ("
 ASIDE = "is damaged: set aside as"
 LEFT = "left out: "
+NO_FILES = (("a pipe", a_pipe_instead_of), ("a device", an_endless_device_instead_of), ("a folder", a_folder_instead_of))
 
 TABLE = [
     # ---- the machine refuses to write or read ----
@@ -201,6 +222,13 @@ TABLE = [
     Fault("a folder of results that leads to itself", a_link_to_itself("runs"), every("runs", ("lpips", "train", *EDITS))),
     Fault(
         "a name that is too long", nothing, every("too long", ("lpips", "train", *EDITS)), flags=("--exp", "runs/" + "a" * 300)
+    ),
+    Fault(
+        # A file of so many bytes can be made; that of a later checkpoint cannot.
+        "a name that is too long for a checkpoint",
+        nothing,
+        every("too long", ("retrain",)),
+        flags=("--exp", f"runs/{'a' * (255 - len(NAME) + len('smile') - len('_0_2.pth'))}", "--n_iter", "11"),
     ),
     Fault(
         "side pictures that have no room",
@@ -236,6 +264,18 @@ TABLE = [
         mended={"retrain": ""},
     ),
     Fault("an empty checkpoint", filled(DIRECTION), every(DIRECTION, ("train", *EDITS)), mended={"retrain": ""}),
+    *(
+        Fault(f"a record with {entries}", changed_record(**entries), every("is damaged: its record", ("train", *EDITS)))
+        for entries in (
+            {"ignore_timesteps": torch.zeros(2)},
+            {"ignore_timesteps": "no"},
+            {"prompts": torch.zeros(2)},
+            {"note": torch.zeros(2)},
+            {"training": {"lr_training": torch.zeros(2)}},
+        )
+    ),
+    Fault("a record without its model", changed_record(model=None), {"train": "other identity"}, mended=every("", EDITS)),
+    Fault("a record without its training", changed_record(training=None), mended=every("", ("train", *EDITS))),
     Fault("half of every latent", cut("precomputed/latent/*/*"), mended=every(AGAIN, NOT_LPIPS)),
     Fault("empty latents", filled("precomputed/latent/*/*"), mended=every(AGAIN, NOT_LPIPS)),
     Fault("latents that end in zeros", zeroed("precomputed/latent/*/*"), mended=every(AGAIN, NOT_LPIPS)),
@@ -258,12 +298,23 @@ TABLE = [
         mended={"evaluate": ASIDE, "test": ""},
     ),
     Fault("metrics", filled(f"{RESULTS}/evaluation.json", contents=b"{"), mended={"test": ASIDE, "evaluate": ""}),
+    *(
+        Fault(f"{what} where {file} belongs", put(f"{RESULTS}/{file}"), mended=modes)
+        for what, put in NO_FILES
+        for file, modes in (
+            ("settings_train.yml", every(ASIDE, EDITS)),
+            ("losses/epoch_0.csv", every("is damaged (", EDITS)),
+            ("report_pictures.json", {"train": ASIDE}),
+            ("evaluation.json", {"test": ASIDE}),
+        )
+    ),
     Fault("an index of pixels", filled("precomputed/pixels/*", contents=b"\xff[1, 2\n{}\n"), mended=every("", NOT_LPIPS)),
     Fault(
         "one image cut off",
         cut("world/*/00.png"),
         mended=every("00.png cannot be read as an image", ("lpips", "precompute", "retrain", *EDITS)),
     ),
+    Fault("one image cut off, counted", cut("world/*/00.png"), mended={"precompute": "test: 3 latents ready"}),
     Fault("every image cut off", cut("world/*/*.png"), every("none of the", ("lpips", "precompute", "retrain", *EDITS))),
     Fault("half of the config", cut("world/ddpm.yml"), every("ddpm.yml")),
     Fault("a config of zeros", filled("world/ddpm.yml", contents=bytes(64)), every("ddpm.yml")),
@@ -318,6 +369,9 @@ TABLE = [
     Fault("a YAML that unfolds", bomb, every("ddpm.yml")),
     # ---- names that leave the folder ----
     Fault("a category that climbs", changed_config(data={"category": "../../x"}), every("category")),
+    Fault(
+        "a dataset's name of 300 letters", nothing, every("--custom_dataset_name"), flags=("--custom_dataset_name", "a" * 300)
+    ),
     Fault("a dataset's name that climbs", nothing, every("--custom_dataset_name"), flags=("--custom_dataset_name", "../../x")),
 ]
 CASES = [
@@ -339,9 +393,9 @@ def belongings(root):
             if path.is_file():
                 try:
                     found = tensors.load(path)
+                    kept[path.name] = found["x_T"].tolist() if "x_T" in found else directions.read(path).parts
                 except UserError:
                     continue
-                kept[path.name] = found["x_T"].tolist() if "x_T" in found else directions.read(path).parts
     return kept
 
 

@@ -75,6 +75,7 @@ def test_values_of_the_right_kind(key, given, taken):
         ("maybe", float("inf"), "must be a number"),
         ("maybe", "1e999", "must be a number"),
         ("maybe", 10**400, "must be a number"),
+        pytest.param("maybe", 16**4000, "must be a number", id="digits"),
         ("rate", 0, r"rate 0\.0: must be above 0 and below 1"),
         ("rate", 1.0, "must be above 0 and below 1"),
         ("maybe", -0.1, r"maybe -0\.1: must be 0 or more"),

@@ -9,8 +9,10 @@ def find_device(name=None):
     """ "cpu", "cuda", "cuda:1" or a torch.device; None: cuda where there is one -> torch.device. Raises UserError."""
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
+        device = torch.empty(0, device=name).device
+        torch.zeros(1, device=device).cpu()  # of a device that only knows shapes ("meta") nothing comes back
+        return device
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from error
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from configs.paths_config import is_moved, weight_file
 from utils.errors import UserError
-from utils.files import set_aside, stamp, write_text
+from utils.files import ordinary, set_aside, stamp, write_text
 from utils.weights import DIRECTIONS_LISTING, DIRECTIONS_PAGE, GOOGLE_DRIVE, PUBLISHED, Published
 
 log = logging.getLogger(__name__)
@@ -340,12 +340,12 @@ def recorded(folder):
     """What was fetched into a folder -> {file name: {"sha256", "size", "mtime_ns"}}. A damaged record is set aside."""
     path = folder / RECORD
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(ordinary(path).read_text(encoding="utf-8"))
         if isinstance(entries, dict) and all(isinstance(entry, dict) and "sha256" in entry for entry in entries.values()):
             return entries
     except FileNotFoundError:
         return {}
-    except (ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         pass
     log.warning("%s is damaged: it is renamed to %s.damaged, and the files it names are not checked any more", path, RECORD)
     with suppress(OSError):

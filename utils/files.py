@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST = 200  # bytes of a file's name that the names of files beside it repeat
 ABANDONED = 3600  # seconds after which what a killed writer left behind is nobody's work any more
 
 
@@ -24,6 +25,15 @@ def naming(path):
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def ordinary(path):
+    """`path`, for who is about to open it. Raises OSError where something stands that is neither a file nor a folder: opening a
+    pipe would wait for its other end, and a device may have no end."""
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(None, "it is no ordinary file; move it away", str(path))
+    return path
 
 
 @contextmanager
@@ -37,12 +47,13 @@ def replacing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+    beginning = f".{_shortened(path.name)}."
+    for left in path.parent.glob(f"{glob.escape(beginning)}*"):
         # Its writer may finish it meanwhile.
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=beginning)
     os.close(handle)
     try:
         with naming(path):
@@ -51,6 +62,11 @@ def replacing(path):
             os.replace(beside, path)
     finally:
         Path(beside).unlink(missing_ok=True)
+
+
+def _shortened(name):
+    """A name that leaves room for what is put before and behind it: a file system takes 255 bytes."""
+    return os.fsdecode(os.fsencode(name)[:LONGEST])
 
 
 def write_text(path, text):
@@ -80,16 +96,17 @@ def held(path, what, flag="--exp"):
     except Timeout as error:
         with suppress(OSError, UnicodeDecodeError):
             raise UserError(
-                f"{what} is in use by {holder.read_text(encoding='utf-8')}: wait for it, or give another {flag}"
+                f"{what} is in use by {ordinary(holder).read_text(encoding='utf-8')}: wait for it, or give another {flag}"
             ) from error
         raise UserError(f"{what} is in use by another process: wait for it, or give another {flag}") from error
     try:
         with suppress(OSError):
             since = time.strftime("%Y-%m-%d %H:%M:%S")
-            holder.write_text(f"process {os.getpid()} on {platform.node()} since {since}", encoding="utf-8")
+            ordinary(holder).write_text(f"process {os.getpid()} on {platform.node()} since {since}", encoding="utf-8")
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with suppress(OSError):  # nobody needs it to be gone
+            holder.unlink(missing_ok=True)
         lock.release()
 
 

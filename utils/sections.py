@@ -151,7 +151,12 @@ def _wrong(value, where, wanted):
 
 
 def _shown(value):
-    text = {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else repr(value)
+    if value is None or isinstance(value, bool):
+        return {True: "true", False: "false", None: "null"}[value]
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits; YAML's hexadecimal ones may have them
+        text = "with a number of thousands of digits"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 

@@ -41,7 +41,7 @@ class Files:
     def from_weights(self):
         """The flags that go on from the weights alone, as far as the record knows them."""
         try:
-            seen = yaml.safe_load(self.record.read_text())["images_seen"]
+            seen = yaml.safe_load(self.record.read_text(encoding="utf-8"))["images_seen"]
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
             seen = "N"
         return f"--init {self.weights} --images_seen {seen}"

@@ -34,7 +34,7 @@ class InvertedPairs:
         self.skipped = set()
 
     def fill(self, indices, batch_size, again=False):
-        """Invert the images that have no whole latent yet (all of them when `again`).
+        """Invert the images that have no whole latent yet (all of them when `again`) -> how many have one now.
 
         Images are grouped by their place in `indices`, and a group is inverted as a whole, so that a latent does not depend on
         which of them a killed run had finished. A group that has all its latents is not even decoded.
@@ -57,6 +57,7 @@ class InvertedPairs:
             raise UserError(f"{self.dataset.folder}: none of the {len(indices)} images could be read; check the files")
         if readable < len(indices):
             log.warning("%d of %d images could not be read and are left out", len(indices) - readable, len(indices))
+        return readable
 
     def _ready(self, group):
         """Whether the latents of all these images are there and whole, as far as can be told without decoding an image."""
@@ -141,9 +142,10 @@ class SampledPairs:
         self.shape = (3, model.image_size, model.image_size)
 
     def fill(self, indices, batch_size=1, again=False):
-        """Draw the latents that are to be kept; otherwise there is nothing to do."""
+        """Draw the latents that are to be kept; otherwise there is nothing to do. -> how many there are."""
         for i in indices if self.keep else []:
             self.draw(i)
+        return len(indices)
 
     def draw(self, i):
         key = store.noise_key(self.shape, i)

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from utils.digests import digest
+from utils.files import ordinary
 from utils.terminal import line_of
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class PixelIndex:
 
     def _read(self):
         known = {}
-        with suppress(OSError), self.path.open(encoding="utf-8", errors="replace") as lines:
+        with suppress(OSError), ordinary(self.path).open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 with suppress(ValueError, TypeError):
                     name, size, changed, pixels = json.loads(line)
@@ -48,7 +49,7 @@ class PixelIndex:
         if rows and not self.full:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as stream:
+                with ordinary(self.path).open("a", encoding="utf-8") as stream:
                     stream.write("".join(rows))
             except OSError as error:
                 self.full = True

@@ -231,4 +231,5 @@ def _open_judged(about, prompts, device):
     aims = {PROMPTS[attribute]: aim for attribute, aim in about.aims.items() if attribute in PROMPTS}
     if tuple(prompts) not in aims:
         raise UserError(f"it judges {', '.join(about.aims)}, and none has these prompts")
-    return Judged(load_judge(ROOT / about.weights, device), aims[tuple(prompts)], about.kept)
+    aim = aims[tuple(prompts)]
+    return Judged(load_judge(ROOT / about.weights, device, [aim], about.kept), aim, about.kept)

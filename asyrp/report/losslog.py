@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from asyrp.training import COLUMNS
-from utils.files import naming, set_aside
+from utils.files import naming, ordinary, set_aside
 from utils.terminal import line_of
 from utils.text import one_line, printable
 
@@ -47,7 +47,7 @@ def read_losses(folder):
 
 def _lines(path):
     """The finished lines of a table, without its header. Raises ValueError for a file that is no such table."""
-    with path.open(encoding="utf-8", newline="") as stream:
+    with ordinary(path).open(encoding="utf-8", newline="") as stream:
         header, *lines = stream.readlines() or [""]
     if header.rstrip("\r\n") != ",".join(FIELDS):
         raise ValueError("it has another header" if header else "it is empty")
@@ -106,7 +106,7 @@ class Rows:
         self.path, self.stream = path, None
         with self._giving_up():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.stream = path.open("w", encoding="utf-8", newline="")
+            self.stream = ordinary(path).open("w", encoding="utf-8", newline="")
 
     def write(self, rows):
         if self.stream:

@@ -19,7 +19,7 @@ from asyrp.report import pictures as drawing
 from asyrp.report.charts import HEIGHT, WIDTH, Line, Span, line_chart
 from asyrp.report.losslog import read_losses
 from asyrp.training import COLUMNS
-from utils.files import set_aside, write_text
+from utils.files import ordinary, set_aside, write_text
 from utils.text import printable
 
 log = logging.getLogger(__name__)
@@ -114,10 +114,10 @@ def write(folder, curve=None, curve_name="", defaults=None):
 def _read(path, make):
     """make(the text of a file that stands beside the results); None where there is none. A damaged one is set aside."""
     try:
-        return make(path.read_text(encoding="utf-8"))
+        return make(ordinary(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except DAMAGED:
+    except (*DAMAGED, OSError):
         log.warning("%s is damaged: set aside as %s, and left out of the report", path, set_aside(path).name)
     return None
 

@@ -1,6 +1,7 @@
 """What was measured -> report.json and report.md, written anew whenever a claim is finished."""
 
 import json
+import logging
 import math
 
 from analysis import figures
@@ -8,7 +9,9 @@ from analysis.claims import CLAIMS
 from analysis.measures import Result
 
 from asyrp.evaluation.metrics import Summary
-from utils.files import write_text
+from utils.files import set_aside, write_text
+
+log = logging.getLogger(__name__)
 
 
 def plain(value):
@@ -25,11 +28,20 @@ def plain(value):
 
 
 def read(path, settings):
-    """The claims of a report made with the same settings, to be kept beside new ones; {} when there is none."""
+    """The claims of a report made with the same settings, to be kept beside new ones; {} when there is none.
+
+    A damaged report is set aside, with a line."""
     if not path.is_file():
         return {}
-    report = json.loads(path.read_text())
-    return report["claims"] if report["settings"] == plain(settings) else {}
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if report["settings"] != plain(settings):
+            return {}
+        as_markdown(report)  # what cannot be written again is damaged
+        return report["claims"]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        log.warning("%s is damaged: set aside as %s, and its claims are measured again", path, set_aside(path).name)
+        return {}
 
 
 def verdict(results):

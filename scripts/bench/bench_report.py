@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from utils.errors import UserError
 from utils.files import write_text
 
 MODES = ("invert", "edit", "invert and edit", "first epoch", "further epoch")
@@ -143,7 +144,10 @@ def report(world, plain, others, hollow):
 
 def write_section(path, text):
     """Put a section into a Markdown file, in the place of the one with the same heading, or at its end."""
-    before = path.read_text() if path.exists() else "# Benchmarks\n"
+    try:
+        before = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
+    except UnicodeDecodeError as error:
+        raise UserError(f"--out {path} is no text in UTF-8: give another file") from error
     heading = text.splitlines()[0]
     sections = re.split(r"^(?=## )", before, flags=re.MULTILINE)
     mine = [i for i, section in enumerate(sections) if section.splitlines()[:1] == [heading]]
