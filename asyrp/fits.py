@@ -100,9 +100,10 @@ class Fit:
             deltas = fitting.mean_difference(h, positive)
         else:
             deltas, accuracy = fitting.boundary_normals(h, positive, s.seed)
-            low, high = min(accuracy.values()), max(accuracy.values())
-            share = positive.float().mean().item()
-            said += f"; accuracy on held-out images {low:.0%} to {high:.0%}, by chance {max(share, 1 - share):.0%}"
+            share, figures = positive.float().mean().item(), accuracy.values()
+            if accuracy:
+                said += f"; accuracy on held-out images {min(figures):.0%} to {max(figures):.0%}"
+                said += f", by chance {max(share, 1 - share):.0%}"
             about |= {"accuracy": {str(t): round(value, 4) for t, value in accuracy.items()}}
         deltas = fitting.projected_off(deltas, self._held(deltas))
         about |= {"fit_by": s.fit_by, "positive": int(positive.sum()), "negative": int((~positive).sum())}

@@ -65,22 +65,23 @@ def boundary_normals(h, positive, seed=0):
     along it -> ({t: (1, C, h, w)}, {t: accuracy on images that were held out}).
 
     h: {t: (N, C, h, w)}; positive: (N,) bool; seed: of the division. The normal is that of all images; the accuracy is of one
-    that was fitted without a quarter of them.
+    that was fitted without a quarter of them, and {} for fewer than 8 images.
     """
     from sklearn.model_selection import train_test_split
     from sklearn.svm import SVC
 
     check_classes(positive)
     labels = positive.numpy()
-    rest, tested = train_test_split(range(len(labels)), test_size=HELD_OUT, random_state=seed, stratify=labels)
+    enough = HELD_OUT * len(labels) >= 2
+    if enough:
+        rest, tested = train_test_split(range(len(labels)), test_size=HELD_OUT, random_state=seed, stratify=labels)
     normals, accuracy = {}, {}
     for t, x in h.items():
-        rows = x.flatten(1).double()
+        rows, svm = x.flatten(1).double(), SVC(kernel="linear", class_weight="balanced")
         rows = ((rows - rows.mean(0)) / rows.std()).numpy()  # one scale for all of h: C means the same at every timestep
-        accuracy[t] = (
-            SVC(kernel="linear", class_weight="balanced").fit(rows[rest], labels[rest]).score(rows[tested], labels[tested])
-        )
-        weights = SVC(kernel="linear", class_weight="balanced").fit(rows, labels).coef_[0]
+        if enough:
+            accuracy[t] = svm.fit(rows[rest], labels[rest]).score(rows[tested], labels[tested])
+        weights = svm.fit(rows, labels).coef_[0]
         normal = torch.from_numpy(weights / (weights**2).sum() ** 0.5).float()
         along = x.flatten(1) @ normal
         apart = along[positive].mean() - along[~positive].mean()

@@ -1,10 +1,12 @@
 """Directions fitted to h: differences of means, boundaries, projections, principal components; and the labels they are from."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_world import open_tiny, smooth_images
 
-from asyrp import fitting, process
+from asyrp import directions, fitting, process
 from asyrp.data import labels
 from utils.errors import UserError
 
@@ -141,3 +143,70 @@ def test_images_are_chosen_alike_of_both_classes():
     assert labels.balanced([True, None, True, False, True, False], 2) == [0, 2, 3, 5]
     assert labels.extremes([0.3, 0.1, 0.9, 0.5], 1) == [None, False, True, None]
     assert labels.extremes([0.3, 0.1, 0.9], 5) == [None, False, True]
+
+
+# ---- --fit_direction --------------------------------------------------------------------------------------------------------
+
+HAIR = ("--fit_direction", "labels", "--labels", "labels.csv", "--label", "hair=blond", "--exp", "runs/blond")
+
+
+@pytest.fixture
+def table(run):
+    Path("labels.csv").write_text("file,hair\n" + "".join(f"0{i}.png,{'blond' if i % 2 else 'black'}\n" for i in range(4)))
+    return run
+
+
+def test_a_fitted_direction_is_used_like_a_trained_one(table, capsys):
+    assert table(*HAIR, "--n_train_img", "4") == 0
+    assert "2 positive and 2 negative images" in capsys.readouterr().err
+    [path] = Path("checkpoint").glob("*.pth")
+    assert path.name == "blond_LC_CUSTOM_t999_ninv4_ngen4_0.pth"
+    stored = directions.read(path)
+    assert stored.kind == "delta_h" and stored.record["origin"] == "fitted: labels, svm"
+    assert stored.record["t_edit"] == 500 and stored.record["training"]["positive"] == 2
+    assert table("--run_test", "--exp", "runs/blond") == 0
+    assert table("--evaluate", "--exp", "runs/blond", "--edit_attr", "smiling") == 0
+
+
+def test_what_is_held_is_no_part_of_the_direction(table):
+    mean = (*HAIR, "--n_train_img", "4", "--fit_by", "mean")
+    assert table(*mean, "--exp", "runs/other") == 0
+    assert table(*mean, "--exp", "runs/held", "--hold", "other") == 0
+    [held, other] = (directions.read(path).parts for path in sorted(Path("checkpoint").glob("*.pth")))
+    assert all(torch.allclose(delta, torch.zeros(()), atol=1e-4) for delta in held.values())  # all of it was the other
+    assert other.keys() == held.keys() and any(delta.any() for delta in other.values())
+
+
+def test_a_delta_block_cannot_be_held(run_learned, tmp_path):
+    (tmp_path / "labels.csv").write_text("file,hair\n00.png,blond\n01.png,blond\n02.png,black\n03.png,black\n")
+    assert "a delta block differs by image" in run_learned.error(*HAIR, "--n_train_img", "4", "--hold", "smile")
+
+
+def test_components_are_directions_of_their_own(run, capsys):
+    flags = ("--fit_direction", "h_pca", "--n_components", "2", "--n_train_img", "4", "--exp", "runs/x")
+    assert run(*flags) == 0
+    said = capsys.readouterr().err
+    assert "component 1: " in said and "% of the variance over the timesteps" in said
+    assert sorted(path.name.partition("_LC_")[0] for path in Path("checkpoint").glob("*.pth")) == ["x_pc1", "x_pc2"]
+    assert run("--run_test", "--exp", "runs/x_pc2") == 0
+    assert "4 components of 4 images" in run.error(*flags, "--n_components", "4")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--fit_direction", "labels"), "needs labels: --positive and --negative"),
+        (("--fit_direction", "labels", "--positive", "a"), "--positive and --negative go together"),
+        ((*HAIR, "--positive", "a", "--negative", "b"), "both give labels"),
+        ((*HAIR, "--label", "blond"), "must be NAME=VALUE"),
+        ((*HAIR, "--run_train", "--train_delta_h", "--edit_attr", "smiling"), "both make a direction"),
+        ((*HAIR, "--train_delta_h"), "are for --run_train"),
+        (("--run_test", "--fit_by", "mean"), "--fit_by needs --fit_direction labels"),
+        ((*HAIR, "--n_components", "2"), "--n_components needs --fit_direction h_pca"),
+        (("--fit_direction", "h_pca", "--run_test"), "makes several directions"),
+        ((*HAIR, "--labels", "nowhere.csv"), "nowhere.csv: No such file or directory; check the path"),
+        (("--fit_direction", "labels", "--positive", "nowhere", "--negative", "b"), "nowhere is no folder of images"),
+    ],
+)
+def test_errors_of_fitting(table, flags, said):
+    assert said in table.error(*flags)

@@ -31,8 +31,9 @@ from tiny_world import (
     write_unet,
 )
 
+import asyrp.directions
 import asyrp.runner
-from asyrp import curves, process, training
+from asyrp import curves, hspace, process, training
 from asyrp.acceleration import fast_unet
 from asyrp.intervals import Curve
 from asyrp.options import FLAGS
@@ -59,6 +60,10 @@ ON_DISK = (*KEPT, "--cache_origin_gib", "0")
 BARE = ("--run_train", "--edit_attr", "smiling", *ONE, *INTERVALS, "--do_test", "0", "--exp", "runs/new")
 PICTURED = (*TRAIN, "--n_iter", "2", "--n_train_img", "2", "--save_train_image_step", "2", "--save_train_image_iter", "2")
 OTHER = (*TEST, "--exp", "runs/other")  # an experiment that has no direction of its own
+DIVIDED = ("--labels", "labels.csv", "--label", "hair=blond")
+SOME = (*ONE, *INTERVALS, "--exp", "runs/new", "--custom_train_dataset_dir", "some", "--n_train_img", "8")
+FIT = (*SOME, "--fit_direction", "labels", *DIVIDED)
+BY_PROMPTS = (*SOME, "--fit_direction", "labels", "--edit_attr", "smiling", "--n_examples", "2")
 REGION = (*TEST, "--edit_region", "bright", "--segmenter", "segmenter.pt")
 CLASSES = (*INVERT, "--config", "classes.yml", "--do_test", "0")
 
@@ -162,6 +167,16 @@ EFFECTS = {
     "manual_checkpoint_name": (OTHER, ("--manual_checkpoint_name", f"{NAME}_0.pth"), "status"),
     "choose_checkpoint_num": (TEST, ("--choose_checkpoint_num", "1"), "pictures"),
     "pass_editing": (TEST, ("--pass_editing",), "pictures"),
+    # fitting
+    "fit_direction": ((*SOME, "--lpips"), ("--fit_direction", "h_pca", "--n_components", "1"), "directions"),
+    "fit_by": (FIT, ("--fit_by", "mean"), "directions"),
+    "positive": (BY_PROMPTS, ("--positive", "some", "--negative", "images"), "directions"),
+    "negative": (BY_PROMPTS, ("--negative", "some", "--positive", "images"), "directions"),
+    "labels": (BY_PROMPTS, ("--labels", "labels.csv", "--label", "hair=blond"), "directions"),
+    "label": (FIT, ("--label", "hair=black"), "directions"),
+    "n_examples": ((*BY_PROMPTS, "--fit_by", "mean"), ("--n_examples", "3"), "directions"),
+    "hold": ((*FIT, "--fit_by", "mean"), ("--hold", "other.pth"), "directions"),
+    "n_components": ((*SOME, "--fit_direction", "h_pca", "--n_components", "1"), ("--n_components", "2"), "directions"),
     # region
     "edit_mask": (TEST, ("--edit_mask", "mask.png"), "pictures"),
     "edit_region": (TEST, ("--edit_region", "bright", "--segmenter", "segmenter.pt"), "pictures"),
@@ -241,6 +256,17 @@ def prepare(tiny):
     mask = np.zeros((16, 16), np.uint8)
     mask[:, 8:] = 255
     Image.fromarray(mask).save("mask.png")
+    for i, image in enumerate(smooth_images(8, seed=40)):
+        Path("some").mkdir(exist_ok=True)
+        to_pil(image).save(f"some/{i:02d}.png")
+    asyrp.directions.save(
+        asyrp.directions.Direction(
+            hspace.GivenDirection({None: torch.ones(1, 64, 8, 8)}), {"kind": "delta_h", "ignore_timesteps": True}, "other"
+        ),
+        "other.pth",
+    )
+    rows = [f"{i:02d}.png,{'blond' if i % 2 else 'black'}" for i in range(8)]
+    Path("labels.csv").write_text("\n".join(["file,hair", *rows]) + "\n")
     Path("go.sh").write_text("python main.py\n")
     for i, image in enumerate(smooth_images(4, seed=30)):
         place = Path("classes/train", ("n01440764", "n01443537")[i % 2])

@@ -19,6 +19,7 @@ GROUPS = {
     "steps": "--n_inv_step",
     "data": "--custom_test_dataset_dir",
     "training": "--clip_loss_w",
+    "fitting": "--fit_by",
     "speed": "--precision",
     "inference": "--delta_interpolation",
     "region": "--edit_mask",
