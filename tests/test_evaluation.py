@@ -249,6 +249,22 @@ def test_the_judge_looks_at_what_lacks_the_attribute():
     assert after["judge: probability of bright yes"][0] > 0.99
 
 
+def test_the_edit_precision_ratio_is_of_logits_aimed_at_and_others():
+    dark, both, bright = flat((-1, -1, -1)), flat((1, 1, 1)), flat((-0.5, 1, 1))
+    ratios = []
+    for edited in (both, bright):
+        evaluation = Evaluation({"judge": lambda: gauges.Judged(Colours(), ("bright", "yes"), [])}, {}, "cpu")
+        evaluation.add(Batch([0], ["a.png"], dark, dark), [("reconstruction", dark)], [("+1", edited)])
+        distances = evaluation.result()["distances"]
+        assert "reconstruction" not in distances
+        ratios.append(distances["+1"]["EPR"]["value"])
+        assert distances["+1"]["EPR"]["n"] == 1
+    assert ratios[0] < 2 < ratios[1]  # what turns red as well is the less precise edit
+    assert metrics.edit_precision_ratio(3.0, 1.5) == 2 and metrics.edit_precision_ratio(1.0, 0.0) is None
+    odds = metrics.log_odds(torch.tensor([0.0, 0.5, 0.75, 1.0]))
+    assert odds.isfinite().all() and odds[1] == 0 and odds[2].item() == pytest.approx(math.log(3))
+
+
 def test_identity(monkeypatch):
     class Recogniser:
         def __init__(self, *args):

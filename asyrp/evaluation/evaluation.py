@@ -84,6 +84,12 @@ class Evaluation:
                         distances[picture].update(measured)
                 except UserError as error:
                     self.left_out["FID" if gauge.name == "FID" else "KID, Fréchet distance"] = str(error)
+        for aim, others in [gauge.changes for gauge in self.gauges if hasattr(gauge, "changes")]:
+            for picture, columns in found.items():
+                if picture != RECONSTRUCTION and aim in columns and others in columns:
+                    ratio = metrics.edit_precision_ratio(columns[aim]["mean"], columns[others]["mean"])
+                    if ratio is not None:
+                        distances[picture]["EPR"] = {"value": ratio, "n": columns[aim]["n"]}
         result = {"settings": self.settings, "summary": found, "distances": dict(distances)}
         edits = [columns for picture, columns in found.items() if picture != RECONSTRUCTION]
         for score in [gauge.score for gauge in self.gauges if hasattr(gauge, "score")]:

@@ -150,17 +150,32 @@ class Judged:
     def __init__(self, judge, aim, kept):
         self.judge, (self.label, self.wanted) = judge, aim
         self.kept = [label for label in kept if label != self.label]
+        self.changes = "judge: change of the logit aimed at", "judge: change of the other logits"
         self.score = f"judge: probability of {self.label} {self.wanted}"
 
     def before(self, original, reconstruction):
         self.truth = self.judge.names(original)
+        self.logits = self._logits(original)
         return self.after("reconstruction", reconstruction)
+
+    def _logits(self, images):
+        """-> (logit of what is aimed at (B,), of what the original shows of every other label (B, labels))."""
+        read, labels, rest = self.judge.read(images), self.judge.labels, []
+        for label in labels:
+            if label != self.label:
+                shown = torch.tensor([labels[label].index(value) for value in self.truth[label]], device=images.device)
+                rest.append(read[label].gather(1, shown[:, None]))
+        aim = read[self.label][:, labels[self.label].index(self.wanted)]
+        return metrics.log_odds(aim), metrics.log_odds(torch.cat(rest, 1)) if rest else None
 
     def after(self, label, edited):
         found, position = self.judge.names(edited), self.judge.labels[self.label].index(self.wanted)
         lacking = [value != self.wanted for value in self.truth[self.label]]
         values = {self.score: self.judge.read(edited)[self.label][:, position].tolist()}
         values[f"judge: {self.label} {self.wanted}"] = [float(value == self.wanted) for value in found[self.label]]
+        for name, before, after in zip(self.changes, self.logits, self._logits(edited), strict=True):
+            if before is not None:
+                values[name] = (after - before).abs().reshape(len(edited), -1).mean(1).tolist()
         for name in self.kept:
             values[f"judge: {name} kept"] = [float(a == b) for a, b in zip(self.truth[name], found[name], strict=True)]
         return {

@@ -14,6 +14,7 @@ from losses.clip_loss import directional_loss
 
 RANGE = 2.0  # of [-1, 1]
 MEASURABLE = 0.005  # a mean score that falls by less, say from 0.001 to 0.000, has not fallen
+CERTAIN = 1e-6  # probabilities nearer to 0 or 1 are as good as certain
 SUBSETS = 100  # of the images, over which KID is averaged
 LARGEST_SUBSET = 1000
 
@@ -92,6 +93,21 @@ def segment_agreement(before, after):
         ious = [((a == s) & (b == s)).sum() / ((a == s) | (b == s)).sum() for s in segments]
         overlaps.append(torch.stack(ious).double().mean())
     return torch.stack(overlaps), accuracy
+
+
+def log_odds(probabilities):
+    """log p / (1 - p): the logit of a class against all others, finite at 0 and 1."""
+    p = probabilities.double().clamp(CERTAIN, 1 - CERTAIN)
+    return (p / (1 - p)).log()
+
+
+def edit_precision_ratio(target, others):
+    """EPR: how much an edit changes what it aims at, against what it changes besides.
+
+    target: mean over images of |change of the aimed-at attribute's logit|; others: the same of all other attributes. -> their
+    ratio, above 1 for an edit that changes its aim most; None where nothing else has changed at all.
+    """
+    return target / others if others > 0 else None
 
 
 def frechet_distance(a, b):
