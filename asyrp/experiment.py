@@ -24,7 +24,8 @@ class Experiment:
         config = settings.config
         # "runs/smiling" names the experiment "smiling"; with "runs/" the attribute or the model's name has to do.
         parent, _, base = settings.exp.rpartition("/")
-        self.base = base or settings.edit_attr or config.path.stem
+        picture = settings.edit_image and Path(settings.edit_image).stem
+        self.base = base or picture or settings.edit_attr or config.path.stem
         steps = f"t{settings.t_0}_ninv{settings.n_inv_step}_ngen{settings.n_train_step}"
         self.suffix = f"_LC_{config.data.category}_{steps}"
         self.name = self.base + self.suffix

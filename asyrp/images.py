@@ -1,7 +1,9 @@
 """The images of a run: which they are, and their latents."""
 
 import logging
+from pathlib import Path
 
+from asyrp.data.datasets import ImageFolder, open_folder
 from asyrp.data.layouts import open_split
 from asyrp.data.pairs import InvertedPairs, SampledPairs
 from asyrp.parsing import image_numbers
@@ -23,9 +25,20 @@ class RunImages:
     def dataset(self, split):
         """The images of "train" or "test"."""
         s = self.settings
+        if s.edit_image:
+            return self._one_image(split)
         folder = s.custom_train_dataset_dir if split == "train" else s.custom_test_dataset_dir
         align = FaceAligner(self.store.root / "aligned", self.config.data.image_size) if s.align_face else None
         return open_split(self.config, split, folder, s.target_class_num, align)
+
+    def _one_image(self, split):
+        """The picture of --edit_image; for training, followed by those of --custom_train_dataset_dir, if that is given."""
+        s, path, size = self.settings, Path(self.settings.edit_image), self.config.data.image_size
+        if not path.is_file():
+            raise UserError(f"--edit_image {path}: no such file; check the path")
+        neighbours = open_folder(s.custom_train_dataset_dir, size) if split == "train" and s.custom_train_dataset_dir else None
+        names = [(neighbours.folder / name).resolve() for name in getattr(neighbours, "names", [])]
+        return ImageFolder(path.parent, size, [path.name, *names])
 
     def check(self, *splits):
         """Raise UserError for everything about the images of `splits` that can be missing; no network is needed yet."""

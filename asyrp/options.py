@@ -198,6 +198,8 @@ g.value(
 g.switch("cache_origin_half", "keep it in half precision")
 
 g = Group("inference")
+text = "edit this one picture: a direction is learned on it (and on --custom_train_dataset_dir, if given) from the prompts"
+g.value("edit_image", str, None, text, metavar="FILE")
 g.value("hs_coeff_delta_h", float, 1.0, "strength of the edit: factor of delta_h", -1000, 1000)
 g.value("hs_coeff_origin_h", float, 1.0, "factor of h itself", -10, 10)
 g.switch("delta_interpolation", "a strip of strengths from --min_delta to --max_delta")

@@ -197,6 +197,7 @@ def check_together(given):
     if has("run_train") and not has("just_precompute"):
         check_training(given, has)
     check_fit(given, has)
+    check_one_image(given, has)
     if has("run_test") or has("evaluate"):
         check_test(given, has, names)
     if has("segmenter") and not (has("evaluate") or has("edit_region")):
@@ -245,6 +246,21 @@ def check_fit(given, has):
         raise UserError(f"--label {given['label']}: must be NAME=VALUE, a column of the table and what is in it")
     if kind == "labels" and not ("positive" in given or "labels" in given or has("edit_attr") or has("src_txts")):
         raise UserError(f"{fit} needs labels: --positive and --negative, --labels and --label, or prompts (--edit_attr)")
+
+
+def check_one_image(given, has):
+    if "edit_image" not in given:
+        return
+    if not has("run_test"):
+        raise UserError("--edit_image edits one picture: give --run_test with it")
+    if not (has("edit_attr") or has("src_txts")):
+        raise UserError("--edit_image learns from prompts: give --src_txts and --trg_txts, or --edit_attr")
+    for name in ("run_train", "fit_direction", "just_precompute", "multiple_attr", "load_random_noise", "target_image_id"):
+        if has(name):
+            raise UserError(f"--edit_image and --{name} do not go together: leave one of them out")
+    for name in ("custom_test_dataset_dir", "start_image_id", "n_test_img", "manual_checkpoint_name", "load_from_checkpoint"):
+        if name in given:
+            raise UserError(f"--{name} has no effect with --edit_image, which learns on one picture and edits it: leave it out")
 
 
 def check_region(given, has):

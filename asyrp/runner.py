@@ -53,7 +53,7 @@ class Asyrp:
             self.config, s.custom_train_dataset_dir, s.custom_test_dataset_dir, s.target_class_num, s.align_face
         )
         device = find_device(s.device)
-        trains = bool(s.run_train and not s.just_precompute)  # the published script_precompute.sh gives both
+        trains = bool((s.run_train or s.edit_image) and not s.just_precompute)  # script_precompute.sh of 2023 gives both
         fits = bool(s.fit_direction and not s.just_precompute)
         tests = bool(s.run_test or s.evaluate or (trains and s.do_test))
         if len(self.prompts()) != 1 and trains:

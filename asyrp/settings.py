@@ -2,6 +2,8 @@
 
     a flag that was given > the direction's own record > the section `editing` of the YAML > the default
 
+--edit_image brings values of its own (OF_ONE_IMAGE), which stand above those of the YAML.
+
 t_edit and t_boost, which a number, a record or an LPIPS curve can give, are decided in `decide_t_edit` and `decide_t_boost`.
 """
 
@@ -27,6 +29,23 @@ class Value:
         return f"{self.value} ({self.source})"
 
 
+# What --edit_image means where no flag says otherwise: enough steps on the one picture, long ones, with little to hold them back;
+# one checkpoint at the end, and a strip. Chosen by eye on faces of the default stack.
+OF_ONE_IMAGE = {
+    "n_iter": 12,
+    "scheduler_step_size": 12,
+    "lr_training": 0.5,
+    "l1_loss_w": 1.0,
+    "n_train_img": 1,
+    "n_test_img": 1,
+    "save_checkpoint_only_last_iter": True,
+    "save_train_image": 0,
+    "delta_interpolation": True,
+    "max_delta": 1.5,
+    "num_delta": 4,
+}
+
+
 class Settings:
     """`settings.n_test_step` is a value, by the name of its flag; `settings.source("n_test_step")` says where it is from.
 
@@ -37,9 +56,11 @@ class Settings:
     def __init__(self, given, config, record=None, name=None):
         self.given, self.config = dict(given), config
         recorded = {key: record[key] for key in FROM_RECORD if record.get(key) is not None} if record else {}
+        one_image = OF_ONE_IMAGE | {"train_delta_block": "train_delta_h" not in given} if "edit_image" in given else {}
         self._layers = [
             ("flag", self.given),
             (name, recorded),
+            ("--edit_image", one_image),
             (config.path.name, config.editing.given()),
             ("default", DEFAULTS),
         ]

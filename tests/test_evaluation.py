@@ -180,7 +180,7 @@ def test_prompts_come_from_the_direction(run_learned, results, monkeypatch):
 def test_flags_that_contradict_evaluation(run):
     assert "leaves it out" in run.error("--evaluate", *SMILE, "--pass_editing")
     assert "leave out --multiple_attr" in run.error("--evaluate", "--train_delta_block", "--multiple_attr", "a b")
-    assert run.error(*TEST, "--segmenter", "x.pt") == "--segmenter needs --evaluate"
+    assert run.error(*TEST, "--segmenter", "x.pt") == "--segmenter needs --evaluate or --edit_region"
     assert "give --get_h_num 1" in run.error("--evaluate", "--get_h_num", "0", "--edit_attr", "smiling")
 
 

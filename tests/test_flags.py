@@ -154,6 +154,7 @@ EFFECTS = {
     "cache_origin_disk_gib": (ON_DISK, ("--cache_origin_disk_gib", "0"), "trajectories"),
     "cache_origin_half": (ON_DISK, ("--cache_origin_half",), "trajectories"),
     # inference
+    "edit_image": ((*TEST, "--load_from_checkpoint", "smile"), ("--edit_image", "images/2.png"), "status"),
     "hs_coeff_delta_h": (TEST, ("--hs_coeff_delta_h", "2"), "pictures"),
     "hs_coeff_origin_h": (TEST, ("--hs_coeff_origin_h", "0.5"), "pictures"),
     "delta_interpolation": (TEST, ("--delta_interpolation",), "pictures"),
