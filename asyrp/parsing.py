@@ -202,6 +202,8 @@ def check_together(given):
     if has("segmenter") and not (has("evaluate") or has("edit_region")):
         raise UserError("--segmenter needs --evaluate or --edit_region")
     check_region(given, has)
+    if value_of(given, "inversion") == "ddpm":
+        check_noise_maps(given, has)
 
 
 def value_of(given, name):
@@ -245,6 +247,18 @@ def check_fit(given, has):
         raise UserError(f"--label {given['label']}: must be NAME=VALUE, a column of the table and what is in it")
     if kind == "labels" and not ("positive" in given or "labels" in given or has("edit_attr") or has("src_txts")):
         raise UserError(f"{fit} needs labels: --positive and --negative, --labels and --label, or prompts (--edit_attr)")
+
+
+def check_noise_maps(given, has):
+    for mode in ("run_train", "fit_direction"):
+        if has(mode) and not has("just_precompute"):
+            raise UserError(f"--{mode} learns from DDIM latents: leave out --inversion ddpm, which is for the tests")
+    if not (has("just_precompute") or has("run_test") or has("evaluate")):
+        raise UserError("--inversion ddpm needs --just_precompute, --run_test or --evaluate")
+    if has("load_random_noise"):
+        raise UserError("--load_random_noise inverts nothing: leave out --inversion ddpm")
+    if value_of(given, "sample_type") == "ddpm":
+        raise UserError("--inversion ddpm has its noise in every step: leave out --sample_type ddpm, which draws other noise")
 
 
 def check_region(given, has):
