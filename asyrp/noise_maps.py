@@ -1,8 +1,8 @@
 """Edit-friendly noise maps: an inversion for the noisy process (eta = 1) from which the image comes back.
 
-Paper: Huberman-Spiegelglas, Kulikov, Michaeli, "An Edit Friendly DDPM Noise Space: Inversion and Manipulations", CVPR 2024 (arXiv
-2304.06140), section 3.2. Pure functions, like those of process.py: `process.generate` walks with the maps as it is, and so does
-every edit.
+Paper: Huberman-Spiegelglas, Kulikov, Michaeli, "An Edit Friendly DDPM Noise Space: Inversion and Manipulations", CVPR 2024
+(arXiv 2304.06140). Pure functions, like those of process.py: `process.generate` walks with the maps as it is, and so does every
+edit.
 """
 
 import math
@@ -18,21 +18,21 @@ from utils.devices import to_device
 def noise_maps(unet, x_0, schedule, timesteps, noise, dtype=torch.float16):
     """The noise z_t that each step of the process adds on its way to an image.
 
-    States of the image, with noise n_t drawn for each timestep independently of the others (eq. 6),
+    States of the image, with noise n_t drawn for each timestep independently of the others,
 
         x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) n_t
 
-    and, from t down to its next timestep s, what has to be added to the mean of a step of eta = 1 to get there (eq. 5):
+    and, from t down to its next timestep s, what has to be added to the mean of a step of eta = 1 to get there:
 
         mu_t = sqrt(alpha_bar_s) P_t + sqrt(1 - alpha_bar_s - sigma_t^2) eps(x_t)
         z_t  = (x_s - mu_t) / sigma_t
 
     Then x_s is replaced by mu_t + sigma_t z_t, so that errors do not add up: each z makes up for the rounding of the one before
-    it, and half precision is enough. The last step has no noise, sigma = 0: its z is 0, and of the whole process nothing but its
-    error remains, that of P_t at the lowest timestep.
+    it, and half precision is enough. The last step has no noise, sigma = 0: its z is 0, and its error is all that remains, that
+    of P_t at the lowest timestep.
 
-    x_0 (B, 3, H, W) in [-1, 1]; `timesteps` ascending ints; `noise(i, shape)` -> n of the i-th timestep from above. dtype: what z
-    is kept in. -> x_T (B, 3, H, W) at timesteps[-1], and z (B, len(timesteps), 3, H, W), downward.
+    x_0 (B, 3, H, W) in [-1, 1]; `timesteps` ascending ints; `noise(i, shape)` -> n of the i-th timestep from above. dtype: what
+    z is kept in. -> x_T (B, 3, H, W) at timesteps[-1], and z (B, len(timesteps), 3, H, W), downward.
     """
     down = timesteps[::-1]
 

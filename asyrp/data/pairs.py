@@ -7,10 +7,10 @@ import torch
 from tqdm import tqdm
 
 from asyrp import process, store
-from asyrp.noise_maps import noise_maps
 from asyrp.acceleration.overlap import prefetched
 from asyrp.data.datasets import load_batch
 from asyrp.data.pixels import PixelIndex
+from asyrp.noise_maps import noise_maps
 from utils.digests import digest
 from utils.errors import UserError
 
