@@ -301,6 +301,7 @@ def test_an_edit_in_a_region_and_a_shorter_process(run_learned, generated):
     ("flags", "message"),
     [
         (("--run_train", *SMILE), "--run_train learns from DDIM latents: leave out --inversion ddpm"),
+        (("--fit_direction", "h_pca"), "--fit_direction learns from DDIM latents: leave out --inversion ddpm"),
         (("--lpips",), "--inversion ddpm needs --just_precompute, --run_test or --evaluate"),
         ((*TEST, "--load_random_noise"), "--load_random_noise inverts nothing: leave out --inversion ddpm"),
         ((*TEST, "--sample_type", "ddpm"), "leave out --sample_type ddpm"),
