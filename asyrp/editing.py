@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from asyrp import hspace, process, store
 from asyrp.directions import Direction
+from asyrp.noise_maps import replayed
 from asyrp.report import pictures
 from asyrp.settings import Value
 from utils.devices import to_device
@@ -31,18 +32,21 @@ class Use:
 
 @dataclass(frozen=True)
 class Reverse:
-    """How the reverse process runs. timesteps: ascending."""
+    """How the reverse process runs. timesteps: ascending. noise_maps: whether it adds those of the batch at every step, instead
+    of noise that it draws."""
 
     timesteps: list
     t_boost: int = 0
     sample_type: str = "ddim"
     dt_lambda: float = 1.0
     seed: int = 0
+    noise_maps: bool = False
 
     def content(self):
         """Everything that decides its result, as plain data; the seed only where noise is drawn."""
-        noisy = self.sample_type == "ddpm" or self.t_boost > 0
-        return [self.timesteps, self.t_boost, self.sample_type, self.dt_lambda, self.seed if noisy else None]
+        noisy = self.sample_type == "ddpm" or self.t_boost > 0 or self.noise_maps
+        content = [self.timesteps, self.t_boost, self.sample_type, self.dt_lambda, self.seed if noisy else None]
+        return [*content, "noise maps"] if self.noise_maps else content
 
 
 def points_of(n, strip=None):
@@ -95,11 +99,11 @@ class Editor:
     def __init__(self, model, reverse, folder=None, save=None, region=None):
         self.model, self.reverse, self.folder, self.save, self.region = model, reverse, folder, save, region
 
-    def sample(self, x_T, indices, edit=None, t_boost=None, first=None, watched=None, down_to=0, mask=None):
-        """The reverse process -> x_0. watched: name of the folder for pictures of every step.
+    def sample(self, batch, edit=None, t_boost=None, first=None, watched=None, down_to=0, mask=None):
+        """The reverse process for a Batch -> x_0. watched: name of the folder for pictures of every step.
 
-        t_boost: another than the run's. down_to: leave out the timesteps below it, for those who watch the edit and want no
-        picture. mask: where the edit acts, see `Model.edit`.
+        t_boost: another than the run's; with noise maps there is none. down_to: leave out the timesteps below it, for those who
+        watch the edit and want no picture. mask: where the edit acts, see `Model.edit`.
         """
         r, seen = self.reverse, []
         shown = set(spread(r.timesteps))
@@ -108,20 +112,20 @@ class Editor:
             if t in shown:
                 seen.append((t, x_t.cpu(), P_t.cpu()))
 
+        noisy = {"t_boost": r.t_boost if t_boost is None else t_boost, "noise": process.image_noise(r.seed, batch.indices)}
         x_0 = self.model.run(
-            x_T,
+            batch.x_T,
             [t for t in r.timesteps if t >= down_to],
             edit,
             mask,
             t_edit=edit.t_edit if edit is not None else 0,
-            t_boost=r.t_boost if t_boost is None else t_boost,
-            noise=process.image_noise(r.seed, indices),
             sample_type=r.sample_type,
             dt_lambda=r.dt_lambda,
             first=first,
             callback=watch if watched else None,
+            **(noisy | replayed(batch.z, r.timesteps)),
         )
-        for i, index in enumerate(indices if watched else []):
+        for i, index in enumerate(batch.indices if watched else []):
             rows = [[x_t[i] for _, x_t, _ in seen], [P_t[i] for _, _, P_t in seen]]
             path = self.folder / watched / f"{index:06d}.png"
             self.save(path, rows, [f"t = {t}" for t, _, _ in seen], ["x_t", "P_t"])
@@ -132,7 +136,7 @@ class Editor:
 
         original, plain: whether the image itself and the plain process stand there. boost_plain: boost the plain process too.
         """
-        x_T = to_device(batch.x_T, self.model.device)
+        batch = batch._replace(x_T=to_device(batch.x_T, self.model.device))
         before, edited = [], []
         if original:
             before.append(("original", batch.x_0))
@@ -141,14 +145,14 @@ class Editor:
         if len(edits) + bool(plain) > 1:
             # All pictures start from the same x_T: the frozen pass of their first step is shared.
             with torch.no_grad():
-                first = process.frozen_branch(self.model.within(mask), x_T, self.reverse.timesteps[-1])
+                first = process.frozen_branch(self.model.within(mask), batch.x_T, self.reverse.timesteps[-1])
         if plain:
             boost = None if boost_plain else 0
-            x_0 = self.sample(x_T, batch.indices, None, boost, first, watch_plain, mask=mask)
+            x_0 = self.sample(batch, None, boost, first, watch_plain, mask=mask)
             before.append(("reconstruction", x_0.cpu()))
         for label, edit in edits:
             watched = watch_edit and (watch_edit if len(edits) == 1 else f"{watch_edit}/{label.replace(', ', '_')}")
-            edited.append((label, self.sample(x_T, batch.indices, edit, None, first, watched, mask=mask).cpu()))
+            edited.append((label, self.sample(batch, edit, None, first, watched, mask=mask).cpu()))
         for label, x_0 in [*before, *edited]:
             check_finite(x_0, batch.names, f"the picture {label}")
         return before, edited
@@ -171,7 +175,7 @@ class Editor:
             recorder = hspace.MeanRecorder(use.direction)
             edit = hspace.Edit([recorder], edit.coefficients, origin, [use.t_edit.value])
             for batch in tqdm(pairs.batches(indices, batch_size), desc="mean delta_h", unit="batch"):
-                self.sample(to_device(batch.x_T, self.model.device), batch.indices, edit, down_to=use.t_edit.value)
+                self.sample(batch, edit, down_to=use.t_edit.value)
             found = {str(0 if t is None else t): delta for t, delta in recorder.mean(over_timesteps).items()}
             kept.write("mean", key, found, {"direction": use.direction.name, "images": len(indices)})
         log.info("mean direction of %d images: %s", len(indices), kept.path("mean", key))

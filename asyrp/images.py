@@ -5,7 +5,7 @@ from pathlib import Path
 
 from asyrp.data.datasets import ImageFolder, open_folder
 from asyrp.data.layouts import open_split
-from asyrp.data.pairs import InvertedPairs, SampledPairs
+from asyrp.data.pairs import DDIM, InvertedPairs, NoiseMaps, SampledPairs
 from asyrp.parsing import image_numbers
 from utils.align import FaceAligner
 from utils.errors import UserError
@@ -69,4 +69,5 @@ class RunImages:
             indices = [FIRST_DRAW[split] + i for i in self.numbers(1_000_000, n)]
             return SampledPairs(s.seed, model, timesteps, self.store, images, s.saved_random_noise), indices
         dataset = self.dataset(split)
-        return InvertedPairs(dataset, model, timesteps, self.store), self.numbers(len(dataset), n)
+        inversion = NoiseMaps(model, timesteps, s.seed) if s.inversion == "ddpm" else DDIM(model, timesteps)
+        return InvertedPairs(dataset, model, timesteps, self.store, inversion), self.numbers(len(dataset), n)

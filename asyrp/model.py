@@ -11,6 +11,7 @@ from asyrp import hspace, process
 from asyrp.acceleration.fast_unet import FastUNet, set_tf32
 from asyrp.blending import InRegion
 from asyrp.config import CONFIGS, Config, load_config
+from asyrp.noise_maps import noise_maps, replayed
 from configs.paths_config import weight_place
 from models import build_unet
 from models.convert import read_unet_weights
@@ -105,18 +106,27 @@ class Model:
         self._check(images)
         return process.invert(self.unet, to_device(images, self.device), self.schedule, self.timesteps(n_steps, t_0), callback)
 
-    def generate(self, x_T, n_steps=40, t_0=None):
-        """x_T -> x_0 by plain DDIM."""
-        self._check(x_T)
-        return self.run(x_T, self.timesteps(n_steps, t_0))
+    def noise_maps(self, images, n_steps=40, t_0=None, seed=0):
+        """x_0 -> (x_T, z), the other inversion (see asyrp/noise_maps.py); `generate` and `edit` take z, over as many steps. Its
+        noise is drawn from `seed` for each image by its place in the batch."""
+        self._check(images)
+        noise, images = process.image_noise(seed, range(len(images))), to_device(images, self.device)
+        return noise_maps(self.unet, images, self.schedule, self.timesteps(n_steps, t_0), noise)
 
-    def edit(self, x_T, directions, strengths=None, n_steps=40, t_edit=None, t_boost=0, seed=0, t_0=None, mask=None):
+    def generate(self, x_T, n_steps=40, t_0=None, z=None):
+        """x_T -> x_0 by plain DDIM, or with the noise maps z."""
+        self._check(x_T)
+        timesteps = self.timesteps(n_steps, t_0)
+        return self.run(x_T, timesteps, **self._replayed(z, timesteps))
+
+    def edit(self, x_T, directions, strengths=None, n_steps=40, t_edit=None, t_boost=0, seed=0, t_0=None, mask=None, z=None):
         """x_T -> edited x_0 by the asymmetric process (paper eq. 6 and 7).
 
         directions: a Direction, or several. strengths: a number for each, by default 1, which is what a direction was trained
         as, at any `n_steps`. t_edit: for all; by default each acts in the interval that its record states. t_boost: below it
         noise is added back, drawn from `seed` for each image by its place in the batch. mask: where the edit acts, 0 to 1, a
-        tensor (B or 1, 1, H, W) or a function (see `blending.InRegion`); by default everywhere.
+        tensor (B or 1, 1, H, W) or a function (see `blending.InRegion`); by default everywhere. z: what `noise_maps` gave with
+        x_T, in place of noise that is drawn; there is no boosting then.
 
         Raises UserError where nothing would be edited, and where a t_edit is not known.
         """
@@ -132,8 +142,8 @@ class Model:
         check_interval(timesteps, t_edits, [direction.name for direction in directions])
         c = [s * d.scale(len(timesteps), len(directions)) for s, d in zip(strengths, directions, strict=True)]
         edit = hspace.Edit(directions, c, t_edits=t_edits)
-        noise = process.image_noise(seed, range(len(x_T)))
-        return self.run(x_T, timesteps, edit, mask, t_edit=edit.t_edit, t_boost=t_boost, noise=noise)
+        noisy = {"t_boost": t_boost, "noise": process.image_noise(seed, range(len(x_T)))} | self._replayed(z, timesteps)
+        return self.run(x_T, timesteps, edit, mask, t_edit=edit.t_edit, **noisy)
 
     def run(self, x_T, timesteps, edit=None, mask=None, **settings):
         """`process.generate` with this model's U-Net and schedule -> x_0. mask: as for `edit`; settings: t_edit, t_boost, noise
@@ -141,6 +151,11 @@ class Model:
         x_T = to_device(x_T, self.device)
         paired = mask is None and self.unet.pays_to_pair(len(x_T))
         return process.generate(self.within(mask), x_T, self.schedule, timesteps, edit=edit, paired=paired, **settings)
+
+    def _replayed(self, z, timesteps):
+        if z is not None and z.shape[1] != len(timesteps):
+            raise UserError(f"z is of {z.shape[1]} steps, not of {len(timesteps)}: give n_steps as for `noise_maps`")
+        return replayed(z, timesteps)
 
     def within(self, mask):
         """The U-Net, whose edits stay inside a mask where there is one."""

@@ -120,6 +120,8 @@ g.value("t_0", int, 999, "timestep that inversion reaches and generation starts 
 g.value("n_inv_step", int, 40, "timesteps of the inversion; 0: every one", 0, MANY)
 g.value("n_train_step", int, 6, "timesteps of the generation in training; 0: every one", 0, MANY)
 g.value("n_test_step", int, 40, "timesteps of the generation in testing; 0: every one", 0, MANY)
+text = "of images to test: ddim, or ddpm: edit-friendly noise maps, one a step, so n_inv_step and n_test_step must be equal"
+g.value("inversion", str, "ddim", text, choices=("ddim", "ddpm"))
 g.value("sample_type", str, "ddim", "ddim, or ddpm: ancestral steps throughout", choices=("ddim", "ddpm"))
 g.value("dt_lambda", float, 1.0, "factor of eps in the direction term of the first step (t = T - 1)", 0, 2)
 

@@ -203,6 +203,8 @@ def check_together(given):
     if has("segmenter") and not (has("evaluate") or has("edit_region")):
         raise UserError("--segmenter needs --evaluate or --edit_region")
     check_region(given, has)
+    if value_of(given, "inversion") == "ddpm":
+        check_noise_maps(given, has)
 
 
 def value_of(given, name):
@@ -261,6 +263,18 @@ def check_one_image(given, has):
     for name in ("custom_test_dataset_dir", "start_image_id", "n_test_img", "manual_checkpoint_name", "load_from_checkpoint"):
         if name in given:
             raise UserError(f"--{name} has no effect with --edit_image, which learns on one picture and edits it: leave it out")
+
+
+def check_noise_maps(given, has):
+    for mode in ("run_train", "fit_direction", "edit_image"):
+        if has(mode) and not has("just_precompute"):
+            raise UserError(f"--{mode} learns from DDIM latents: leave out --inversion ddpm, which is for the tests")
+    if not (has("just_precompute") or has("run_test") or has("evaluate")):
+        raise UserError("--inversion ddpm needs --just_precompute, --run_test or --evaluate")
+    if has("load_random_noise"):
+        raise UserError("--load_random_noise inverts nothing: leave out --inversion ddpm")
+    if value_of(given, "sample_type") == "ddpm":
+        raise UserError("--inversion ddpm has its noise in every step: leave out --sample_type ddpm, which draws other noise")
 
 
 def check_region(given, has):

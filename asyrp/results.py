@@ -7,6 +7,7 @@ from tqdm import tqdm
 from asyrp.evaluation import gauges
 from asyrp.evaluation.evaluation import Evaluation
 from asyrp.evaluation.segmenter import segmenter_of
+from asyrp.noise_maps import replayed
 from asyrp.report import page, pictures
 from asyrp.report.album import Album, axes
 from utils.errors import UserError
@@ -78,6 +79,7 @@ def open_evaluation(experiment, prompts, decided, clip, device):
     segmenter = segmenter_of(s)
     openers = gauges.openers(config, clip, prompts, segmenter, device)
     told = {"config": shown(config.path), "experiment": experiment.name, "prompts": prompts}
+    told |= {"inversion": s.inversion}
     told |= {"t_edit": decided["t_edit"], "t_boost": decided["t_boost"], "n_test_step": s.n_test_step}
     told |= {"clip": shown(s.clip_model_name or config.clip_name()), "segmenter": segmenter and shown(segmenter)}
     return Evaluation(openers, told, device, experiment.folder)
@@ -89,7 +91,7 @@ def draw_reconstructions(model, experiment, pairs, indices, split, later):
     folder = experiment.folder / "image_samples" / f"precomputed_{split}"
     timesteps = model.timesteps(s.n_inv_step, s.t_0)
     for batch in tqdm(pairs.batches(indices, s.bs_precompute), desc="generating back", unit="batch"):
-        x_0 = model.run(batch.x_T, timesteps)
+        x_0 = model.run(batch.x_T, timesteps, **replayed(batch.z, timesteps))
         for i, index in enumerate(batch.indices):
             columns = ["original", "reconstruction"]
             later(pictures.save_grid, folder / f"{index:06d}.png", [[batch.x_0[i], x_0[i]]], columns)

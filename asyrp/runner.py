@@ -65,6 +65,8 @@ class Asyrp:
         self.images.check(*[split for split, wanted in looked_at.items() if wanted])
         # What is trained is tested; else what the flags name.
         stored = find_directions(s, Experiment(s)) if tests and not (trains or fits or s.pass_editing) else []
+        if tests:
+            settings.check_noise_maps(s.with_record(stored[0].record, stored[0].name) if stored else s)
         torch.manual_seed(s.seed)
         keep_freed_memory(device)
         self.model = open_model(self.config, s.model_path, device, s.precision, s.compile, s.checkpoint_decoder)
@@ -183,7 +185,7 @@ class Asyrp:
         timesteps = self.model.timesteps(s.n_test_step, s.t_0)
         check_interval(timesteps, [use.t_edit.value for use in uses], [use.direction.name for use in uses])
         experiment = Experiment(s)
-        reverse = Reverse(timesteps, t_boost.value, s.sample_type, s.dt_lambda, s.seed)
+        reverse = Reverse(timesteps, t_boost.value, s.sample_type, s.dt_lambda, s.seed, s.inversion == "ddpm")
         draw = partial(self.later, pictures.save_grid)
         editor = Editor(self.model, reverse, experiment.folder / "image_samples", draw, self.region())
         if s.num_mean_of_delta_hs:

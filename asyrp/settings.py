@@ -123,6 +123,20 @@ def check_settings(settings, T):
             raise UserError("all weights of the loss are 0: nothing would be trained; set --clip_loss_w")
 
 
+def check_noise_maps(settings):
+    """Raise UserError for a test whose process is not the one that --inversion ddpm makes its noise maps for."""
+    if settings.inversion != "ddpm":
+        return
+    inversion, test = settings.get("n_inv_step"), settings.get("n_test_step")
+    if settings.steps("n_inv_step") != settings.steps("n_test_step"):
+        raise UserError(
+            f"--inversion ddpm has a noise map for each step, but n_inv_step is {inversion} and n_test_step is {test}: give "
+            "--n_inv_step and --n_test_step the same number"
+        )
+    if settings.dt_lambda != 1:
+        raise UserError(f"--inversion ddpm takes its steps as they are: give --dt_lambda 1, not {settings.get('dt_lambda')}")
+
+
 # ---- intervals --------------------------------------------------------------------------------------------------------------
 
 
@@ -164,8 +178,11 @@ def decide_t_edit(settings, uses, curve, cosine):
 def decide_t_boost(settings, records, curve):
     """t_boost of a run -> Value. records: list of (name, record) of the directions it uses; curve: as in `decide_t_edit`.
 
-    Ancestral steps (--sample_type ddpm) are noisy throughout: there is nothing to boost.
+    Ancestral steps (--sample_type ddpm) and those with noise maps (--inversion ddpm) are noisy throughout: there is nothing to
+    boost.
     """
+    if settings.inversion == "ddpm":
+        return Value(0, "--inversion ddpm")
     if settings.source("user_defined_t_addnoise") == "flag":
         return settings.get("user_defined_t_addnoise")
     if settings.sample_type == "ddpm":
@@ -179,6 +196,14 @@ def decide_t_boost(settings, records, curve):
     threshold = settings.get("lpips_addnoise_th")
     t_boost = intervals.choose_t_boost(curve(), threshold.value, settings.add_noise_from_xt)
     return Value(t_boost, f"LPIPS curve at {threshold.value:g}; threshold: {threshold.source}")
+
+
+def without_boosting(settings):
+    """The flags about quality boosting that are given where --inversion ddpm has noise in every step anyway."""
+    if settings.inversion != "ddpm":
+        return []
+    flags = ("user_defined_t_addnoise", "lpips_addnoise_th", "add_noise_from_xt", "origin_process_addnoise")
+    return [name for name in flags if settings.given.get(name)]  # --user_defined_t_addnoise 0 says the same
 
 
 def differences(settings, name, record, t_edit):

@@ -3,6 +3,7 @@
 Every thing lies under a key that changes with everything its content depends on. The keys are made here, and nowhere else:
 
     latent        model, precision, timesteps of the inversion, pixels
+    noise_maps    model, precision, timesteps, pixels, and what their noise is drawn from: seed and the image's number
     sample        model, precision, timesteps, x_T
     trajectory    model, precision, timesteps, dtype, x_T
     mean          model, precision, the whole process, direction and strengths by content, the images
@@ -46,6 +47,12 @@ def key(kind, **parts):
 def latent_key(model, timesteps, pixels):
     """pixels: the digest of the image."""
     return key("latent", model=model.identity, precision=model.precision, timesteps=timesteps, pixels=pixels)
+
+
+def noise_maps_key(model, timesteps, pixels, seed, number):
+    """pixels: the digest of the image; number: its place in the data set."""
+    parts = {"timesteps": timesteps, "pixels": pixels, "seed": seed, "number": number}
+    return key("noise_maps", model=model.identity, precision=model.precision, **parts)
 
 
 def sample_key(model, timesteps, x_T):

@@ -45,6 +45,9 @@ def uses_of(s, found, prompts, curve, cosine):
     asked = [_asked(name, direction, prompts, len(found)) for name, direction in zip(named, found, strict=True)]
     t_edits = settings.decide_t_edit(s, asked, curve, cosine)
     t_boost = settings.decide_t_boost(s, [(d.name, d.record) for d in found], curve)
+    if idle := settings.without_boosting(s):
+        flags = ", ".join(f"--{name}" for name in idle)
+        log.warning("%s: without effect, --inversion ddpm has noise in every step and no quality boosting", flags)
     uses = []
     for direction, t_edit in zip(found, t_edits, strict=True):
         flag = s.source("n_train_step") == "flag"

@@ -104,6 +104,7 @@ EFFECTS = {
     "n_inv_step": (INVERT, ("--n_inv_step", "5"), "latents"),
     "n_train_step": (TRAIN, ("--n_train_step", "5"), "directions"),
     "n_test_step": (TEST, ("--n_test_step", "5"), "files"),
+    "inversion": (TEST, ("--inversion", "ddpm"), "pictures"),
     "sample_type": (TEST, ("--sample_type", "ddpm"), "pictures"),
     "dt_lambda": (TEST, ("--dt_lambda", "0.5"), "pictures"),
     # data

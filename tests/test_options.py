@@ -82,7 +82,7 @@ def test_only_what_was_given_is_given():
         ([*TEST, "--load_from_checkpoint", "a", "--manual_checkpoint_name", "b"], "all name a direction: give one"),
         ([*TEST, "--evaluate", "--pass_editing"], "--evaluate measures an edit"),
         ([*TEST[:-2], "--evaluate", "--multiple_attr", "a b"], "--evaluate measures one direction"),
-        ([*TEST, "--segmenter", "x.pt"], "--segmenter needs --evaluate"),
+        ([*TEST, "--segmenter", "x.pt"], "--segmenter needs --evaluate or --edit_region"),
         ([*TEST, "--start_image_id", "-1"], "--start_image_id -1: must be 0 or more"),
         ([*TEST, "--target_image_id", "3,7"], "must be image numbers"),
         ([*TEST, "--target_image_id", " "], "--target_image_id: its text is empty"),

@@ -16,6 +16,11 @@ ONE, OTHER = torch.arange(6.0), torch.arange(6.0) + 1
 # key function -> (its parts, {part: another value}); the model's identity and precision are parts of all but one.
 KEYS = {
     "latent": (store.latent_key, {"timesteps": [0, 999], "pixels": "a"}, {"timesteps": [0, 500, 999], "pixels": "b"}),
+    "noise_maps": (
+        store.noise_maps_key,
+        {"timesteps": [0, 999], "pixels": "a", "seed": 1, "number": 3},
+        {"timesteps": [0, 500, 999], "pixels": "b", "seed": 2, "number": 4},
+    ),
     "sample": (store.sample_key, {"timesteps": [0, 999], "x_T": ONE}, {"timesteps": [0, 998], "x_T": OTHER}),
     "trajectory": (
         store.trajectory_key,

@@ -1,4 +1,4 @@
-"""(image, latent) pairs: x_0 and its x_T, by DDIM inversion or drawn from noise. Both lie in the store."""
+"""(image, latent) pairs: x_0 and its x_T, by an inversion or drawn from noise. Both lie in the store."""
 
 import logging
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from asyrp import process, store
 from asyrp.acceleration.overlap import prefetched
 from asyrp.data.datasets import load_batch
 from asyrp.data.pixels import PixelIndex
+from asyrp.noise_maps import noise_maps
 from utils.digests import digest
 from utils.errors import UserError
 
@@ -17,19 +18,68 @@ log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """Images and their latents: indices (list of ints), names, x_0 (or None) and x_T (B, 3, H, W) on the CPU."""
+    """Images and their latents: indices (list of ints), names, x_0 (or None) and x_T (B, 3, H, W) on the CPU; z, where the
+    latents are noise maps as well (see asyrp/noise_maps.py)."""
 
     indices: list
     names: list
     x_0: torch.Tensor | None
     x_T: torch.Tensor
+    z: torch.Tensor | None = None
+
+
+class DDIM:
+    """DDIM inversion: a latent is x_T."""
+
+    kind = "latent"  # in the store
+
+    def __init__(self, model, timesteps):
+        self.model, self.timesteps = model, timesteps
+        self.shapes = {"x_T": (3, model.image_size, model.image_size)}
+
+    def key(self, index, pixels):
+        return store.latent_key(self.model, self.timesteps, pixels)
+
+    def name_of_content(self, index, pixels):
+        """What stands for an image in keys and records."""
+        return pixels
+
+    def latents(self, indices, x_0):
+        """Images on the model's device -> {name: tensors, one an image}."""
+        return {"x_T": process.invert(self.model.unet, x_0, self.model.schedule, self.timesteps)}
+
+
+class NoiseMaps:
+    """Edit-friendly noise maps: a latent is x_T and z. The noise of an image is drawn for the seed and its number."""
+
+    kind = "noise_maps"
+
+    def __init__(self, model, timesteps, seed):
+        self.model, self.timesteps, self.seed = model, timesteps, seed
+        image = (3, model.image_size, model.image_size)
+        self.shapes = {"x_T": image, "z": (len(timesteps), *image)}
+
+    def key(self, index, pixels):
+        return store.noise_maps_key(self.model, self.timesteps, pixels, self.seed, index)
+
+    def name_of_content(self, index, pixels):
+        return digest(pixels, index)
+
+    def latents(self, indices, x_0):
+        noise = process.image_noise(self.seed, indices)
+        x_T, z = noise_maps(self.model.unet, x_0, self.model.schedule, self.timesteps, noise)
+        return {"x_T": x_T, "z": z}
 
 
 class InvertedPairs:
-    """The pairs of a dataset: every image is inverted once over `timesteps` (ascending), and found again by its pixels."""
+    """The pairs of a dataset: every image is inverted once over `timesteps` (ascending), and found again by its pixels.
 
-    def __init__(self, dataset, model, timesteps, kept):
+    inversion: a DDIM, the default, or NoiseMaps over the same timesteps.
+    """
+
+    def __init__(self, dataset, model, timesteps, kept, inversion=None):
         self.dataset, self.model, self.timesteps, self.store = dataset, model, timesteps, kept
+        self.inversion = inversion or DDIM(model, timesteps)
         self.pixels = PixelIndex(dataset, kept.root / "pixels")
         self.skipped = set()
 
@@ -49,9 +99,9 @@ class InvertedPairs:
                     good, x_0, pixels, messages = found
                     self._skip(messages)
                     readable += len(good)
-                    missing = [again or self._found(one) is None for one in pixels]
+                    missing = [again or self._found(*one) is None for one in zip(good, pixels, strict=True)]
                     if any(missing):
-                        self._invert(x_0, pixels, missing)
+                        self._invert(good, x_0, pixels, missing)
                 bar.update(len(group))
         if not readable:
             raise UserError(f"{self.dataset.folder}: none of the {len(indices)} images could be read; check the files")
@@ -62,7 +112,7 @@ class InvertedPairs:
     def _ready(self, group):
         """Whether the latents of all these images are there and whole, as far as can be told without decoding an image."""
         known = [self.pixels.get(index) for index in group]
-        return all(known) and all(self._found(pixels) is not None for pixels in known)
+        return all(known) and all(self._found(*one) is not None for one in zip(group, known, strict=True))
 
     def _load(self, group):
         """-> (indices that could be read, images or None, digests of their pixels, messages about the others)."""
@@ -71,21 +121,19 @@ class InvertedPairs:
         self.pixels.add(good, pixels)
         return good, x_0, pixels, messages
 
-    def _invert(self, x_0, pixels, missing):
-        x_T = process.invert(self.model.unet, x_0.to(self.model.device), self.model.schedule, self.timesteps).cpu()
-        if not x_T.isfinite().all():
+    def _invert(self, indices, x_0, pixels, missing):
+        latents = self.inversion.latents(indices, x_0.to(self.model.device))
+        latents = {name: tensor.cpu() for name, tensor in latents.items()}
+        if not all(tensor.isfinite().all() for tensor in latents.values()):
             raise UserError("inversion gave numbers that are not finite: the weights are damaged, or give --precision fp32")
-        for one, latent, lacks in zip(pixels, x_T, missing, strict=True):
+        for i, (index, one, lacks) in enumerate(zip(indices, pixels, missing, strict=True)):
             if lacks:
-                self.store.write("latent", self._key(one), {"x_T": latent}, {"timesteps": self.timesteps})
+                own, key = {name: tensor[i] for name, tensor in latents.items()}, self.inversion.key(index, one)
+                self.store.write(self.inversion.kind, key, own, {"timesteps": self.timesteps})
 
-    def _key(self, pixels):
-        return store.latent_key(self.model, self.timesteps, pixels)
-
-    def _found(self, pixels):
-        size = self.model.image_size
-        found = self.store.read("latent", self._key(pixels), {"x_T": (3, size, size)})
-        return found and found["x_T"]
+    def _found(self, index, pixels):
+        """{name: tensor} of an image's latent, or None."""
+        return self.store.read(self.inversion.kind, self.inversion.key(index, pixels), self.inversion.shapes)
 
     def _skip(self, messages):
         for message in messages:
@@ -94,16 +142,16 @@ class InvertedPairs:
                 self.skipped.add(message)
 
     def names_of_content(self, indices):
-        """What stands for the images in keys and records: the digests of their pixels, of those that can be read."""
+        """What stands for the images in keys and records, of those that can be read; for DDIM the digests of their pixels."""
         names = []
         for index in indices:
             pixels = self.pixels.get(index)
             if pixels is None:
                 _, _, found, messages = self._load([index])
                 self._skip(messages)
-                names += found
+                names += [self.inversion.name_of_content(index, one) for one in found]
             else:
-                names.append(pixels)
+                names.append(self.inversion.name_of_content(index, pixels))
         return names
 
     def batches(self, indices, batch_size):
@@ -116,12 +164,14 @@ class InvertedPairs:
             self._skip(messages)
             if not good:
                 continue
-            found = [self._found(one) for one in pixels]
-            missing = [x_T is None for x_T in found]
+            images = list(zip(good, pixels, strict=True))
+            found = [self._found(*one) for one in images]
+            missing = [latent is None for latent in found]
             if any(missing):  # damaged since `fill`, or removed by somebody
-                self._invert(x_0, pixels, missing)
-                found = [self._found(one) for one in pixels]
-            yield Batch(good, [self.dataset.name(i) for i in good], x_0, torch.stack(found))
+                self._invert(good, x_0, pixels, missing)
+                found = [self._found(*one) for one in images]
+            latents = {name: torch.stack([latent[name] for latent in found]) for name in self.inversion.shapes}
+            yield Batch(good, [self.dataset.name(i) for i in good], x_0, **latents)
 
     def batch(self, indices, batch_size):
         """All of these images as one Batch, inverted first, `batch_size` at a time, where they are not yet."""

@@ -133,6 +133,8 @@ def as_text(result):
     rows.insert(1, ["-" * width for width in widths])
     about = result["settings"]
     head = '"{}" -> "{}", CLIP {}: mean ± standard error over n images'.format(*about["prompts"], about["clip"])
+    if about.get("inversion", "ddim") != "ddim":
+        head += f"; inversion {about['inversion']}"
     lines = [head, ""]
     lines += ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     lines += [

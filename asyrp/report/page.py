@@ -137,14 +137,22 @@ def settings_of(text):
         "prompts": [(str(source), str(target)) for source, target in found["prompts"]],
         "t_edit": [int(t) for t in t_edit] if isinstance(t_edit, list) else t_edit and int(t_edit),
         "t_boost": None if t_boost is None else int(t_boost),
+        "inversion": inversion_of(flags),
     }
+
+
+def inversion_of(settings):
+    """What --inversion was, in words; DDIM where nothing is said, as before there was another."""
+    return "DDPM, noise maps" if settings.get("inversion") == "ddpm" else "DDIM"
 
 
 def metrics_of(text):
     """evaluation.json -> what the page shows."""
     result = json.loads(text)
     pictures, rows = evaluation.table_of(result)
-    return {"pictures": pictures, "rows": rows, "clip": result["settings"]["clip"], "left_out": dict(result["left_out"])}
+    about, left_out = result["settings"], dict(result["left_out"])
+    told = {"clip": about["clip"], "inversion": inversion_of(about), "left_out": left_out}
+    return {"pictures": pictures, "rows": rows, **told}
 
 
 def gallery_of(text):
