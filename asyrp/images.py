@@ -37,7 +37,7 @@ class RunImages:
         if not path.is_file():
             raise UserError(f"--edit_image {path}: no such file; check the path")
         neighbours = open_folder(s.custom_train_dataset_dir, size) if split == "train" and s.custom_train_dataset_dir else None
-        names = [(neighbours.folder / name).resolve() for name in getattr(neighbours, "names", [])]
+        names = [str((neighbours.folder / name).resolve()) for name in getattr(neighbours, "names", [])]
         return ImageFolder(path.parent, size, [path.name, *names])
 
     def check(self, *splits):

@@ -29,8 +29,8 @@ class Value:
         return f"{self.value} ({self.source})"
 
 
-# What --edit_image means where no flag says otherwise: enough steps on the one picture, long ones, with little to hold them back;
-# one checkpoint at the end, and a strip. Chosen by eye on faces of the default stack.
+# What --edit_image means where no flag says otherwise: enough steps on the one picture, long ones, with little to hold them
+# back; one checkpoint at the end, and a strip. Chosen by eye on faces of the default stack.
 OF_ONE_IMAGE = {
     "n_iter": 12,
     "scheduler_step_size": 12,
