@@ -10,8 +10,9 @@ from utils.errors import UserError
 
 DESCRIPTION = """Edit images with a frozen diffusion model by moving its bottleneck features, h-space (Asyrp, ICLR 2023).
 
-Five modes, in the order of a usual piece of work: --lpips measures where an edit should act, --just_precompute inverts
-images, --run_train learns a direction, --run_test edits images with it, --evaluate measures what the edit did.
+Six modes, in the order of a usual piece of work: --lpips measures where an edit should act, --just_precompute inverts
+images, --run_train learns a direction, --fit_direction makes one in seconds, --run_test edits images with it, --evaluate
+measures what the edit did.
 
 A setting has one value: that of its flag; else what the direction was trained with; else that of the section `editing` of the
 YAML; else the default that stands here."""
