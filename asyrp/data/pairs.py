@@ -27,6 +27,10 @@ class Batch(NamedTuple):
     x_T: torch.Tensor
     z: torch.Tensor | None = None
 
+    def part(self, rows):
+        """A slice of it -> Batch."""
+        return Batch(*(column if column is None else column[rows] for column in self))
+
 
 class DDIM:
     """DDIM inversion: a latent is x_T."""

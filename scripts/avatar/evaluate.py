@@ -81,7 +81,7 @@ class Evaluator:
         """What the process makes of the first `n` faces of a batch -> (n, 3, H, W) on the model's device."""
         n, size = n or len(batch.indices), self.args.batch_size
         parts = [slice(i, min(i + size, n)) for i in range(0, n, size)]
-        return torch.cat([self.editor.sample(batch.x_T[part], batch.indices[part], edit) for part in parts])
+        return torch.cat([self.editor.sample(batch.part(part), edit) for part in parts])
 
     def measure_plain(self):
         """Inversion and plain generation of the first faces -> percentages of faces that keep a label, and all of them."""
