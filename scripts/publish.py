@@ -62,6 +62,8 @@ def main(argv=None):
     parser.add_argument("checkpoint", type=Path, help="file of a direction: ours, or of the 2023 release")
     parser.add_argument("--out", type=Path, help="file to write (by default beside the checkpoint, with its name)")
     args = parser.parse_args(argv)
+    if not args.checkpoint.name:
+        raise UserError(f'"{args.checkpoint}" is no file: name the checkpoint to publish')
     out = args.out or args.checkpoint.with_suffix(".safetensors")
     stored = publish(args.checkpoint, out)
     print(f"{out}: {out.stat().st_size:,} bytes")

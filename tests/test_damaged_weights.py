@@ -35,6 +35,20 @@ def test_a_file_that_asks_for_more_memory_than_there_is(tmp_path, monkeypatch, e
     assert "it is damaged, or this machine lacks the memory for it" in complaint_of(tmp_path / "w.pt")
 
 
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (torch.eye(3).to_sparse(), "sparse_coo"),
+        (torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8), "quantised"),
+        (torch.eye(3).to(torch.float8_e4m3fn), "float8_e4m3fn"),
+    ],
+)
+def test_tensors_that_nothing_here_computes_with(tmp_path, tensor, kind):
+    path = tmp_path / "w.pt"
+    torch.save({"state_dict": [WEIGHTS, {"down": tensor}]}, path)
+    assert f"holds tensors of the kind {kind}: write them as ordinary ones" in complaint_of(path)
+
+
 def test_a_checkpoint_that_holds_itself(tmp_path):
     contents = {"epoch": 3}
     contents |= {key: contents for key in KEYS}

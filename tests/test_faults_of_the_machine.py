@@ -146,11 +146,17 @@ AMID = {
 }
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "number", "expected"),
+    [
+        *((mode, number, 128 + number) for mode in MODES for number in (signal.SIGINT, signal.SIGTERM)),
+        ("train", signal.SIGHUP, 129),
+        ("test", signal.SIGXCPU, 152),
+    ],
+)
 def test_a_signal_amid_the_work(site, monkeypatch, request, mode, number, expected):
-    own = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, own))
+    own = signal.signal(number, signal.default_int_handler)  # some are ignored where tests run in the background
+    request.addfinalizer(lambda: signal.signal(number, own))
     before = directions_in()
     home, name = AMID[mode]
     with monkeypatch.context() as patch:

@@ -79,9 +79,27 @@ def load(path):
             return load_file(path)
         with warnings.catch_warnings():  # of what is an error here
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return plain(torch.load(path, map_location="cpu", weights_only=True), path)
     except UNREADABLE as error:
         raise UserError(f"{path} {_complaint(path, error)}") from error
+
+
+def plain(contents, path):
+    """What was read from a file, whose tensors must be ordinary ones. Raises UserError for others: nothing here computes with
+    sparse, quantised, 8-bit or empty ("meta") tensors."""
+    left, seen = [contents], set()
+    while left:
+        item = left.pop()
+        if isinstance(item, torch.Tensor):
+            kind = "quantised" if item.is_quantized else "meta" if item.is_meta else str(item.layout).partition(".")[2]
+            if item.dtype.is_floating_point and item.dtype.itemsize < 2:
+                kind = str(item.dtype).partition(".")[2]
+            if kind != "strided":
+                raise UserError(f"{path} holds tensors of the kind {kind}: write them as ordinary ones, in float32 or float16")
+        elif isinstance(item, dict | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            left += item.values() if isinstance(item, dict) else item
+    return contents
 
 
 def save_safetensors(tensors, path, metadata):

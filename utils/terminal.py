@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+from contextlib import suppress
 
 from utils.errors import UserError
 from utils.text import one_line
@@ -30,8 +31,12 @@ REMEDIES = {
 }
 
 
+# Besides Ctrl-C: what a cluster sends before it kills, a terminal that closes, processor time that is used up.
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGXCPU") if hasattr(signal, name))
+
+
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a cluster sends before it kills; treated like Ctrl-C."""
+    """One of ENDING, treated like Ctrl-C; its number is the first argument."""
 
 
 class Stream:
@@ -71,13 +76,12 @@ class Stream:
 
 def guarded(main, argv=None, stopped=STOPPED):
     """Run `main(argv)` -> exit status: its own (None is 0); 2 after an error that the user can put right, which is told in one
-    line; 130 after Ctrl-C and 143 after SIGTERM, with the line `stopped`."""
+    line; 130 after Ctrl-C, 143 after SIGTERM and likewise for ENDING, with the line `stopped`."""
     guard_streams()
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        signal.signal(signal.SIGTERM, _terminate)
-    except ValueError:  # not in the main thread: signals are somebody else's
-        before = None
+    before = {}
+    # In another thread than the main one signals are somebody else's.
+    with suppress(ValueError):
+        before = _catch_ending()
     try:
         return main(argv) or 0
     except UserError as error:
@@ -91,10 +95,10 @@ def guarded(main, argv=None, stopped=STOPPED):
     except KeyboardInterrupt as error:
         close_bars()
         print(stopped, file=sys.stderr)
-        return 143 if isinstance(error, Terminated) else 130
+        return _status(error)
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def catch_signals_early():
@@ -105,15 +109,15 @@ def catch_signals_early():
         if not issubclass(kind, KeyboardInterrupt):
             return sys.__excepthook__(kind, error, trace)
         print(STOPPED, file=sys.stderr, flush=True)
-        os._exit(143 if issubclass(kind, Terminated) else 130)
+        os._exit(_status(error))
 
     sys.excepthook = hook
-    signal.signal(signal.SIGTERM, _terminate)
+    _catch_ending()
 
 
 def leave_signals_to_the_parent(*_):
     """For a process that works for another: Ctrl-C reaches it too, and the step under way still needs its work."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, *ENDING):
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -156,5 +160,18 @@ def _tell(text):
     return 2
 
 
+def _catch_ending():
+    """-> {number: its former handler}; a signal that is ignored, as nohup has it, stays so."""
+    former = {number: signal.getsignal(number) for number in ENDING}
+    former = {number: handler for number, handler in former.items() if handler not in (signal.SIG_IGN, None)}
+    for number in former:
+        signal.signal(number, _terminate)
+    return former
+
+
 def _terminate(number, frame):
-    raise Terminated
+    raise Terminated(number)
+
+
+def _status(error):
+    return 128 + (error.args[0] if isinstance(error, Terminated) else signal.SIGINT)
