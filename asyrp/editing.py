@@ -162,7 +162,7 @@ class Editor:
         edit = hspace.Edit([use.direction], [strength * use.scale], origin, [use.t_edit.value])
         key = store.mean_key(
             self.model,
-            self.reverse.content(),
+            [pairs.timesteps, *self.reverse.content()],
             [use.direction.digest()],
             edit.coefficients,
             origin,

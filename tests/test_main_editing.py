@@ -145,6 +145,7 @@ def test_a_mean_is_found_by_everything_that_it_depends_on(run_learned, tiny):
         ("--hs_coeff_origin_h", "0.9"),
         ("--user_defined_t_edit", "900"),
         ("--n_test_step", "5"),
+        ("--n_inv_step", "5"),
         ("--custom_train_dataset_dir", tiny.test),
         ("--sample_type", "ddpm"),
         ("--sample_type", "ddpm", "--seed", "7"),
