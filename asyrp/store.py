@@ -65,8 +65,8 @@ def trajectory_key(model, timesteps, dtype, x_T):
 
 
 def mean_key(model, process, directions, coefficients, origin, t_edit, over_timesteps, images):
-    """process: everything that decides inversion and reverse process, as plain data. directions: their digests. images: digests of the
-    pixels, in order."""
+    """process: everything that decides inversion and reverse process, as plain data. directions: their digests. images:
+    digests of the pixels, in order."""
     return key(
         "mean",
         model=model.identity,
