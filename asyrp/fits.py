@@ -49,6 +49,8 @@ class Fit:
         else:
             positive = labels.extremes(self._zero_shot(pairs.dataset, indices), s.n_examples)
         chosen = labels.balanced(positive, s.n_examples)
+        if not chosen:
+            raise UserError(f"{s.labels} names none of the {len(indices)} images: its column file must hold their names")
         return [Labelled(pairs, [indices[i] for i in chosen], [positive[i] for i in chosen])]
 
     def _folder(self, folder, positive):

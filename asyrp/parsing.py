@@ -243,6 +243,8 @@ def check_fit(given, has):
     for one, other in (("positive", "negative"), ("labels", "label")):
         if (one in given) != (other in given):
             raise UserError(f"--{one} and --{other} go together")
+    if kind == "labels" and has("load_random_noise"):
+        raise UserError(f"{fit} needs images that have labels: leave out --load_random_noise")
     if "positive" in given and "labels" in given:
         raise UserError("--positive and --labels both give labels: give one of them")
     if "label" in given and not re.fullmatch("[^=]+=.+", given["label"]):

@@ -161,8 +161,8 @@ class Asyrp:
         s, experiment = self.settings, Experiment(self.settings)
         prompts = self.prompts()
         [t_edit] = settings.decide_t_edit(s, [("the fit", {}, (prompts or [None])[0])], self.curve, self.cosine)
-        t_boost = settings.decide_t_boost(s, [], self.curve)
-        made = Fit(s, self.model, self.images, self.clip, prompts).run(t_edit.value, t_boost.value)
+        t_boost = settings.decide_t_boost(s, [], self.curve).value if s.run_test or s.evaluate else None
+        made = Fit(s, self.model, self.images, self.clip, prompts).run(t_edit.value, t_boost)
         with held(experiment.lock, f"the experiment {experiment.name}"):
             for k, (direction, said) in enumerate(made):
                 name = f"{experiment.base}_pc{k + 1}{experiment.suffix}" if s.fit_direction == "h_pca" else experiment.name
@@ -170,7 +170,7 @@ class Asyrp:
                 directions.save(direction, path)
                 log.info("%s: %s", path, said)
         records = [direction.record for direction, _ in made]
-        found = {"prompts": prompts, "t_edit": t_edit.value, "t_boost": t_boost.value}
+        found = {"prompts": prompts, "t_edit": t_edit.value, "t_boost": t_boost}
         experiment.write_settings("fit", **found, records=records, decided={"t_edit": t_edit.source})
         return [direction for direction, _ in made]
 

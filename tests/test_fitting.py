@@ -153,6 +153,7 @@ HAIR = ("--fit_direction", "labels", "--labels", "labels.csv", "--label", "hair=
 @pytest.fixture
 def table(run):
     Path("labels.csv").write_text("file,hair\n" + "".join(f"0{i}.png,{'blond' if i % 2 else 'black'}\n" for i in range(4)))
+    Path("strange.csv").write_text("file,hair\na.png,blond\nb.png,black\n")
     return run
 
 
@@ -204,6 +205,8 @@ def test_components_are_directions_of_their_own(run, capsys):
         (("--run_test", "--fit_by", "mean"), "--fit_by needs --fit_direction labels"),
         ((*HAIR, "--n_components", "2"), "--n_components needs --fit_direction h_pca"),
         (("--fit_direction", "h_pca", "--run_test"), "makes several directions"),
+        ((*HAIR, "--load_random_noise"), "needs images that have labels"),
+        ((*HAIR, "--labels", "strange.csv"), "strange.csv names none of the 2 images"),
         ((*HAIR, "--labels", "nowhere.csv"), "nowhere.csv: No such file or directory; check the path"),
         (("--fit_direction", "labels", "--positive", "nowhere", "--negative", "b"), "nowhere is no folder of images"),
     ],
