@@ -81,7 +81,8 @@ def test_winograds_convolutions_are_named():
     assert layouts == ["contiguous, Winograd", "channels_last"]
 
 
-def test_a_direction_that_ships_is_edited_with():
+def test_a_direction_that_ships_is_edited_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where none of the user's own has that name
     world = bench.World(bench.parse_args(["--config", "avatar.yml", "--direction", "smiling", "--device", "cpu"]))
     learned = torch.load(ROOT / "pretrained/avatar/directions/smiling.pth", weights_only=True)["0"]
     assert all(torch.equal(tensor, learned[name].float()) for name, tensor in world.direction.block.state_dict().items())

@@ -273,8 +273,9 @@ def test_a_direction_that_does_not_say_its_interval(model, x_T):
 # ---- the default stack ------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_lines_of_the_library_work(tiny):
-    """As they stand in the docstring of asyrp/__init__.py."""
+def test_the_first_lines_of_the_library_work(tmp_path, monkeypatch):
+    """As they stand in the docstring of asyrp/__init__.py, where no direction of the user's own has that name."""
+    monkeypatch.chdir(tmp_path)
     model = asyrp.open_model("avatar.yml", device=DEVICE)
     smiling = asyrp.load_direction("smiling", model)
     assert smiling.record["t_edit"] == 302
