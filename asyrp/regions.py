@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from asyrp import blending
+from asyrp.data.datasets import DAMAGED
 from asyrp.evaluation.segmenter import open_segmenter
 from utils.digests import digest
 from utils.errors import UserError
@@ -31,9 +32,9 @@ def from_picture(path, size):
     try:
         with Image.open(path) as picture:
             grey = picture.convert("L").resize((size, size), Image.Resampling.BOX)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except DAMAGED as error:
         raise UserError(f"--edit_mask {path} cannot be read as a picture ({one_line(error)}): check the path") from error
-    mask = torch.tensor(list(grey.getdata()), dtype=torch.float32).view(1, 1, size, size) / 255
+    mask = pil_to_tensor(grey).float().unsqueeze(0) / 255
     if not mask.any():
         raise UserError(f"--edit_mask {path} is black: nothing would be edited; paint white where the edit should act")
     return Region({"mask": digest(mask)}, lambda images: mask)

@@ -155,25 +155,26 @@ class Judged:
 
     def before(self, original, reconstruction):
         self.truth = self.judge.names(original)
-        self.logits = self._logits(original)
+        self.logits = self._logits(self.judge.read(original))
         return self.after("reconstruction", reconstruction)
 
-    def _logits(self, images):
-        """-> (logit of what is aimed at (B,), of what the original shows of every other label (B, labels))."""
-        read, labels, rest = self.judge.read(images), self.judge.labels, []
+    def _logits(self, read):
+        """What `Judge.read` gives -> (logit aimed at (B,), those of what the original shows of every other label (B, labels))."""
+        labels, rest = self.judge.labels, []
         for label in labels:
             if label != self.label:
-                shown = torch.tensor([labels[label].index(value) for value in self.truth[label]], device=images.device)
+                shown = torch.tensor([labels[label].index(value) for value in self.truth[label]], device=read[label].device)
                 rest.append(read[label].gather(1, shown[:, None]))
         aim = read[self.label][:, labels[self.label].index(self.wanted)]
         return metrics.log_odds(aim), metrics.log_odds(torch.cat(rest, 1)) if rest else None
 
     def after(self, label, edited):
-        found, position = self.judge.names(edited), self.judge.labels[self.label].index(self.wanted)
+        found, read = self.judge.names(edited), self.judge.read(edited)
+        position = self.judge.labels[self.label].index(self.wanted)
         lacking = [value != self.wanted for value in self.truth[self.label]]
-        values = {self.score: self.judge.read(edited)[self.label][:, position].tolist()}
+        values = {self.score: read[self.label][:, position].tolist()}
         values[f"judge: {self.label} {self.wanted}"] = [float(value == self.wanted) for value in found[self.label]]
-        for name, before, after in zip(self.changes, self.logits, self._logits(edited), strict=True):
+        for name, before, after in zip(self.changes, self.logits, self._logits(read), strict=True):
             if before is not None:
                 values[name] = (after - before).abs().reshape(len(edited), -1).mean(1).tolist()
         for name in self.kept:
