@@ -159,7 +159,7 @@ class Judged:
         return self.after("reconstruction", reconstruction)
 
     def _logits(self, read):
-        """What `Judge.read` gives -> (logit aimed at (B,), those of what the original shows of every other label (B, labels))."""
+        """What `Judge.read` gives -> (logit aimed at (B,), those of the original's class of every other label (B, labels))."""
         labels, rest = self.judge.labels, []
         for label in labels:
             if label != self.label:
