@@ -18,6 +18,7 @@ _PUBLIC = {
     "load_direction": "asyrp.directions",
     "Direction": "asyrp.directions",
     "train_direction": "asyrp.training",
+    "calibrate": "asyrp.calibrating",
 }
 __all__ = [*_PUBLIC]
 

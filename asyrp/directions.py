@@ -10,6 +10,7 @@ A record is a mapping of plain data:
     model              identity and architecture of the model it was learned on (see model.py)
     training           everything else that the result depends on: loss, learning rate, images, CLIP, seed ...
     origin             "trained", "mean of <n> images", "2023 release"
+    calibration        how far it moves the picture at each strength (see calibration.py), once that was measured
 
 Strength 1 is what a direction was trained as.
 """
@@ -177,6 +178,15 @@ def save(direction, path, more=None):
 def convert(stored, path):
     """Write a Stored direction, its record and nothing else, as safetensors: one file that says what it is and runs no code."""
     _save_safetensors({str(number): part for number, part in stored.parts.items()}, stored.record, path)
+
+
+def write_record(path, record):
+    """Put another record into a direction's file; everything else in it stays as it is."""
+    contents = tensors.load(path)
+    if tensors.is_safetensors(path):
+        _save_safetensors(contents, record, path)
+    else:
+        tensors.save(contents | {"record": record}, path)
 
 
 def _save_safetensors(state, record, path):

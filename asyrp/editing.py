@@ -49,9 +49,9 @@ class Reverse:
         return [*content, "noise maps"] if self.noise_maps else content
 
 
-def points_of(n, strip=None):
-    """Strengths of `n` directions, a tuple for each picture. strip: (lowest, highest, number), or None for a single picture."""
-    return [(1.0,) * n] if strip is None else list(product(np.linspace(*strip).tolist(), repeat=n))
+def points_of(n, axes=None):
+    """Strengths of `n` directions, a tuple for each picture: one, or all those of `axes`, a list for each direction."""
+    return [(1.0,) * n] if axes is None else list(product(*axes))
 
 
 def edits_of(uses, points, strength=1.0, each=None, origin=1.0):

@@ -37,6 +37,7 @@ class Learning:
         self.function = training.new_function(model, record["kind"], record["ignore_timesteps"], timesteps, settings.seed)
         self.optimizer = torch.optim.SGD(self.function.parameters(), lr=settings.lr_training)
         self.schedule_of_file = None  # of a checkpoint of the 2023 release: its own
+        self.path = None  # of the last checkpoint
 
     @property
     def direction(self):
@@ -66,7 +67,8 @@ class Learning:
                 self._load(begin)
                 log.info("beginning at the direction of %s", path)
             return epochs
-        stored = directions.read(self.experiment.checkpoint(done[-1]))
+        self.path = self.experiment.checkpoint(done[-1])
+        stored = directions.read(self.path)
         todo = range(done[-1] + 1, epochs.stop if s.do_train else 0)
         # A checkpoint of the 2023 release, and one that goes on from it, has a schedule of its own; flags that are given win.
         follows = {"optimizer", "scheduler"} <= stored.more.keys()
@@ -189,6 +191,7 @@ class Learning:
                 reason = reason or line_of(error)
                 continue
             if place == path:
+                self.path = path
                 log.info("direction saved: %s", path)
                 return
             raise UserError(f"{reason}. The direction is kept as {place}: move it to {path}, and the same command goes on")
@@ -219,7 +222,7 @@ class Learning:
 def differing(there, here):
     """What two records differ in -> (name, value there, value here), the settings of `training` by their own names."""
     flat = [{**record, **record["training"], **record.get("model", {})} for record in (there, here)]
-    skipped = ("training", "model", "origin", "t_boost", "architecture")
+    skipped = ("training", "model", "origin", "t_boost", "architecture", "calibration")
     for name in dict.fromkeys([*flat[1], *flat[0]]):
         if name not in skipped and flat[0].get(name) != flat[1].get(name):
             yield name, flat[0].get(name), flat[1].get(name)

@@ -31,7 +31,7 @@ WITHOUT_EFFECT = {
     "use_mask",
     "warigari",
 }
-MODES = ("lpips", "just_precompute", "run_train", "fit_direction", "run_test", "evaluate")
+MODES = ("lpips", "just_precompute", "run_train", "fit_direction", "calibrate", "run_test", "evaluate")
 MANY = 10**9  # more than anybody means
 
 
@@ -49,6 +49,7 @@ class Flag:
     choices: tuple | None = None
     many: bool = False
     metavar: str | None = None
+    alone: object = None  # its value where the flag has none
 
     def holds(self, value):
         """Whether a number lies in the range; one that is not finite lies in none."""
@@ -89,6 +90,8 @@ g.switch("just_precompute", "invert the images of the training and test sets and
 g.switch("run_train", "learn a direction")
 text = "fit one to h in seconds: to labels (two folders, a table, or the prompts), or its principal components"
 g.value("fit_direction", str, None, text, choices=("labels", "h_pca"))
+text = "measure how far a direction moves training images at each strength, by lpips (the default) or s_dir; into its file"
+g.value("calibrate", str, None, text, choices=("lpips", "s_dir"), alone="lpips")
 g.switch("run_test", "edit test images with a direction")
 g.switch("evaluate", "measure what a direction does to test images: metrics as a table, JSON and CSV")
 
@@ -132,6 +135,7 @@ g.value("target_class_num", str, None, "class of ImageNet: its number, 0 to 999,
 g.zero_one("align_face", 0, "cut out faces as FFHQ did, in your own images (needs the library face_alignment)")
 g.value("n_train_img", int, 50, "training images; also the images that --lpips measures", 1, MANY)
 g.value("n_test_img", int, 10, "test images", 1, MANY)
+g.value("n_calibrate_img", int, 16, "training images that --calibrate edits", 1, MANY)
 g.value("n_precomp_img", int, 100, "images of each set that --just_precompute inverts", 1, MANY)
 g.value("bs_train", int, 1, "images in a training batch", 1, 65536)
 g.value("bs_test", int, 1, "images in a test batch", 1, 65536)
@@ -208,6 +212,8 @@ g.switch("delta_interpolation", "a strip of strengths from --min_delta to --max_
 g.value("max_delta", float, 1.0, "highest factor of the strip", -1000, 1000)
 g.value("min_delta", float, 0.0, "lowest factor of the strip", -1000, 1000)
 g.value("num_delta", int, 5, "pictures of the strip", 2, 1000)
+text = "a strip of a calibrated direction moves by equal changes of the picture; 0: by equal strengths"
+g.zero_one("equal_steps", 1, text)
 g.value("multiple_attr", str, None, 'combine these experiments or attributes, in one string ("smiling beard")')
 g.value("multiple_hs_coeff", str, None, 'their factors, in one string ("1 0.5")')
 g.value("num_mean_of_delta_hs", int, 0, "edit with the mean delta_h of so many images, one global direction", 0, MANY)

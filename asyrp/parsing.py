@@ -10,9 +10,9 @@ from utils.errors import UserError
 
 DESCRIPTION = """Edit images with a frozen diffusion model by moving its bottleneck features, h-space (Asyrp, ICLR 2023).
 
-Six modes, in the order of a usual piece of work: --lpips measures where an edit should act, --just_precompute inverts
-images, --run_train learns a direction, --fit_direction makes one in seconds, --run_test edits images with it, --evaluate
-measures what the edit did.
+Seven modes, in the order of a usual piece of work: --lpips measures where an edit should act, --just_precompute inverts
+images, --run_train learns a direction, --fit_direction makes one in seconds, --calibrate makes its steps equal, --run_test
+edits images with it, --evaluate measures what the edit did.
 
 A setting has one value: that of its flag; else what the direction was trained with; else that of the section `editing` of the
 YAML; else the default that stands here."""
@@ -50,7 +50,7 @@ def build_parser():
     """The parser of main.py; `main.py --help` prints it."""
     parser = Parser(
         prog="main.py",
-        usage="main.py --config YAML (--lpips | --just_precompute | --run_train | --run_test | --evaluate) [flags]",
+        usage="main.py --config YAML (--lpips | --just_precompute | --run_train | --run_test | ...) [flags]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=Help,
@@ -67,7 +67,8 @@ def build_parser():
             group.add_argument(f"--{flag.name}", type=int, nargs="?", const=1, choices=(0, 1), **common)
         else:
             shape = {"choices": flag.choices} if flag.choices else {"metavar": flag.metavar or METAVARS[flag.kind]}
-            group.add_argument(f"--{flag.name}", type=flag.kind, nargs="+" if flag.many else None, **shape, **common)
+            nargs = "+" if flag.many else "?" if flag.alone else None
+            group.add_argument(f"--{flag.name}", type=flag.kind, nargs=nargs, const=flag.alone, **shape, **common)
     return parser
 
 
@@ -174,7 +175,7 @@ def check_together(given):
     if "config" not in given:
         raise UserError("no model: give --config, a name under configs/ such as avatar.yml or a path")
     if not any(has(mode) for mode in MODES):
-        raise UserError("no mode: give --lpips, --just_precompute, --run_train, --fit_direction, --run_test or --evaluate")
+        raise UserError(f"no mode: give {', '.join(f'--{mode}' for mode in MODES)}")
     sources, targets = given.get("src_txts"), given.get("trg_txts")
     if (sources is None) != (targets is None) or len(sources or []) != len(targets or []):
         raise UserError("--src_txts and --trg_txts go together, one target for each source")
@@ -199,7 +200,8 @@ def check_together(given):
         check_training(given, has)
     check_fit(given, has)
     check_one_image(given, has)
-    if has("run_test") or has("evaluate"):
+    check_calibrate(given, has)
+    if has("run_test") or has("evaluate") or has("calibrate"):
         check_test(given, has, names)
     if has("segmenter") and not (has("evaluate") or has("edit_region")):
         raise UserError("--segmenter needs --evaluate or --edit_region")
@@ -251,6 +253,20 @@ def check_fit(given, has):
         raise UserError(f"--label {given['label']}: must be NAME=VALUE, a column of the table and what is in it")
     if kind == "labels" and not ("positive" in given or "labels" in given or has("edit_attr") or has("src_txts")):
         raise UserError(f"{fit} needs labels: --positive and --negative, --labels and --label, or prompts (--edit_attr)")
+
+
+def check_calibrate(given, has):
+    if "equal_steps" in given and not has("delta_interpolation"):
+        raise UserError("--equal_steps needs --delta_interpolation: it spaces the strip")
+    if not has("calibrate"):
+        if "n_calibrate_img" in given:
+            raise UserError("--n_calibrate_img needs --calibrate")
+        return
+    for name in ("multiple_attr", "pass_editing", "num_mean_of_delta_hs", "edit_image"):
+        if has(name):
+            raise UserError(f"--calibrate measures one direction of a file, by itself: leave out --{name}")
+    if value_of(given, "fit_direction") not in (None, "labels"):
+        raise UserError("--calibrate measures one direction: fit first, then calibrate one by its name, as --exp runs/x_pc1")
 
 
 def check_one_image(given, has):

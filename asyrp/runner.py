@@ -9,6 +9,8 @@ from tqdm import tqdm
 from asyrp import curves, directions, intervals, options, origin, regions, settings, store, training
 from asyrp.acceleration.fast_unet import keep_freed_memory
 from asyrp.acceleration.overlap import Background
+from asyrp.calibrating import Measuring, open_gauge
+from asyrp.calibration import STRENGTHS
 from asyrp.clip import Clip
 from asyrp.data.datasets import load_batch
 from asyrp.data.layouts import check_image_settings
@@ -22,7 +24,7 @@ from asyrp.model import check_interval, open_model
 from asyrp.parsing import strengths
 from asyrp.report import page, pictures
 from asyrp.results import TestResults, draw_reconstructions, shown_pictures
-from asyrp.uses import common_t_edit, find_directions, tell, uses_of
+from asyrp.uses import common_t_edit, find_directions, strip_axes, tell, uses_of
 from configs.paths_config import IR_SE50
 from losses.id_loss import IdLoss
 from losses.lpips_alex import load_lpips
@@ -59,13 +61,14 @@ class Asyrp:
         if len(self.prompts()) != 1 and trains:
             raise UserError("--run_train learns one direction: give one attribute, or one source and one target prompt")
         looked_at = {
-            "train": trains or s.lpips or (fits and not s.positive) or (tests and s.num_mean_of_delta_hs),
+            "train": trains or s.lpips or (fits and not s.positive) or s.calibrate or (tests and s.num_mean_of_delta_hs),
             "test": tests,
         }
         self.images.check(*[split for split, wanted in looked_at.items() if wanted])
         # What is trained is tested; else what the flags name.
-        stored = find_directions(s, Experiment(s)) if tests and not (trains or fits or s.pass_editing) else []
-        if tests:
+        uses_one = (tests or s.calibrate) and not (trains or fits or s.pass_editing)
+        stored = find_directions(s, Experiment(s)) if uses_one else []
+        if tests or s.calibrate:
             settings.check_noise_maps(s.with_record(stored[0].record, stored[0].name) if stored else s)
         torch.manual_seed(s.seed)
         keep_freed_memory(device)
@@ -75,10 +78,12 @@ class Asyrp:
                 self.measure_lpips()
             if s.just_precompute:
                 self.precompute()
-            learned = [self.train()] if trains else self.fit()[:1] if fits else []
+            made = [self.train()] if trains else self.fit()[:1] if fits else []
+            made = made or [(directions.build(one, self.model, s.ignore_timesteps), one.path) for one in stored]
+            if s.calibrate:
+                self.calibrate(*made[0])
             if tests:
-                found = learned or [directions.build(one, self.model, s.ignore_timesteps) for one in stored]
-                self.test([] if s.pass_editing else found)
+                self.test([direction for direction, _ in made])
             elif trains:
                 self.write_report(Experiment(s))
 
@@ -132,7 +137,7 @@ class Asyrp:
     def train(self):
         """--run_train: learn a direction, one checkpoint an epoch; goes on after the last epoch whose checkpoint exists.
 
-        -> the Direction.
+        -> the Direction, and its file.
         """
         s, [prompts] = self.settings, self.prompts()
         # Everything that can be missing is asked for here, before the hours of inversion and training.
@@ -154,25 +159,50 @@ class Asyrp:
                 found = {"prompts": [prompts], "t_edit": t_edit.value, "t_boost": t_boost and t_boost.value}
                 experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
                 learning.train(todo, pairs, indices, loss, self.plain_trajectories(len(todo), len(steps), len(indices)))
-        return learning.direction
+        return learning.direction, learning.path
 
     def fit(self):
-        """--fit_direction: directions from h itself -> list of Directions, each in a checkpoint of its own."""
+        """--fit_direction: directions from h itself -> list of Directions, each with its file."""
         s, experiment = self.settings, Experiment(self.settings)
         prompts = self.prompts()
         [t_edit] = settings.decide_t_edit(s, [("the fit", {}, (prompts or [None])[0])], self.curve, self.cosine)
         t_boost = settings.decide_t_boost(s, [], self.curve).value if s.run_test or s.evaluate else None
         made = Fit(s, self.model, self.images, self.clip, prompts).run(t_edit.value, t_boost)
+        paths = []
         with held(experiment.lock, f"the experiment {experiment.name}"):
             for k, (direction, said) in enumerate(made):
                 name = f"{experiment.base}_pc{k + 1}{experiment.suffix}" if s.fit_direction == "h_pca" else experiment.name
                 path = directions.CHECKPOINTS / f"{name}_0.pth"
                 directions.save(direction, path)
+                paths.append(path)
                 log.info("%s: %s", path, said)
         records = [direction.record for direction, _ in made]
         found = {"prompts": prompts, "t_edit": t_edit.value, "t_boost": t_boost}
         experiment.write_settings("fit", **found, records=records, decided={"t_edit": t_edit.source})
-        return [direction for direction, _ in made]
+        return [(direction, path) for (direction, _), path in zip(made, paths, strict=True)]
+
+    def calibrate(self, direction, path):
+        """--calibrate: how far a direction moves training images at each strength -> into its record, in its file too."""
+        s = self.settings.with_record(direction.record, direction.name)
+        prompts = self.prompts() or [direction.record.get("prompts")]
+        if (s.calibrate == "s_dir" and len(prompts) != 1) or not prompts[0]:
+            raise UserError(f"--calibrate s_dir needs the prompts of {direction.name}: give --edit_attr")
+        device = self.model.device
+        measuring = Measuring(s.calibrate, open_gauge(s.calibrate, lambda: self.clip().loss, prompts[0], device), device)
+        uses, t_boost = uses_of(s, [direction], self.prompts(), self.curve, self.cosine)
+        editor, edits = self.editor(s, uses, t_boost), edits_of(uses, points_of(1, [STRENGTHS]))
+        pairs, indices = RunImages(s, self.store).pairs("train", s.n_calibrate_img, self.model)
+        pairs.fill(indices, s.bs_precompute, s.re_precompute)
+        with tqdm(total=len(indices), desc="calibrating", unit="img") as bar:
+            for batch in pairs.batches(indices, s.bs_test):
+                before, edited = editor.pictures_of(batch, edits, original=True, plain=True)
+                measuring.add(*(images for _, images in before), [images for _, images in edited])
+                bar.update(len(batch.indices))
+        about = {"t_edit": uses[0].t_edit.value, "t_boost": t_boost.value, "n_test_step": s.steps("n_test_step")}
+        found = measuring.result(**about, inversion=s.inversion, region=self.region() and self.region().about)
+        direction.record["calibration"] = found.record()
+        directions.write_record(path, direction.record)
+        log.info("%s: %s", path, found)
 
     def test(self, found):
         """--run_test and --evaluate: edit test images with the Directions `found`, and draw them or measure what the edit did.
@@ -182,16 +212,11 @@ class Asyrp:
         # A direction is used as it was made: what its record says stands above the YAML.
         s = self.settings if not found else self.settings.with_record(found[0].record, found[0].name)
         uses, t_boost = uses_of(s, found, self.prompts(), self.curve, self.cosine)
-        timesteps = self.model.timesteps(s.n_test_step, s.t_0)
-        check_interval(timesteps, [use.t_edit.value for use in uses], [use.direction.name for use in uses])
-        experiment = Experiment(s)
-        reverse = Reverse(timesteps, t_boost.value, s.sample_type, s.dt_lambda, s.seed, s.inversion == "ddpm")
-        draw = partial(self.later, pictures.save_grid)
-        editor = Editor(self.model, reverse, experiment.folder / "image_samples", draw, self.region())
+        editor, experiment = self.editor(s, uses, t_boost), Experiment(s)
         if s.num_mean_of_delta_hs:
             uses = [self.global_use(editor, use, len(uses), s) for use in uses]
-        points = points_of(len(uses), (s.min_delta, s.max_delta, s.num_delta) if s.delta_interpolation else None)
         each = strengths(s.multiple_hs_coeff)
+        points = points_of(len(uses), strip_axes(s, uses, each) if s.delta_interpolation else None)
         edits = edits_of(uses, points, s.hs_coeff_delta_h, each, s.hs_coeff_origin_h) if uses else [("no edit", None)]
         decided = {"t_edit": common_t_edit(uses), "t_boost": t_boost.value, "strengths": [label for label, _ in edits]}
         decided["decided"] = tell(uses, t_boost, s, self.region())
@@ -210,6 +235,14 @@ class Asyrp:
         self.write_report(experiment)
 
     # ---- what the modes work with -------------------------------------------------------------------------------------------
+
+    def editor(self, s, uses, t_boost):
+        """The Editor of a run with these settings, directions and Value of t_boost."""
+        timesteps = self.model.timesteps(s.n_test_step, s.t_0)
+        check_interval(timesteps, [use.t_edit.value for use in uses], [use.direction.name for use in uses])
+        reverse = Reverse(timesteps, t_boost.value, s.sample_type, s.dt_lambda, s.seed, s.inversion == "ddpm")
+        draw = partial(self.later, pictures.save_grid)
+        return Editor(self.model, reverse, Experiment(s).folder / "image_samples", draw, self.region())
 
     def plain_trajectories(self, epochs, n_steps, n_images):
         """What --cache_origin keeps of the plain trajectories in a training of so many epochs."""

@@ -2,7 +2,10 @@
 
 import logging
 
+import numpy as np
+
 from asyrp import directions, hspace, settings
+from asyrp.calibration import Calibration
 from asyrp.editing import Use
 from utils.errors import UserError
 from utils.files import shown
@@ -69,6 +72,29 @@ def _asked(name, direction, flags, n):
         said = '%s was trained for "%s" to "%s"; the prompts given are "%s" to "%s"'
         log.warning(said, direction.name, *own, *flags[0])
     return direction.name, direction.record, flags[0]
+
+
+def strip_axes(s, uses, each):
+    """The strengths of a strip, for each direction -> list of lists. each: factors of the single directions, [] for none.
+
+    Those of a calibrated direction are equal changes of the picture apart, unless the settings say otherwise; it is told.
+    """
+    low, high, n = s.min_delta, s.max_delta, s.num_delta
+    axes = []
+    for use, factor in zip(uses, each or [1.0] * len(uses), strict=True):
+        name, effective = use.direction.name, s.hs_coeff_delta_h * factor / len(uses) ** 0.5
+        calibration = Calibration.of_record(use.direction.record, name) if s.equal_steps and effective else None
+        if calibration is None:
+            axes.append(np.linspace(low, high, n).tolist())
+            continue
+        axes.append([strength / effective for strength in calibration.spaced(low * effective, high * effective, n)])
+        log.info("%s: steps of equal change (%s); --equal_steps 0 takes equal strengths", name, calibration.measure)
+        if calibration.about.get("t_edit") not in (None, use.t_edit.value):
+            said = "%s was calibrated at t_edit %s: at %s its steps are equal by and large; --calibrate measures anew"
+            log.warning(said, name, calibration.about["t_edit"], use.t_edit.value)
+        for limit in calibration.beyond(*sorted((low * effective, high * effective))):
+            log.warning("%s is saturated at strength %+g: beyond it the picture changes little", name, limit)
+    return axes
 
 
 def tell(uses, t_boost, s, region=None):

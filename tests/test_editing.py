@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,15 +21,15 @@ def use(t_edit=500, scale=1.0):
 def test_points():
     assert points_of(1) == [(1.0,)]
     assert points_of(2) == [(1.0, 1.0)]
-    assert points_of(1, (-1, 1, 3)) == [(-1.0,), (0.0,), (1.0,)]
-    assert points_of(2, (0, 1, 2)) == [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)]
+    assert points_of(1, [[-1.0, 0.0, 1.0]]) == [(-1.0,), (0.0,), (1.0,)]
+    assert points_of(2, [[0, 1], [2, 3]]) == [(0, 2), (0, 3), (1, 2), (1, 3)]
 
 
 def test_every_factor_is_in_the_coefficient():
     """Strength of the run, factor of the direction, point of the strip, scale of the steps; labels leave the scale out."""
     [(label, edit)] = edits_of([use(scale=0.1)], points_of(1), strength=2.0, each=[3.0], origin=0.9)
     assert (label, edit.coefficients, edit.origin, edit.t_edits) == ("+6", pytest.approx([0.6]), 0.9, [500])
-    strip = edits_of([use(700, 0.5)], points_of(1, (-1, 1, 3)), strength=2.0)
+    strip = edits_of([use(700, 0.5)], points_of(1, [[-1.0, 0.0, 1.0]]), strength=2.0)
     assert [label for label, _ in strip] == ["-2", "+0", "+2"]
     assert [edit.coefficients for _, edit in strip] == [[-1.0], [0.0], [1.0]]
 
@@ -40,7 +41,7 @@ def test_each_direction_has_its_own_scale_and_interval():
 
 def test_labels_tell_all_strengths_apart():
     for strip in ((1.1, 1.15, 2), (0, 0.001, 3), (-1000, 1000, 5)):
-        labels = [label for label, _ in edits_of([use()], points_of(1, strip))]
+        labels = [label for label, _ in edits_of([use()], points_of(1, [np.linspace(*strip)]))]
         assert len(set(labels)) == strip[2]
 
 

@@ -35,6 +35,7 @@ import asyrp.directions
 import asyrp.runner
 from asyrp import curves, hspace, process, training
 from asyrp.acceleration import fast_unet
+from asyrp.evaluation import gauges
 from asyrp.intervals import Curve
 from asyrp.options import FLAGS
 from asyrp.report.pictures import to_pil
@@ -74,6 +75,7 @@ EFFECTS = {
     "just_precompute": ((*TEST, "--start_image_id", "2"), ("--just_precompute",), "latents"),
     "run_train": (TEST, ("--run_train", "--n_iter", "2", "--n_train_img", "2"), "directions"),
     "run_test": (INVERT, ("--run_test", *SMILE, *INTERVALS), "pictures"),
+    "calibrate": (STRIP, ("--calibrate",), "pictures"),
     "evaluate": (TEST, ("--evaluate",), "files"),
     # run
     "config": (INVERT, ("--config", "cosine.yml"), "latents"),
@@ -114,6 +116,7 @@ EFFECTS = {
     "align_face": (INVERT, ("--align_face",), "status"),  # it needs a library that is not installed; see test_align.py
     "n_train_img": (TRAIN, ("--n_train_img", "2"), "directions"),
     "n_test_img": (TEST, ("--n_test_img", "2"), "files"),
+    "n_calibrate_img": ((*STRIP, "--calibrate", "--n_calibrate_img", "1"), ("--n_calibrate_img", "3"), "latents"),
     "n_precomp_img": (INVERT, ("--n_precomp_img", "3"), "latents"),
     "bs_train": ((*TRAIN, "--n_train_img", "2"), ("--bs_train", "2"), "directions"),
     "bs_test": ((*TEST, "--n_test_img", "2"), ("--bs_test", "2"), "batches"),
@@ -162,6 +165,7 @@ EFFECTS = {
     "max_delta": (STRIP, ("--max_delta", "2"), "pictures"),
     "min_delta": (STRIP, ("--min_delta", "-1"), "pictures"),
     "num_delta": (STRIP, ("--num_delta", "2"), "pictures"),
+    "equal_steps": ((*STRIP, "--calibrate"), ("--equal_steps", "0"), "pictures"),
     "multiple_attr": ((*TEST, "--get_h_num", "2"), ("--multiple_attr", "smile smile"), "pictures"),
     "multiple_hs_coeff": ((*TEST, "--multiple_attr", "smile"), ("--multiple_hs_coeff", "2"), "pictures"),
     "num_mean_of_delta_hs": (TEST, ("--num_mean_of_delta_hs", "2"), "pictures"),
@@ -221,6 +225,7 @@ def outcome(tiny, tmp_path_factory):
         prepare(tiny)
         patch.setenv("ASYRP_DATA_IMAGENET", str(world / "classes"))
         patch.setattr(asyrp.runner, "load_lpips", Distance)
+        patch.setattr(gauges, "load_lpips", Distance)
         patch.setattr(asyrp.runner, "IdLoss", Recogniser)
         patch.setattr(asyrp.runner, "weights_at", lambda place: None)
 

@@ -16,7 +16,7 @@ from utils.files import ROOT
 ROWS = (
     ("main",),
     ("asyrp.runner",),
-    ("asyrp.uses", "asyrp.learning", "asyrp.results", "asyrp.images", "asyrp.fits"),
+    ("asyrp.uses", "asyrp.learning", "asyrp.results", "asyrp.images", "asyrp.fits", "asyrp.calibrating"),
     (
         "asyrp.editing",
         "asyrp.training",
@@ -31,7 +31,7 @@ ROWS = (
         *("asyrp.settings", "asyrp.model", "asyrp.directions", "asyrp.curves", "asyrp.origin", "asyrp.data", "asyrp.store"),
         *("asyrp.intervals", "asyrp.config", "asyrp.parsing", "asyrp.clip"),
     ),
-    ("asyrp.noise_maps", "asyrp.hspace", "asyrp.blending", "asyrp.acceleration", "asyrp.options", "asyrp"),
+    ("asyrp.noise_maps", "asyrp.hspace", "asyrp.blending", "asyrp.calibration", "asyrp.acceleration", "asyrp.options", "asyrp"),
     ("asyrp.process",),  # it learns of no way to edit and no way to invert
     ("models", "losses"),
     ("configs", "utils"),
