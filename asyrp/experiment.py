@@ -17,15 +17,16 @@ from utils.files import write_text
 class Experiment:
     """Names and folders of one experiment, relative to the folder the program was started in.
 
-    name: <exp>_LC_<category>_t<t_0>_ninv<n_inv>_ngen<n_train>, the 2023 release's form. folder: where results go.
+    name: <exp>_LC_<category>_t<t_0>_ninv<n_inv>_ngen<n_train>, the 2023 release's form. folder: where results go. part: of an
+    experiment that makes several directions, "_pc1" and so on.
     """
 
-    def __init__(self, settings):
+    def __init__(self, settings, part=""):
         config = settings.config
         # "runs/smiling" names the experiment "smiling"; with "runs/" the attribute or the model's name has to do.
         parent, _, base = settings.exp.rpartition("/")
         picture = settings.edit_image and Path(settings.edit_image).stem
-        self.base = base or picture or settings.edit_attr or config.path.stem
+        self.base = (base or picture or settings.edit_attr or config.path.stem) + part
         steps = f"t{settings.t_0}_ninv{settings.n_inv_step}_ngen{settings.n_train_step}"
         self.suffix = f"_LC_{config.data.category}_{steps}"
         self.name = self.base + self.suffix

@@ -88,8 +88,11 @@ g = Group("mode (one at least)")
 g.switch("lpips", "measure the LPIPS curves that t_edit and t_boost are read from")
 g.switch("just_precompute", "invert the images of the training and test sets and stop")
 g.switch("run_train", "learn a direction")
-text = "fit one to h in seconds: to labels (two folders, a table, or the prompts), or its principal components"
-g.value("fit_direction", str, None, text, choices=("labels", "h_pca"))
+text = (
+    "make one without prompts: fit it to labels (two folders, a table, or what CLIP reads), or to the principal components of "
+    "h, in seconds; or learn those of CLIP's features, a training each"
+)
+g.value("fit_direction", str, None, text, choices=("labels", "h_pca", "clip_pca"))
 text = "measure how far a direction moves training images at each strength, by lpips (the default) or s_dir; into its file"
 g.value("calibrate", str, None, text, choices=("lpips", "s_dir"), alone="lpips")
 g.switch("run_test", "edit test images with a direction")
@@ -172,7 +175,7 @@ g.switch("save_checkpoint_only_last_iter", "write no checkpoint before the last 
 g.switch("save_checkpoint_during_iter", "write checkpoints within an epoch as well")
 g.value("save_checkpoint_step", int, 200, "images between two such checkpoints", 1, MANY)
 
-g = Group("fitting (directions from h itself, of the training images)")
+g = Group("fitting (directions without prompts, from the training images)")
 g.value("fit_by", str, "svm", "of labels: the normal of a linear SVM, or the difference of the means", choices=("svm", "mean"))
 g.value("positive", str, None, "folder of images that have the attribute")
 g.value("negative", str, None, "folder of images that do not")
@@ -181,6 +184,8 @@ g.value("label", str, None, "which label of the table divides the images", metav
 g.value("n_examples", int, 100, "images of each class, at most; without labels, those that the prompts tell best", 2, MANY)
 g.value("hold", str, None, 'fitted directions to leave alone, in one string ("beard long_hair")')
 g.value("n_components", int, 5, "principal components, the first ones; each is a direction, <exp>_pc1 and so on", 1, 1000)
+text = "text file, a line each, of what components may be called; by default the attributes of the model's category"
+g.value("words", str, None, text, metavar="FILE")
 
 g = Group("speed")
 text = "of the networks; the process stays in float32. bf16 and fp16: half the memory; fp16 cannot train"

@@ -24,6 +24,7 @@ EXAMPLES = """examples, on the model that the repository carries:
   python main.py --run_test --config avatar.yml --exp runs/sad --delta_interpolation --min_delta -1 --max_delta 1.5"""
 
 PROMPTS = {"src_txts", "trg_txts"}
+NO_FP16 = "--precision fp16 cannot train, its gradients underflow: give bf16"
 LONGEST_NAME = 200  # bytes; a file system takes 255
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
@@ -224,7 +225,7 @@ def check_training(given, has):
     if has("multiple_attr") or has("multiple_hs_coeff"):
         raise UserError("--run_train learns one direction: --multiple_attr and --multiple_hs_coeff are for --run_test")
     if value_of(given, "precision") == "fp16":
-        raise UserError("--precision fp16 cannot train, its gradients underflow: give bf16")
+        raise UserError(NO_FP16)
 
 
 def check_fit(given, has):
@@ -232,16 +233,19 @@ def check_fit(given, has):
     for name in ("fit_by", "positive", "negative", "labels", "label", "n_examples", "hold"):
         if name in given and kind != "labels":
             raise UserError(f"--{name} needs {fit}")
-    if "n_components" in given and kind != "h_pca":
-        raise UserError("--n_components needs --fit_direction h_pca")
+    for name in ("n_components", "words"):
+        if name in given and kind not in ("h_pca", "clip_pca"):
+            raise UserError(f"--{name} needs --fit_direction h_pca or clip_pca")
     if kind is None:
         return
     if has("run_train"):
         raise UserError("--run_train and --fit_direction both make a direction: give one of them")
-    if has("train_delta_block") or has("train_delta_h"):
-        raise UserError("--train_delta_block and --train_delta_h are for --run_train: --fit_direction makes a delta_h")
-    if kind == "h_pca" and (has("run_test") or has("evaluate")):
-        raise UserError("--fit_direction h_pca makes several directions: test one by its name afterwards, as --exp runs/x_pc1")
+    if kind != "clip_pca" and (has("train_delta_block") or has("train_delta_h")):
+        raise UserError("--train_delta_block and --train_delta_h are for trainings: --fit_direction makes a delta_h")
+    if kind == "clip_pca" and value_of(given, "precision") == "fp16":
+        raise UserError(NO_FP16)
+    if kind != "labels" and (has("run_test") or has("evaluate")):
+        raise UserError(f"--fit_direction {kind} makes several directions: test one by its name later, as --exp runs/x_pc1")
     for one, other in (("positive", "negative"), ("labels", "label")):
         if (one in given) != (other in given):
             raise UserError(f"--{one} and --{other} go together")

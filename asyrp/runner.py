@@ -6,7 +6,7 @@ from functools import cache, partial
 import torch
 from tqdm import tqdm
 
-from asyrp import curves, directions, intervals, options, origin, regions, settings, store, training
+from asyrp import components, curves, directions, intervals, options, origin, regions, settings, store, training
 from asyrp.acceleration.fast_unet import keep_freed_memory
 from asyrp.acceleration.overlap import Background
 from asyrp.calibrating import Measuring, open_gauge
@@ -140,52 +140,97 @@ class Asyrp:
         -> the Direction, and its file.
         """
         s, [prompts] = self.settings, self.prompts()
-        # Everything that can be missing is asked for here, before the hours of inversion and training.
-        timesteps = self.model.timesteps(s.n_train_step, s.t_0)
         name = s.edit_attr or "the edit"
         [t_edit] = settings.decide_t_edit(s, [(name, {}, prompts)], self.curve, self.cosine)
         t_boost = settings.decide_t_boost(s, [], self.curve) if s.do_test or s.run_test or s.evaluate else None
+        return self.learn(Experiment(s), prompts, t_edit, t_boost)
+
+    def learn(self, experiment, aim, t_edit, t_boost=None, **about):
+        """A training -> the Direction, and its file. aim: see `training.new_loss`. about: what its record says besides."""
+        s, prompts = self.settings, () if isinstance(aim, torch.Tensor) else aim
+        # Everything that can be missing is asked for here, before the hours of inversion and training.
+        timesteps = self.model.timesteps(s.n_train_step, s.t_0)
         steps = training.edit_steps(timesteps, t_edit.value)
         pairs, indices = self.images.pairs("train", s.n_train_img, self.model)
-        experiment = Experiment(s)
         record = self.record_of_training(prompts, t_edit, t_boost, timesteps, pairs, indices)
+        record["training"] |= about
         learning = Learning(s, self.model, experiment, record, steps, self.later, self.region())
         with held(experiment.lock, f"the experiment {experiment.name}"):
             todo = learning.resume()
             log.info("t_edit %s · %d of %d steps trained · %d images", t_edit, len(steps), len(timesteps), len(indices))
             if todo:
-                loss = self.loss_of(prompts)
+                loss = self.loss_of(aim)
                 pairs.fill(indices, s.bs_precompute, s.re_precompute)
-                found = {"prompts": [prompts], "t_edit": t_edit.value, "t_boost": t_boost and t_boost.value}
+                found = {"prompts": [prompts] if prompts else [], "t_edit": t_edit.value, "t_boost": t_boost and t_boost.value}
                 experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
                 learning.train(todo, pairs, indices, loss, self.plain_trajectories(len(todo), len(steps), len(indices)))
         return learning.direction, learning.path
 
     def fit(self):
-        """--fit_direction: directions from h itself -> list of Directions, each with its file."""
-        s, experiment = self.settings, Experiment(self.settings)
-        prompts = self.prompts()
-        [t_edit] = settings.decide_t_edit(s, [("the fit", {}, (prompts or [None])[0])], self.curve, self.cosine)
+        """--fit_direction: directions without prompts -> list of Directions, each with its file; components have a sheet."""
+        s, experiment, prompts = self.settings, Experiment(self.settings), self.prompts()
+        if s.words:
+            components.read_words(s.words)  # before anything is computed for them
+        # Without prompts there is no cosine by which the threshold would be lower.
+        asked, cosine = ("the fit", {}, prompts[0] if prompts else ("", "")), self.cosine if prompts else lambda *_: 1.0
+        [t_edit] = settings.decide_t_edit(s, [asked], self.curve, cosine)
         t_boost = settings.decide_t_boost(s, [], self.curve).value if s.run_test or s.evaluate else None
-        made = Fit(s, self.model, self.images, self.clip, prompts).run(t_edit.value, t_boost)
-        paths = []
-        with held(experiment.lock, f"the experiment {experiment.name}"):
-            for k, (direction, said) in enumerate(made):
-                name = f"{experiment.base}_pc{k + 1}{experiment.suffix}" if s.fit_direction == "h_pca" else experiment.name
-                path = directions.CHECKPOINTS / f"{name}_0.pth"
-                directions.save(direction, path)
-                paths.append(path)
-                log.info("%s: %s", path, said)
-        records = [direction.record for direction, _ in made]
+        if s.fit_direction == "clip_pca":
+            made = self.learn_components(t_edit)
+        else:
+            made = []
+            with held(experiment.lock, f"the experiment {experiment.name}"):
+                found = Fit(s, self.model, self.images, self.clip, prompts).run(t_edit.value, t_boost)
+                for k, (direction, said) in enumerate(found):
+                    path = Experiment(s, f"_pc{k + 1}" if s.fit_direction == "h_pca" else "").checkpoint(0)
+                    directions.save(direction, path)
+                    made.append((direction, path))
+                    log.info("%s: %s", path, said)
         found = {"prompts": prompts, "t_edit": t_edit.value, "t_boost": t_boost}
+        if s.fit_direction != "labels":
+            found["components"] = self.contact_sheet(experiment, [direction for direction, _ in made])
+        records = [direction.record for direction, _ in made]
         experiment.write_settings("fit", **found, records=records, decided={"t_edit": t_edit.source})
-        return [(direction, path) for (direction, _), path in zip(made, paths, strict=True)]
+        return made
+
+    def learn_components(self, t_edit):
+        """A training for each principal component of CLIP's features of the training images -> as `fit`."""
+        s = self.settings
+        pairs, indices = self.images.pairs("train", s.n_train_img, self.model)
+        pairs.fill(indices, s.bs_precompute, s.re_precompute)
+        batches = pairs.batches(indices, s.bs_precompute)
+        found, shares = components.clip_components(self.clip().loss, batches, s.n_components)
+        made = []
+        for k, (aim, share) in enumerate(zip(found, shares.tolist(), strict=True)):
+            log.info("component %d: %.1f %% of the variance of CLIP's features", k + 1, 100 * share)
+            made.append(self.learn(Experiment(s, f"_pc{k + 1}"), aim, t_edit, clip_component=k + 1))
+        return made
+
+    def contact_sheet(self, experiment, made):
+        """components.png: what directions do to a few training images -> what each is called."""
+        s, path = self.settings, experiment.folder / "components.png"
+        pairs, indices = self.images.pairs("train", min(components.IMAGES, s.n_train_img), self.model)
+        pairs.fill(indices, s.bs_precompute)
+        [batch] = pairs.batches(indices, len(indices))
+        mask = self.region() and self.region().mask_of(batch.x_0)
+
+        def draw(direction, strength):
+            if direction is None:
+                return self.model.generate(batch.x_T, s.n_test_step, s.t_0)
+            return self.model.edit(batch.x_T, direction, [strength], s.n_test_step, t_0=s.t_0, mask=mask)
+
+        clip, category = lambda: self.clip().loss, self.config.data.category
+        called = components.draw_sheet(path, made, s.fit_direction, draw, clip, category, s.words)
+        for k, name in enumerate(called):
+            log.info("component %d: %s", k + 1, name)
+        log.info("contact sheet: %s", path)
+        return called
 
     def calibrate(self, direction, path):
         """--calibrate: how far a direction moves training images at each strength -> into its record, in its file too."""
         s = self.settings.with_record(direction.record, direction.name)
         prompts = self.prompts() or [direction.record.get("prompts")]
-        if (s.calibrate == "s_dir" and len(prompts) != 1) or not prompts[0]:
+        if s.calibrate == "s_dir" and (len(prompts) != 1 or not prompts[0]):
             raise UserError(f"--calibrate s_dir needs the prompts of {direction.name}: give --edit_attr")
         device = self.model.device
         measuring = Measuring(s.calibrate, open_gauge(s.calibrate, lambda: self.clip().loss, prompts[0], device), device)
@@ -311,12 +356,12 @@ class Asyrp:
             return regions.from_segments(s.edit_region, segmenter, self.model.device, size, dilation, smoothing)
         return None if s.edit_threshold is None else regions.from_changes(s.edit_threshold, smoothing)
 
-    def loss_of(self, prompts):
+    def loss_of(self, aim):
         """The loss of a training, with the networks that it takes."""
         s = self.settings
         id_loss = IdLoss(weights_at(IR_SE50), self.model.device) if s.use_id_loss else None
         weights = training.Weights(s.clip_loss_w, s.l1_loss_w, s.id_loss_w)
-        return training.new_loss(self.clip().loss, prompts, weights, s.clip_source, id_loss, s.precision)
+        return training.new_loss(self.clip().loss, aim, weights, s.clip_source, id_loss, s.precision)
 
     # ---- directions ---------------------------------------------------------------------------------------------------------
 
@@ -327,7 +372,7 @@ class Asyrp:
         about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": self.clip().identity}
         about |= {"region": self.region() and self.region().about}
         about |= {"n_images": len(indices), "images": digest(pairs.names_of_content(indices)), "started_from": None}
-        kind = "delta_block" if s.train_delta_block else "delta_h"
+        kind = "delta_h" if s.train_delta_h else "delta_block"
         steps = self.model.timesteps(s.n_inv_step, s.t_0)
         boost = None if t_boost is None else t_boost.value
         ignore = s.ignore_timesteps

@@ -116,7 +116,7 @@ def check_settings(settings, T):
         t = getattr(settings, name)
         if t is not None and t > T:
             raise UserError(f"--{name} {t}: must be 0 to {T}")
-    if settings.run_train and not settings.just_precompute:
+    if (settings.run_train or settings.fit_direction == "clip_pca") and not settings.just_precompute:
         if settings.use_id_loss != (settings.id_loss_w != 0):
             raise UserError("the identity loss needs both --use_id_loss and --id_loss_w above 0")
         if settings.clip_loss_w == settings.l1_loss_w == settings.id_loss_w == 0:

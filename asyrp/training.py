@@ -169,10 +169,12 @@ def new_function(model, kind="delta_block", ignore_timesteps=False, timesteps=()
     return hspace.GivenDirection.zeros(shape, [None] if ignore_timesteps else list(timesteps)).to(model.device)
 
 
-def new_loss(clip, prompts, weights, source="x0", id_loss=None, precision="fp32"):
-    """An EditLoss for (source, target) prompts. clip: a ClipLoss."""
+def new_loss(clip, aim, weights, source="x0", id_loss=None, precision="fp32"):
+    """An EditLoss. clip: a ClipLoss. aim: (source, target) prompts, or a direction in CLIP's space (1, D), normalised; nothing
+    scales the L1 term then."""
     encode = autocast(precision, clip.mean.device)(clip.encode_images)
-    return EditLoss(encode, clip.direction(*prompts), clip.cosine(*prompts), weights, source, id_loss)
+    direction, cosine = (aim, 1.0) if isinstance(aim, torch.Tensor) else (clip.direction(*aim), clip.cosine(*aim))
+    return EditLoss(encode, direction, cosine, weights, source, id_loss)
 
 
 def learning_rate(lr, step_size, gamma, epoch):
@@ -288,7 +290,7 @@ def set_learning_rate(optimizer, lr):
 
 def new_record(model, kind, ignore_timesteps, prompts, t_edit, timesteps, n_inv_step, training, t_boost=None):
     """The record of a direction that is trained over `timesteps` (see directions.py)."""
-    record = {"origin": "trained", "kind": kind, "ignore_timesteps": bool(ignore_timesteps), "prompts": list(prompts)}
+    record = {"origin": "trained", "kind": kind, "ignore_timesteps": bool(ignore_timesteps), "prompts": list(prompts) or None}
     record |= {"t_edit": t_edit, "t_boost": t_boost, "t_0": timesteps[-1]}
     record |= {"n_inv_step": n_inv_step, "n_train_step": len(timesteps)}
     record |= {"model": {"identity": model.identity, "architecture": model.architecture, "precision": model.precision}}

@@ -182,6 +182,7 @@ EFFECTS = {
     "label": (FIT, ("--label", "hair=black"), "directions"),
     "n_examples": ((*BY_PROMPTS, "--fit_by", "mean"), ("--n_examples", "3"), "directions"),
     "hold": ((*FIT, "--fit_by", "mean"), ("--hold", "other.pth"), "directions"),
+    "words": ((*SOME, "--fit_direction", "h_pca", "--n_components", "1"), ("--words", "words.txt"), "pictures"),
     "n_components": ((*SOME, "--fit_direction", "h_pca", "--n_components", "1"), ("--n_components", "2"), "directions"),
     # region
     "edit_mask": (TEST, ("--edit_mask", "mask.png"), "pictures"),
@@ -275,6 +276,7 @@ def prepare(tiny):
     rows = [f"{i:02d}.png,{'blond' if i % 2 else 'black'}" for i in range(8)]
     Path("labels.csv").write_text("\n".join(["file,hair", *rows]) + "\n")
     Path("go.sh").write_text("python main.py\n")
+    Path("words.txt").write_text("a horse\na house\n")
     for i, image in enumerate(smooth_images(4, seed=30)):
         place = Path("classes/train", ("n01440764", "n01443537")[i % 2])
         for folder in (Path("images"), place):

@@ -16,7 +16,7 @@ from utils.files import ROOT
 ROWS = (
     ("main",),
     ("asyrp.runner",),
-    ("asyrp.uses", "asyrp.learning", "asyrp.results", "asyrp.images", "asyrp.fits", "asyrp.calibrating"),
+    ("asyrp.uses", "asyrp.learning", "asyrp.results", "asyrp.images", "asyrp.fits", "asyrp.calibrating", "asyrp.components"),
     (
         "asyrp.editing",
         "asyrp.training",

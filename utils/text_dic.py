@@ -142,6 +142,15 @@ OBJECTS = {
 }
 
 PROMPTS = AVATARS | FACES | DOGS | CHURCHES | BEDROOMS | PAINTINGS | OBJECTS
+# Part of a category's name -> its attributes.
+BY_CATEGORY = {
+    "AVATAR": AVATARS,
+    "DOG": DOGS,
+    "CHURCH": CHURCHES,
+    "BEDROOM": BEDROOMS,
+    "METFACE": PAINTINGS,
+    "IMAGENET": OBJECTS,
+}
 
 
 def prompts_for(attribute):
@@ -152,3 +161,11 @@ def prompts_for(attribute):
     near = get_close_matches(attribute, PROMPTS, n=4) or [name for name in PROMPTS if attribute and attribute in name][:4]
     known = f"the nearest: {', '.join(near)}" if near else "none is near, utils/text_dic.py lists them all"
     raise UserError(f"--edit_attr {attribute}: no such attribute ({known}); your own prompts go into --src_txts and --trg_txts")
+
+
+def attributes_of(category):
+    """The edits of a config's category, {attribute: (source, target)}; those of faces where it has none of its own."""
+    for part, attributes in BY_CATEGORY.items():
+        if part in category.upper():
+            return attributes
+    return FACES

@@ -1,0 +1,120 @@
+"""Principal components as directions: those of CLIP features, which are trained for, and the contact sheet of any.
+
+A component has no name. The sheet shows what it does, and calls it by the nearest words of a list: those whose change
+in CLIP's space is most like the change of the pictures.
+"""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from asyrp import fitting
+from asyrp.report import pictures
+from utils.errors import UserError
+from utils.text_dic import attributes_of
+
+log = logging.getLogger(__name__)
+
+IMAGES = 3  # on a sheet
+STRENGTH = {"h_pca": 3.0, "clip_pca": 1.0}  # of a sheet: standard deviations of h; what was trained
+
+
+@torch.no_grad()
+def clip_components(clip, batches, k):
+    """The first k principal components of the images' CLIP features -> (list of k directions (1, D), normalised; (k,) shares
+    of the variance). clip: a ClipLoss. batches: an iterable of Batch. Raises UserError for too few images."""
+    features = torch.cat([clip.encode_images(batch.x_0.to(clip.mean.device)).cpu() for batch in batches])
+    components, shares = fitting.principal_components({0: features[:, :, None, None]}, k)
+    return [F.normalize(found[0].flatten(1)).to(clip.mean.device) for found in components], shares[0]
+
+
+class Words(NamedTuple):
+    """Names, and how the image changes towards each: (N, D), normalised."""
+
+    names: list
+    changes: torch.Tensor
+
+
+def words_of(clip, category, path=None):
+    """The words that components are called by: of a file, a line each, else the attributes of the category -> Words.
+
+    The words of a file are seen as changes from their mean. Raises UserError as `read_words`.
+    """
+    if path is None:
+        found = attributes_of(category)
+        return Words([target for _, target in found.values()], torch.cat([clip.direction(*pair) for pair in found.values()]))
+    names = read_words(path)
+    features = clip.encode_text(names)
+    return Words(names, F.normalize(features - features.mean(0), dim=-1))
+
+
+def read_words(path):
+    """A text file -> its lines, different ones. Raises UserError for a file without two of them."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--words {path}: it cannot be read as text in UTF-8; check the path") from error
+    names = list(dict.fromkeys(line for line in lines if line))
+    if len(names) < 2:
+        raise UserError(f"--words {path}: two different words are needed at least, a line each")
+    return names
+
+
+def nearest(change, words):
+    """A change in CLIP's space (D,) -> ((name, cosine) of the word most like it, and of the word most like its opposite)."""
+    cosines = words.changes @ F.normalize(change, dim=-1)
+    return [(words.names[int(i)], cosines[i].abs().item()) for i in (cosines.argmax(), cosines.argmin())]
+
+
+class Sheet:
+    """Directions drawn on a few images, a row each: backward, not at all, forward.
+
+    draw: function (direction, strength or None) -> images (IMAGES, 3, H, W), the plain ones for None. strength: how far.
+    clip: a ClipLoss, and words: Words; without them directions are not named.
+    """
+
+    def __init__(self, draw, strength, clip=None, words=None):
+        self.draw, self.strength, self.clip, self.words = draw, strength, clip, words
+        self.plain, self.rows, self.names = draw(None, None), [], []
+
+    @torch.no_grad()
+    def add(self, direction, title):
+        """Draw a row -> what the direction is called: [(word, cosine) forward, (word, cosine) backward], or []."""
+        backward, forward = (self.draw(direction, sign * self.strength) for sign in (-1, 1))
+        found, name = [], title
+        if self.clip is not None:
+            ahead, behind = (self.clip.encode_images(images).mean(0) for images in (forward, backward))
+            found = nearest(ahead - behind, self.words)
+            name = f"{title}: {found[0][0]} {found[0][1]:.2f}, back {found[1][0]} {found[1][1]:.2f}"
+        triples = zip(backward.cpu(), self.plain.cpu(), forward.cpu(), strict=True)
+        self.rows.append([image for triple in triples for image in triple])
+        self.names.append(name)
+        return found
+
+    def save(self, path):
+        labels = [f"{-self.strength:+g}", "plain", f"{self.strength:+g}"] * (len(self.rows[0]) // 3)
+        pictures.save_grid(path, self.rows, labels, self.names)
+
+
+def draw_sheet(path, made, kind, draw, clip, category, words=None):
+    """The contact sheet of Directions -> what each is called, a list of texts. clip: function without arguments -> ClipLoss.
+
+    Without a CLIP the sheet is drawn all the same, and a line says why its rows have no words.
+    """
+    named = ()
+    try:
+        named = (clip(), words_of(clip(), category, words))
+    except UserError as error:
+        if words is not None:
+            raise
+        log.warning("components are not called by words: %s", error)
+    sheet, called = Sheet(draw, STRENGTH[kind], *named), []
+    for k, direction in enumerate(tqdm(made, desc="drawing components", unit="component")):
+        found = sheet.add(direction, f"pc{k + 1}")
+        called.append(", back: ".join(f"{word} ({cosine:.2f})" for word, cosine in found))
+    sheet.save(path)
+    return called
