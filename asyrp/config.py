@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from models.schedule import Diffusion
 from models.zoo import ADMSettings, DDPMSettings, unet_settings
 from utils.errors import SettingsError, UserError
 from utils.files import ROOT, shown
@@ -39,16 +40,6 @@ DATA_ACCEPTED = {
     "num_workers": ANY,
 }
 SECTIONS_ACCEPTED = ("sampling", "training", "optim", "path")  # `path`: as `to_dict` writes it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diffusion:
-    """The noise schedule, see asyrp/process.py. The cosine schedule has no beta_start and no beta_end."""
-
-    beta_schedule: str = setting("linear", choices=("linear", "cosine"))
-    beta_start: float = setting(1e-4, above=0, below=1)
-    beta_end: float = setting(2e-2, above=0, below=1)
-    num_diffusion_timesteps: int = setting(1000, at_least=2, at_most=1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)
