@@ -21,7 +21,7 @@ from asyrp.base_model.settings import learning_rate, loss_weights
 from asyrp.config import to_dict
 from asyrp.data.datasets import Readable, collate
 from models import build_unet
-from models.convert import read_unet_weights
+from models.convert import read_weights_of
 from utils import tensors
 from utils.errors import UserError
 from utils.terminal import leave_signals_to_the_parent, line_of
@@ -93,7 +93,7 @@ class Trainer:
             tensors.load_strictly(unet, state["unet"], "the state", what)
             tensors.load_strictly(ema, state["ema"], "the state", what)
         elif init:
-            weights = read_unet_weights(init, unet.settings["norm_groups"])
+            weights = read_weights_of(unet, init)
             for network in (unet, ema):
                 tensors.load_strictly(network, weights, init, what)
         self.unet = unet.to(self.device, memory_format=self.layout).requires_grad_(True).train()
