@@ -34,7 +34,7 @@ class UNet2D(nn.Module):
         for name, layer in network.named_children():
             setattr(self, name, layer)
         T, known = len(alpha_bars), settings["num_train_timesteps"]
-        if known is not None and known < T:
+        if settings["time_embedding_type"] == "learned" and known < T:
             raise SettingsError(f"num_train_timesteps {known}: the schedule has {T} timesteps, and each needs its embedding")
         self.has_middle, self.centres = network.mid_block is not None, settings["center_input_sample"]
         widths = settings["block_out_channels"]

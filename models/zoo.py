@@ -104,7 +104,7 @@ class UNet2DSettings:
     norm_eps: float = setting(1e-5, above=0)
     resnet_time_scale_shift: str = setting("default", choices=("default", "scale_shift"))
     add_attention: bool = True
-    num_train_timesteps: int | None = setting(None, at_least=1)  # of learned embeddings
+    num_train_timesteps: int | None = setting(None, at_least=1)  # counts learned embeddings, else nothing
 
 
 SETTINGS = {"ddpm": DDPMSettings, "adm": ADMSettings, "unet2d": UNet2DSettings}
@@ -323,5 +323,5 @@ def _faults_of_unet2d(settings, image_size):
     if image_size % factor:
         n = len(s.block_out_channels)
         yield f"block_out_channels has {n} entries, so the image size must be a multiple of {factor}, not {image_size}"
-    if (s.time_embedding_type == "learned") != (s.num_train_timesteps is not None):
-        yield "num_train_timesteps goes with time_embedding_type learned: give both or neither"
+    if s.time_embedding_type == "learned" and s.num_train_timesteps is None:
+        yield "time_embedding_type learned needs num_train_timesteps, the number of its embeddings"

@@ -87,6 +87,9 @@ class Trainer:
         self.loss = None  # its running mean
 
     def _make_networks(self, config, init, state):
+        if getattr(config.model, "prediction_type", "epsilon") != "epsilon":
+            # Its loss here would be that of eps, which says nothing of v where there is little of the image left.
+            raise UserError("prediction_type v_prediction: a network is trained here to predict epsilon; say so in the config")
         unet = build_unet(config)
         ema, what = copy.deepcopy(unet), f"the U-Net of {config.path.name}"
         if state:
