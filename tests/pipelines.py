@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from golden_weights import filled
+from safetensors.torch import load_file
 
 from models.convert import RENAMED
 
@@ -61,7 +62,7 @@ def save(folder, unet=None, **scheduled):
 
 def flatten(folder):
     """Give a pipeline the form that google/ddpm-* have: no folders within, torch's file, attention by its old names."""
-    weights = UNet2DModel.from_pretrained(folder / "unet").state_dict()
+    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     for old, new in RENAMED.items():
         weights = {key.replace(f".{new}.", f".{old}."): value for key, value in weights.items()}
     torch.save(weights, folder / "diffusion_pytorch_model.bin")
