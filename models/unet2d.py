@@ -1,9 +1,11 @@
 """diffusers' UNet2DModel, split at its bottleneck: h is the output of the middle block (h-space, paper section 3.2).
 
 The layers are the library's own, under its names, so that its weights load as they are and compute what they compute there.
-What stands here is the order in which `UNet2DModel.forward` calls them, in two halves. Classes of blocks that pass a small
-picture along beside the features, as NCSN++ has them, are told by their `skip_conv`, as there.
+What stands here is the order in which `UNet2DModel.forward` calls them, in two halves. Blocks that pass a small picture along
+beside the features, as NCSN++ has them, are told by their `skip_conv`, as there.
 """
+
+import warnings
 
 import numpy as np
 import torch
@@ -13,6 +15,9 @@ from torch import nn
 from models.ddpm import DeltaBlock
 from utils.errors import SettingsError
 from utils.text import one_line
+
+# The cache that torch.compile tells of holds comparisons of version numbers.
+warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
 
 
 class UNet2D(nn.Module):

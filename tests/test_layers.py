@@ -140,7 +140,7 @@ def test_no_file_is_longer_than_400_lines(path):
 
 # ---- without torch ----------------------------------------------------------------------------------------------------------
 
-HEAVY = ("torch", "numpy", "PIL", "open_clip", "yaml", "matplotlib")
+HEAVY = ("torch", "numpy", "PIL", "open_clip", "yaml", "matplotlib", "diffusers", "huggingface_hub")
 
 
 @pytest.mark.parametrize(

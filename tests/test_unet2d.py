@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import subprocess
 import sys
 from dataclasses import fields
 
@@ -15,9 +16,13 @@ from tiny_world import ADM, DDPM, smooth_images
 
 import asyrp
 from asyrp.acceleration.fast_unet import LOW, FastUNet
+from asyrp.base_model.settings import Settings
+from asyrp.base_model.trainer import Trainer
+from asyrp.config import load_config
 from models import UNet, build_unet
 from models.zoo import UNet2DSettings, unet_settings
 from utils.errors import SettingsError, UserError
+from utils.files import ROOT
 
 # T -> a number of steps whose timesteps, from 0 to T - 1, are evenly spread.
 STEPS = {1000: 10, 300: 14}
@@ -199,6 +204,11 @@ def test_without_diffusers_one_line_says_how_to_get_it(monkeypatch, tmp_path):
     assert asyrp.open_model("avatar.yml", device="cpu").image_size == 32
 
 
+def test_other_models_do_without_it():
+    code = "import sys, asyrp; asyrp.open_model('avatar.yml', device='cpu'); sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 # ---- fast -------------------------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +241,7 @@ def test_recomputed_activations_give_the_same_gradient_from_less_memory():
     assert little < 0.6 * much
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call")
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call")  # as models/unet2d.py does
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_it_compiles_without_a_break(kind, monkeypatch):
     compile = torch.compile
@@ -248,6 +258,28 @@ def test_winograd_serves_wide_ones():
     if fast.winograd:
         assert relative_l2(fast(noise(32), t), theirs(noise(32), t).sample) < 1e-4
     assert not FastUNet(built()).winograd
+
+
+# ---- training one -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_of_this_kind_can_be_trained(tmp_path):
+    """And the library reads what was trained."""
+    section = {"type": "unet2d", **{key: list(v) if isinstance(v, tuple) else v for key, v in SMALL.items()}}
+    described = {"data": {"dataset": "MINE", "category": "CUSTOM", "image_size": 16}, "model": section}
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump(described))
+    config = load_config(tmp_path / "mine.yml")
+    trainer = Trainer(config, Settings(total_images=40, batch_size=4, lr=1e-3))
+    before = copy.deepcopy(trainer.averaged_weights())
+    for _ in range(3):
+        trainer.step(smooth_images(4))
+    weights = trainer.averaged_weights()
+    assert not torch.equal(weights["conv_in.weight"], before["conv_in.weight"])
+    network().load_state_dict(weights)
+    described["model"]["prediction_type"] = "v_prediction"
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump(described))
+    with pytest.raises(UserError, match="prediction_type v_prediction: a network is trained here to predict epsilon"):
+        Trainer(load_config(tmp_path / "mine.yml"), Settings(total_images=40))
 
 
 # ---- identity ---------------------------------------------------------------------------------------------------------------
