@@ -80,7 +80,7 @@ def test_inversion_and_generation_are_the_librarys(world):
     # Where a cosine schedule begins, alpha_bar is 2e-9: of v, float32 holds three digits in eps.
     coarse = theirs.scheduler.alphas_cumprod[-1] < 1e-8 and theirs.scheduler.config.prediction_type == "v_prediction"
     found, expected = model.generate(noise(size), n), theirs.generate(noise(size), timesteps)
-    assert relative_l2(found, expected) < (1e-3 if coarse else 1e-4)
+    assert relative_l2(found, expected) < (5e-4 if coarse else 1e-4)
 
 
 # ---- the network ------------------------------------------------------------------------------------------------------------
