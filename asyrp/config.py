@@ -146,8 +146,8 @@ def find_config(name):
     except UserError as error:
         raise UserError(f"--config {name}: no such file or folder; {error}") from error
     raise UserError(
-        f"--config {name}: no such file; give a path, or one of {known}, or a pipeline of diffusers: its folder, or its name on "
-        "the Hugging Face hub (owner/model)"
+        f"--config {name}: no such file; give a path, or one of {known}, or a pipeline of diffusers: its folder, or its name "
+        "on the Hugging Face hub (owner/model)"
     )
 
 
