@@ -1,4 +1,4 @@
-"""A model's YAML file -> checked settings, one dataclass a section."""
+"""A model's YAML file, or its pipeline of diffusers -> checked settings, one dataclass a section."""
 
 from collections import Counter
 from dataclasses import dataclass, fields, is_dataclass
@@ -6,7 +6,10 @@ from pathlib import Path
 
 import yaml
 
-from models.zoo import ADMSettings, DDPMSettings, unet_settings
+from asyrp import pipeline
+from asyrp.pipeline import Pipeline
+from models.schedule import Diffusion
+from models.zoo import ADMSettings, DDPMSettings, UNet2DSettings, unet_settings
 from utils.errors import SettingsError, UserError
 from utils.files import ROOT, shown
 from utils.sections import ANY, checked, nearest, setting
@@ -38,17 +41,7 @@ DATA_ACCEPTED = {
     "random_flip": (True, False),  # of training a model; directions were never trained on flipped images
     "num_workers": ANY,
 }
-SECTIONS_ACCEPTED = ("sampling", "training", "optim", "path")  # `path`: as `to_dict` writes it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diffusion:
-    """The noise schedule, see asyrp/process.py. The cosine schedule has no beta_start and no beta_end."""
-
-    beta_schedule: str = setting("linear", choices=("linear", "cosine"))
-    beta_start: float = setting(1e-4, above=0, below=1)
-    beta_end: float = setting(2e-2, above=0, below=1)
-    num_diffusion_timesteps: int = setting(1000, at_least=2, at_most=1_000_000)
+SECTIONS_ACCEPTED = ("sampling", "training", "optim", "path", "pipeline")  # the last two: as `to_dict` writes them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,16 +97,24 @@ class Judge:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A model's settings, and the file they came from."""
+    """A model's settings, and where they came from. `path`: the file, or the pipeline's folder or name; `pipeline`: where its
+    weights lie, if it is one."""
 
     data: Data
-    model: DDPMSettings | ADMSettings
+    model: DDPMSettings | ADMSettings | UNet2DSettings
     diffusion: Diffusion
     editing: Editing
     clip: Clip | None
     judge: Judge | None
     segmenter: str | None
     path: Path
+    pipeline: Pipeline | None = None
+
+    @property
+    def name(self):
+        """What the model is called: the file's name without its suffix, or the pipeline's."""
+        itself = self.pipeline and self.path == Path(self.pipeline.name)
+        return self.path.name if itself else self.path.stem
 
     def clip_name(self):
         """What names the CLIP for this model (see ClipLoss): its own, else OpenAI's ViT-B/16."""
@@ -128,30 +129,75 @@ class Config:
 
 
 def find_config(name):
-    """`--config` as given -> path: an existing file, or a name under configs/ with or without .yml."""
-    candidates = [Path(name), CONFIGS / name, CONFIGS / f"{name}.yml"]
-    for path in candidates:
+    """`--config` as given -> path of a YAML, a file or a name under configs/ with or without .yml; or the Pipeline of a folder
+    or of a name on the Hugging Face hub, whose settings are fetched. Raises UserError where there is none of them."""
+    for path in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yml"):
         if path.is_file():
             return path
+        if found := pipeline.at(path):
+            return found
     known = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yml")))
-    raise UserError(f"--config {name}: no such file; give a path, or one of {known}")
+    if Path(name).is_dir():
+        needed = f"a pipeline of diffusers, which has {pipeline.INDEX}, a YAML, or one of {known}"
+        raise UserError(f"--config {name} is a folder, and no pipeline: give {needed}")
+    try:
+        if found := pipeline.on_hub(name):
+            return found
+    except UserError as error:
+        raise UserError(f"--config {name}: no such file or folder; {error}") from error
+    raise UserError(
+        f"--config {name}: no such file; give a path, or one of {known}, or a pipeline of diffusers: its folder, or its name "
+        "on the Hugging Face hub (owner/model)"
+    )
 
 
 def load_config(name):
-    """Name under configs/ or path -> Config.
+    """What `find_config` finds -> Config.
 
     Raises UserError, one line that names the file and the section, for a missing file, broken YAML, and a setting that is
     missing, unknown, of the wrong type or out of range. The files that the 2023 release published load too.
     """
-    path = find_config(name)
-    sections = _read(path)
-    known = [f.name for f in fields(Config) if f.name != "path"]
+    found = find_config(name)
+    if isinstance(found, Pipeline):
+        sections, where = found.sections()
+        return _checked(sections, Path(found.name), where.get, found)
+    sections, of_pipeline = _read(found), None
+    known = [f.name for f in fields(Config) if f.name not in ("path", "pipeline")]
     for section in sections:
         if section not in (*known, *SECTIONS_ACCEPTED):
-            raise SettingsError(f"{shown(path)}: unknown section {section!r}; did you mean {nearest(section, known)}?")
+            raise SettingsError(f"{shown(found)}: unknown section {section!r}; did you mean {nearest(section, known)}?")
 
     def where(section):
-        return f"{shown(path)}: section '{section}'"
+        return f"{shown(found)}: section '{section}'"
+
+    if isinstance(model := sections.get("model"), dict) and model.get("type") == "unet2d" and "pipeline" in model:
+        sections, of_pipeline = _with_pipeline(sections, where)
+    return _checked(sections, found, where, of_pipeline)
+
+
+def _with_pipeline(sections, where):
+    """The sections of a YAML whose model section names a pipeline -> (sections, Pipeline): what the YAML does not say is as the
+    pipeline says it."""
+    name, others = sections["model"]["pipeline"], sections["model"].keys() - {"type", "pipeline"}
+    if not isinstance(name, str):
+        raise SettingsError(f"{where('model')}: pipeline {name!r}: must be text")
+    if others or "diffusion" in sections:
+        extra = f"{where('model')}: {min(others, key=str)}" if others else where("diffusion")
+        raise SettingsError(f"{extra} is what the pipeline {name} says: leave it out")
+    try:
+        found = pipeline.at(ROOT / name) or pipeline.at(name) or pipeline.on_hub(name)
+    except UserError as error:
+        raise UserError(f"{where('model')}: pipeline {name}: no such folder; {error}") from error
+    if not found:
+        raise UserError(f"{where('model')}: pipeline {name}: neither a folder with {pipeline.INDEX} nor a name on the hub")
+    theirs, _ = found.sections()
+    given = {section: sections.get(section) or {} for section in ("data", "editing")}
+    both = {section: theirs[section] | own if isinstance(own, dict) else own for section, own in given.items()}
+    return theirs | sections | both | {"model": theirs["model"]}, found
+
+
+def _checked(sections, path, where, of_pipeline=None):
+    """Sections as they were read -> Config. where: function section -> what messages about it begin with."""
 
     def optional(kind, section):
         return None if sections.get(section) is None else checked(kind, sections[section], where(section))
@@ -173,6 +219,7 @@ def load_config(name):
         judge=optional(Judge, "judge"),
         segmenter=segmenter,
         path=path,
+        pipeline=of_pipeline,
     )
 
 

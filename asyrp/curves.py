@@ -3,6 +3,7 @@
 import logging
 
 from asyrp import intervals, store
+from configs.paths_config import CUSTOM, PLACES
 from utils.errors import UserError
 from utils.files import ROOT, shown
 
@@ -29,7 +30,10 @@ def name_of_curve(config, name=None):
 
 
 def _published(data):
-    return OF_DATASET.get(data.dataset) if data.category == "CUSTOM" else OF_CATEGORY.get(data.category)
+    if data.category == CUSTOM:
+        return OF_DATASET.get(data.dataset)
+    # Of the published model alone: the category of a pipeline is the name of its folder, which may be that of a dataset.
+    return OF_CATEGORY.get(data.category) if (data.dataset, data.category) in PLACES else None
 
 
 def keep_curve(kept, curve, model, images, name):

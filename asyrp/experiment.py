@@ -26,7 +26,7 @@ class Experiment:
         # "runs/smiling" names the experiment "smiling"; with "runs/" the attribute or the model's name has to do.
         parent, _, base = settings.exp.rpartition("/")
         picture = settings.edit_image and Path(settings.edit_image).stem
-        self.base = (base or picture or settings.edit_attr or config.path.stem) + part
+        self.base = (base or picture or settings.edit_attr or config.name) + part
         steps = f"t{settings.t_0}_ninv{settings.n_inv_step}_ngen{settings.n_train_step}"
         self.suffix = f"_LC_{config.data.category}_{steps}"
         self.name = self.base + self.suffix

@@ -14,7 +14,7 @@ from asyrp.config import CONFIGS, Config, load_config
 from asyrp.noise_maps import noise_maps, replayed
 from configs.paths_config import weight_place
 from models import build_unet
-from models.convert import read_unet_weights
+from models.convert import is_diffusers, read_weights_of
 from utils import tensors
 from utils.devices import find_device, to_device
 from utils.digests import digest
@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 def open_model(config, weights=None, device=None, precision="fp32", compiled=False, recompute=False):
     """A model, ready to invert, generate and edit.
 
-    config: a name under configs/ ("celeba.yml"), the path of a YAML, or a Config. weights: a file; by default the one that
-    configs/paths_config.py names, which is fetched when it is missing and published. device: "cpu", "cuda", "cuda:1"; by
+    config: a name under configs/ ("celeba.yml"), the path of a YAML, the folder of a pipeline of diffusers or its name on the
+    Hugging Face hub ("google/ddpm-celebahq-256"), or a Config. weights: a file; by default the pipeline's, or the one that
+    configs/paths_config.py names; it is fetched when it is missing and published. device: "cpu", "cuda", "cuda:1"; by
     default cuda where there is one. precision: "fp32", "tf32", "bf16" or "fp16", of the networks; this sets PyTorch's switches
     for TF32. compiled, recompute: see FastUNet.
 
@@ -37,8 +38,13 @@ def open_model(config, weights=None, device=None, precision="fp32", compiled=Fal
     config = config if isinstance(config, Config) else load_config(config)
     device = find_device(device)
     set_tf32(precision, device)  # before the weights are looked for: a flag that is wrong is told first
-    path = Path(weights) if weights is not None else weights_at(weight_place(config))
+    path = Path(weights) if weights is not None else weights_of(config)
     return model_of(config, load_unet(config, path), device, precision, compiled, recompute)
+
+
+def weights_of(config):
+    """A Config -> path of its weights, which are fetched when they are missing and published. Raises UserError."""
+    return config.pipeline.weights() if config.pipeline else weights_at(weight_place(config))
 
 
 def model_of(config, unet, device=None, precision="fp32", compiled=False, recompute=False, layout=None):
@@ -58,7 +64,7 @@ def load_unet(config, path):
     with torch.device("meta"):
         # Without memory for weights that are replaced at once.
         unet = build_unet(config)
-    state_dict = read_unet_weights(path, unet.settings["norm_groups"])
+    state_dict = read_weights_of(unet, path)
     try:
         tensors.load_strictly(unet, state_dict, path, f"the U-Net of {config.path.name}")
     except tensors.Misfit as error:
@@ -216,6 +222,8 @@ def _remedy(state_dict):
     if "input_blocks.0.0.weight" in state_dict:
         ch = state_dict["input_blocks.0.0.weight"].shape[0]
         return f"these are iDDPM/ADM weights with ch {ch}: compare the config's model section"
+    if is_diffusers(state_dict):
+        return "these are weights of another UNet2DModel: give --config the folder of their own pipeline"
     if "0" in state_dict or "layer_0" in state_dict:
         return "this looks like a direction, not a U-Net: check --model_path"
     return "use the file that belongs to the config"

@@ -99,7 +99,8 @@ g.switch("run_test", "edit test images with a direction")
 g.switch("evaluate", "measure what a direction does to test images: metrics as a table, JSON and CSV")
 
 g = Group("run")
-g.value("config", str, None, "YAML of the model: a name under configs/ or a path (required)", metavar="YAML")
+text = "the model (required): a YAML, a name under configs/ or a path; or a pipeline of diffusers, folder or name on the hub"
+g.value("config", str, None, text, metavar="YAML")
 g.value("exp", str, "./runs/", "folder of results; its last part names the experiment and its checkpoints")
 g.value("edit_attr", str, None, "attribute of utils/text_dic.py, which gives the prompts")
 g.value("src_txts", str, None, "source prompt(s), instead of --edit_attr", many=True)

@@ -8,48 +8,15 @@ alpha_bar_{-1} = 1 is the noiseless end.
 """
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from models.schedule import END
+from models.schedule import Schedule as Schedule  # part of this module's interface
 from utils.devices import to_device
-
-END = -1  # the "next timestep" of the last generation step
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Variance schedule of T steps: betas and alpha_bars, float64 arrays (T,)."""
-
-    betas: np.ndarray
-    alpha_bars: np.ndarray
-
-    @classmethod
-    def linear(cls, beta_start=1e-4, beta_end=2e-2, T=1000):
-        """Linear betas (DDPM section 4); alpha_bar_t = prod_{s<=t} (1 - beta_s)."""
-        betas = np.linspace(beta_start, beta_end, T, dtype=np.float64)
-        return cls(betas, np.cumprod(1.0 - betas))
-
-    @classmethod
-    def cosine(cls, T=1000):
-        """The cosine schedule (Nichol & Dhariwal 2021 eq. 17, s = 0.008), with betas of at most 0.999."""
-        f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
-        betas = np.minimum(1.0 - f[1:] / f[:-1], 0.999)
-        return cls(betas, np.cumprod(1.0 - betas))
-
-    @classmethod
-    def of(cls, diffusion):
-        """The schedule that a `diffusion` section describes (an object with the attributes of asyrp.config.Diffusion)."""
-        if diffusion.beta_schedule == "cosine":
-            return cls.cosine(diffusion.num_diffusion_timesteps)
-        return cls.linear(diffusion.beta_start, diffusion.beta_end, diffusion.num_diffusion_timesteps)
-
-    def alpha_bar(self, t):
-        """alpha_bar_t as a float; 1.0 at t = -1."""
-        return 1.0 if t == END else float(self.alpha_bars[t])
 
 
 def timesteps(n, t_0):

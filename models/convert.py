@@ -1,8 +1,9 @@
-"""DDPM++ weights in the layout of the diffusers library (`UNet2DModel`) -> the names of models/ddpm.py.
+"""Files of weights -> the names of models/. Those of the diffusers library (`UNet2DModel`) are names of their own.
 
-The same network with its tensors under other names: google/ddpm-ema-celebahq-256, -bedroom-256 and -church-256 are published
-so. Attention is written with linear layers there, and has been named in two ways. What a `UNet2DModel` computes depends on
-settings that leave no trace in its tensors; they stand in the `config.json` beside the file.
+A DDPM++ in that layout is the network of models/ddpm.py with its tensors under other names: google/ddpm-ema-celebahq-256,
+-bedroom-256 and -church-256 are published so. Attention is written with linear layers there, and has been named in two ways.
+What a `UNet2DModel` computes depends on settings that leave no trace in its tensors; they stand in the `config.json` beside the
+file.
 """
 
 import json
@@ -10,6 +11,7 @@ import logging
 import re
 from pathlib import Path
 
+from models.zoo import UNet2DSettings
 from utils import tensors
 from utils.errors import SettingsError
 from utils.text import one_line
@@ -37,28 +39,32 @@ INSIDE = {
     "to_v": "v",
     "to_out.0": "proj_out",
 }
+# What the library called the layers of attention in its first year.
+RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+ATTENTION = rf"(attentions\.\d+)\.({'|'.join(RENAMED)})\."
 PROJECTIONS = ("q", "k", "v", "proj_out")
 
-# Setting of UNet2DModel -> (what it is where config.json does not say, what models/ddpm.py computes, as google/ddpm-ema-* do).
-# Those that decide the names and shapes of tensors are checked when the weights are loaded.
+# Setting of UNet2DModel -> what models/ddpm.py computes, as google/ddpm-ema-* do. Those that decide the names and shapes of
+# tensors are checked when the weights are loaded.
 SETTINGS = {
-    "act_fn": ("silu", "silu"),
-    "add_attention": (True, True),
-    "attention_head_dim": (8, None),
-    "center_input_sample": (False, False),
-    "class_embed_type": (None, None),
-    "downsample_padding": (1, 0),
-    "downsample_type": ("conv", "conv"),
-    "flip_sin_to_cos": (True, False),
-    "freq_shift": (0, 1),
-    "mid_block_scale_factor": (1, 1),
-    "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2D"),
-    "norm_eps": (1e-5, 1e-6),
-    "num_class_embeds": (None, None),
-    "resnet_time_scale_shift": ("default", "default"),
-    "time_embedding_type": ("positional", "positional"),
-    "upsample_type": ("conv", "conv"),
+    "act_fn": "silu",
+    "add_attention": True,
+    "attention_head_dim": None,
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "downsample_padding": 0,
+    "downsample_type": "conv",
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2D",
+    "norm_eps": 1e-6,
+    "num_class_embeds": None,
+    "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
+    "upsample_type": "conv",
 }
+OURS = ("type", "prediction_type")  # settings of a UNet2D that config.json does not have
 ASSUMED = ("downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_eps", "attention_head_dim")  # what differs most often
 
 
@@ -67,29 +73,30 @@ def is_diffusers(state_dict):
     return "time_embedding.linear_1.weight" in state_dict
 
 
+def check_kind(config, where):
+    """Raise SettingsError for the config.json of another network of diffusers."""
+    kind = config.get("_class_name", "UNet2DModel")
+    if kind != "UNet2DModel":
+        raise SettingsError(f"{where} describes a {kind}: of diffusers' networks only a UNet2DModel can be read")
+
+
 def check_diffusers_config(config, norm_groups=32, where="config.json"):
     """Raise SettingsError, naming the settings, for a `UNet2DModel` that computes something else than models/ddpm.py.
 
     config: its config.json. norm_groups: of ours. `where` begins the message.
     """
-    kind = config.get("_class_name", "UNet2DModel")
-    if kind != "UNet2DModel":
-        raise SettingsError(f"{where} describes a {kind}: of diffusers' networks only a UNet2DModel can be read")
-    wanted = {name: here for name, (_, here) in SETTINGS.items()}
-    given = {name: config.get(name, silent) for name, (silent, _) in SETTINGS.items()}
-    wanted |= {"norm_num_groups": norm_groups, "attn_norm_num_groups": norm_groups}
-    given["norm_num_groups"] = config.get("norm_num_groups", 32)
-    given["attn_norm_num_groups"] = config.get("attn_norm_num_groups") or norm_groups  # of the middle block
+    check_kind(config, where)
+    wanted = SETTINGS | {"norm_num_groups": norm_groups, "attn_norm_num_groups": norm_groups}
+    given = {name: config.get(name, getattr(UNet2DSettings, name, None)) for name in wanted}
+    given["attn_norm_num_groups"] = given["attn_norm_num_groups"] or norm_groups  # of the middle block
     if _one_head(given["attention_head_dim"], config):
         given["attention_head_dim"] = None
     if given["act_fn"] == "swish":  # another name of it
         given["act_fn"] = "silu"
-    pairs = {name: (given[name], here) for name, here in wanted.items() if given[name] != here}
-    differing = [f"{name} {json.dumps(there)} (here {json.dumps(here)})" for name, (there, here) in pairs.items()]
-    if differing:
+    if differing := _differing({name: (given[name], here) for name, here in wanted.items()}):
         raise SettingsError(
-            f"{where} says {', '.join(differing)}: the DDPM++ here would compute something else with these weights; use "
-            "weights whose settings are those of google/ddpm-ema-celebahq-256"
+            f"{where} says {differing}: the DDPM++ here would compute something else with these weights; use "
+            "weights whose settings are those of google/ddpm-ema-celebahq-256, or give --config the folder of their pipeline"
         )
 
 
@@ -125,6 +132,41 @@ def _renamed(key, levels):
     return key
 
 
+def read_weights_of(unet, path):
+    """A file of weights for this U-Net -> state dict in float32, in its own names. Raises UserError."""
+    if unet.settings["type"] != "unet2d":
+        return read_unet_weights(path, unet.settings["norm_groups"])
+    _check_same_settings(unet.settings, Path(path).with_name("config.json"))
+    state_dict = tensors.state_dict_of(tensors.load(path), path)
+    return {re.sub(ATTENTION, lambda m: f"{m[1]}.{RENAMED[m[2]]}.", key): value for key, value in state_dict.items()}
+
+
+def _check_same_settings(settings, beside):
+    """Raise SettingsError where the config.json beside a file of weights describes another UNet2DModel than these settings."""
+    config = _read_config(beside)
+    if config is None:
+        return
+    check_kind(config, beside)
+    silent = vars(UNet2DSettings())
+    pairs = {name: (config.get(name, silent[name]), here) for name, here in settings.items() if name not in OURS}
+    if differing := _differing({name: (_listed(there), _listed(here)) for name, (there, here) in pairs.items()}):
+        raise SettingsError(
+            f"{beside} says {differing}: the network here would compute something else with these weights; put those settings "
+            "into the model section, or give --config the folder of their pipeline"
+        )
+
+
+def _listed(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _differing(pairs):
+    """{setting: (there, here)} -> those that differ, in words; '' where none does."""
+    return ", ".join(
+        f"{name} {json.dumps(there)} (here {json.dumps(here)})" for name, (there, here) in pairs.items() if there != here
+    )
+
+
 def read_unet_weights(path, norm_groups=32):
     """A file of U-Net weights, in any layout and wrapping that is known -> state dict in float32, in the names of models/.
 
@@ -137,7 +179,7 @@ def read_unet_weights(path, norm_groups=32):
     beside = Path(path).with_name("config.json")
     config = _read_config(beside)
     if config is None:
-        assumed = ", ".join(f"{name} {json.dumps(SETTINGS[name][1])}" for name in ASSUMED)
+        assumed = ", ".join(f"{name} {json.dumps(SETTINGS[name])}" for name in ASSUMED)
         log.info(f"{path} has no config.json of diffusers beside it: taken as google/ddpm-ema-* are ({assumed})")
     return from_diffusers(state_dict, config, norm_groups, beside)
 

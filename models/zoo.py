@@ -1,9 +1,14 @@
 """Settings of the `model` section, checked -> U-Net. Importing this module does not import torch: `--help` reads it too."""
 
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 
-from utils.errors import SettingsError
+from models.schedule import Diffusion, Schedule
+from utils.errors import SettingsError, UserError
 from utils.sections import ANY, checked, one_name, setting
+from utils.text import one_line
+
+NEEDS_DIFFUSERS = 'type unet2d needs the library diffusers: pip install "diffusers>=0.42"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,49 @@ class ADMSettings(Plan):
             object.__setattr__(self, "num_head_channels", 64 if self.num_heads == -1 else -1)
 
 
-SETTINGS = {"ddpm": DDPMSettings, "adm": ADMSettings}
+_DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D")
+_UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNet2DSettings:
+    """An unconditional UNet2DModel of the diffusers library (models/unet2d.py), with its names and its defaults.
+
+    prediction_type: what the network was trained to predict; the scheduler's setting of that name. The defaults stand here as
+    well as in the library, so that a model's identity stays the same when the library learns of another setting.
+    """
+
+    type: str = setting("unet2d", choices=("unet2d",))
+    prediction_type: str = setting("epsilon", choices=("epsilon", "v_prediction"))
+    in_channels: int = setting(3, choices=(3,))
+    out_channels: int = setting(3, choices=(3,))
+    center_input_sample: bool = False
+    # With "fourier" embeddings, those of continuous noise levels, there is no t = 0.
+    time_embedding_type: str = setting("positional", choices=("positional", "learned"))
+    time_embedding_dim: int | None = setting(None, at_least=1)
+    freq_shift: int = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: tuple[str, ...] = setting(("DownBlock2D", *["AttnDownBlock2D"] * 3), choices=_DOWN)
+    mid_block_type: str | None = setting("UNetMidBlock2D", choices=("UNetMidBlock2D",))
+    up_block_types: tuple[str, ...] = setting((*["AttnUpBlock2D"] * 3, "UpBlock2D"), choices=_UP)
+    block_out_channels: tuple[int, ...] = setting((224, 448, 672, 896), at_least=4, at_most=8192)
+    layers_per_block: int = setting(2, at_least=1, at_most=64)
+    mid_block_scale_factor: float = setting(1.0, above=0)
+    downsample_padding: int = setting(1, at_least=0, at_most=1)
+    downsample_type: str = setting("conv", choices=("conv", "resnet"))
+    upsample_type: str = setting("conv", choices=("conv", "resnet"))
+    dropout: float = setting(0.0, at_least=0, below=1)
+    act_fn: str = "silu"
+    attention_head_dim: int | None = setting(8, at_least=1)
+    norm_num_groups: int | None = setting(32, at_least=1)
+    attn_norm_num_groups: int | None = setting(None, at_least=1)
+    norm_eps: float = setting(1e-5, above=0)
+    resnet_time_scale_shift: str = setting("default", choices=("default", "scale_shift"))
+    add_attention: bool = True
+    num_train_timesteps: int | None = setting(None, at_least=1)  # counts learned embeddings, else nothing
+
+
+SETTINGS = {"ddpm": DDPMSettings, "adm": ADMSettings, "unet2d": UNet2DSettings}
 
 # Keys that change nothing of what a network computes, with the values for which that is so.
 ACCEPTED = {
@@ -71,6 +118,15 @@ ACCEPTED = {
         "class_cond": (False,),
         "num_classes": (None,),
         "dims": (2,),
+    },
+    "unet2d": {
+        "_class_name": ("UNet2DModel",),
+        **dict.fromkeys(("_diffusers_version", "_name_or_path"), ANY),
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        # What the library's EMAModel writes beside the settings of the network that it averages.
+        **dict.fromkeys(("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step"), ANY),
+        "use_ema_warmup": (True, False),
     },
 }
 # Other names of the same settings, in guided-diffusion's flags and in its code.
@@ -101,11 +157,12 @@ PUBLISHED = {
 
 
 def unet_settings(model, data, where="the model section"):
-    """A `model` section, and the `data` section it stands beside (mappings) -> DDPMSettings or ADMSettings.
+    """A `model` section, and the `data` section it stands beside (mappings) -> one of the classes of SETTINGS.
 
     `type: simple` is what the 2023 release says: a DDPM++ with the section's own plan for its DDPM++ datasets; for the others
     the published network, whatever the section says, as there. `where` begins the messages.
-    Raises SettingsError, a ValueError, for what `checked` refuses and for a plan that no network can have.
+    Raises SettingsError, a ValueError, for what `checked` refuses and for a plan that no network can have; UserError for a
+    UNet2DModel without diffusers.
     """
     model = model if isinstance(model, dict) else {}
     if "type" not in model:
@@ -114,36 +171,59 @@ def unet_settings(model, data, where="the model section"):
         model = _published(model, data.get("dataset"), where)
     kind = model["type"]
     if not isinstance(kind, str) or kind not in SETTINGS:
-        raise SettingsError(f'{where}: type {kind!r} is unknown: use "ddpm", "adm", or "simple" with a published dataset')
-    if kind == "adm":
-        model = one_name(model, SAME, where)
-    settings = checked(SETTINGS[kind], model, where, ACCEPTED[kind], CALLED)
+        raise SettingsError(
+            f'{where}: type {kind!r} is unknown: use "ddpm", "adm", "unet2d", or "simple" with a published dataset'
+        )
     size = data.get("image_size")
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise SettingsError(f"data.image_size is {size!r}: must be a whole number of pixels")
-    if fault := next(_faults(settings, size), None):
+    if kind == "adm":
+        model = one_name(model, SAME, where)
+    if kind == "unet2d":
+        model = _for_pixels(model, size, where)
+    settings = checked(SETTINGS[kind], model, where, ACCEPTED[kind], CALLED if kind != "unet2d" else None)
+    faults = _faults_of_unet2d if kind == "unet2d" else _faults
+    if fault := next(faults(settings, size), None):
         raise SettingsError(f"{where}: {fault}")
+    if kind == "unet2d" and find_spec("diffusers") is None:
+        raise UserError(NEEDS_DIFFUSERS)
     return settings
 
 
 def build_unet(config):
     """Settings with `data` and `model` sections (an object or a dict, as they are) -> frozen U-Net with random weights, in eval
-    mode. Raises SettingsError, a ValueError, as `unet_settings` does.
+    mode: what models.UNet describes. Its schedule, which a network that predicts v needs, is that of the `diffusion` section,
+    or the default one. Raises SettingsError, a ValueError, and UserError as `unet_settings` does.
     """
-    from models.adm import ADM
-    from models.ddpm import DDPM
-
-    data, model = (_as_dict(config[s] if isinstance(config, dict) else getattr(config, s)) for s in ("data", "model"))
+    data, model, diffusion = (_section(config, name) for name in ("data", "model", "diffusion"))
     settings = vars(unet_settings(model, data)).copy()
     plan = settings.copy()
-    network = {"ddpm": DDPM, "adm": ADM}[plan.pop("type")]
-    unet = network(image_size=data["image_size"], **plan).eval().requires_grad_(False)
+    kind = plan.pop("type")
+    if kind == "unet2d":
+        plan["alpha_bars"] = Schedule.of(checked(Diffusion, diffusion, "the diffusion section")).alpha_bars
+    unet = _network(kind)(image_size=data["image_size"], **plan).eval().requires_grad_(False)
     unet.settings = settings  # everything, besides the image size, that its architecture is
     return unet
 
 
-def _as_dict(section):
-    return section if isinstance(section, dict) else vars(section)
+def _network(kind):
+    """The class of a network; each is imported when it is first used."""
+    if kind == "unet2d":
+        try:
+            from models.unet2d import UNet2D as network
+        except ImportError as error:
+            raise UserError(f"{NEEDS_DIFFUSERS} ({one_line(error)})") from error
+    elif kind == "adm":
+        from models.adm import ADM as network
+    else:
+        from models.ddpm import DDPM as network
+    return network
+
+
+def _section(config, name):
+    """A section of settings as a dict; None where there is none."""
+    section = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+    return section if isinstance(section, dict | None) else vars(section)
 
 
 def _published(given, dataset, where):
@@ -209,3 +289,39 @@ def _faults_of_heads(s, widths):
 
 def _listed(numbers):
     return ", ".join(f"{n:g}" for n in numbers)
+
+
+# ---- UNet2DModel ------------------------------------------------------------------------------------------------------------
+
+
+def _for_pixels(given, image_size, where):
+    """The section without its sample_size, which is the image size. Raises SettingsError where it says another one, and for a
+    network that takes class labels."""
+    model = dict(given)
+    size = model.pop("sample_size", None)
+    if isinstance(size, list | tuple):
+        if len(set(size)) != 1:
+            raise SettingsError(f"{where}: sample_size {list(size)}: only square images can be edited")
+        size = size[0]
+    if size not in (None, image_size):
+        raise SettingsError(f"{where}: sample_size {size} and data.image_size {image_size} differ: leave sample_size out")
+    for name in ("class_embed_type", "num_class_embeds"):
+        if model.get(name) is not None:
+            raise SettingsError(
+                f"{where}: {name} {model[name]}: the network takes class labels; only unconditional ones will do"
+            )
+    return model
+
+
+def _faults_of_unet2d(settings, image_size):
+    s = settings
+    lengths = {name: len(getattr(s, name)) for name in ("block_out_channels", "down_block_types", "up_block_types")}
+    if 0 in lengths.values() or len(set(lengths.values())) > 1:
+        yield f"{' and '.join(lengths)} must have as many entries each, not {' and '.join(map(str, lengths.values()))}"
+        return
+    factor = 2 ** (lengths["block_out_channels"] - 1)
+    if image_size % factor:
+        n = len(s.block_out_channels)
+        yield f"block_out_channels has {n} entries, so the image size must be a multiple of {factor}, not {image_size}"
+    if s.time_embedding_type == "learned" and s.num_train_timesteps is None:
+        yield "time_embedding_type learned needs num_train_timesteps, the number of its embeddings"

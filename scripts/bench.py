@@ -103,7 +103,8 @@ class World:
         self.device = find_device(args.device)
         keep_freed_memory(self.device)
         torch.manual_seed(args.seed)
-        path = Path(args.model_path or weight_file(weight_place(self.config)))
+        pipeline = self.config.pipeline
+        path = Path(args.model_path or (pipeline.weights() if pipeline else weight_file(weight_place(self.config))))
         self.trained = path.is_file() or args.model_path is not None
         self.unet = load_unet(self.config, path) if self.trained else build_unet(self.config)
         model = model_of(self.config, copy.deepcopy(self.unet), "cpu")

@@ -7,6 +7,7 @@ import shutil
 from itertools import pairwise
 from pathlib import Path
 
+import pipelines
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -67,6 +68,14 @@ def diffusers_config(folder, tiny):
     }
     (folder / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"} | config))
     return folder / "config.json", lambda path: read_unet_weights(folder / "w.safetensors")
+
+
+def pipeline(file):
+    def kind(folder, tiny):
+        pipelines.save(folder)
+        return folder / file, lambda path: load_config(folder)
+
+    return kind
 
 
 def checkpoint(suffix):
@@ -207,6 +216,9 @@ KINDS = {
     "weights before torch 1.6": weights(legacy=True),
     "safetensors": safetensors,
     "config.json of diffusers": diffusers_config,
+    "index of a pipeline": pipeline("model_index.json"),
+    "network of a pipeline": pipeline("unet/config.json"),
+    "scheduler of a pipeline": pipeline("scheduler/scheduler_config.json"),
     "checkpoint": checkpoint(".pth"),
     "published direction": checkpoint(".safetensors"),
     "latent": latent,

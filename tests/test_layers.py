@@ -29,7 +29,7 @@ ROWS = (
     ),
     (
         *("asyrp.settings", "asyrp.model", "asyrp.directions", "asyrp.curves", "asyrp.origin", "asyrp.data", "asyrp.store"),
-        *("asyrp.intervals", "asyrp.config", "asyrp.parsing", "asyrp.clip"),
+        *("asyrp.intervals", "asyrp.config", "asyrp.pipeline", "asyrp.parsing", "asyrp.clip"),
     ),
     ("asyrp.noise_maps", "asyrp.hspace", "asyrp.blending", "asyrp.calibration", "asyrp.acceleration", "asyrp.options", "asyrp"),
     ("asyrp.process",),  # it learns of no way to edit and no way to invert
@@ -41,7 +41,10 @@ GROUND = ("utils", "models", "losses", "configs")
 KNOW_FLAGS = {"main", "asyrp.parsing", "asyrp.settings", "asyrp.runner", "asyrp.images", "utils.arguments"}
 FLAGS = {"asyrp.options", "asyrp.parsing"}
 # The equations: no files, no printing, nothing to configure.
-PURE = ("asyrp.process", "asyrp.noise_maps", "asyrp.hspace", "asyrp.blending", "models.ddpm", "models.adm")
+PURE = (
+    *("asyrp.process", "asyrp.noise_maps", "asyrp.hspace", "asyrp.blending"),
+    *("models.schedule", "models.ddpm", "models.adm", "models.unet2d"),
+)
 NOT_PURE = {"argparse", "logging", "os", "pathlib", "sys", "tqdm", "utils.files", "utils.tensors", "print", "open"}
 
 
@@ -137,7 +140,7 @@ def test_no_file_is_longer_than_400_lines(path):
 
 # ---- without torch ----------------------------------------------------------------------------------------------------------
 
-HEAVY = ("torch", "numpy", "PIL", "open_clip", "yaml", "matplotlib")
+HEAVY = ("torch", "numpy", "PIL", "open_clip", "yaml", "matplotlib", "diffusers", "huggingface_hub")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from asyrp.base_model.settings import learning_rate, loss_weights
 from asyrp.config import to_dict
 from asyrp.data.datasets import Readable, collate
 from models import build_unet
-from models.convert import read_unet_weights
+from models.convert import read_weights_of
 from utils import tensors
 from utils.errors import UserError
 from utils.terminal import leave_signals_to_the_parent, line_of
@@ -87,13 +87,16 @@ class Trainer:
         self.loss = None  # its running mean
 
     def _make_networks(self, config, init, state):
+        if getattr(config.model, "prediction_type", "epsilon") != "epsilon":
+            # Its loss here would be that of eps, which says nothing of v where there is little of the image left.
+            raise UserError("prediction_type v_prediction: a network is trained here to predict epsilon; say so in the config")
         unet = build_unet(config)
         ema, what = copy.deepcopy(unet), f"the U-Net of {config.path.name}"
         if state:
             tensors.load_strictly(unet, state["unet"], "the state", what)
             tensors.load_strictly(ema, state["ema"], "the state", what)
         elif init:
-            weights = read_unet_weights(init, unet.settings["norm_groups"])
+            weights = read_weights_of(unet, init)
             for network in (unet, ema):
                 tensors.load_strictly(network, weights, init, what)
         self.unet = unet.to(self.device, memory_format=self.layout).requires_grad_(True).train()
