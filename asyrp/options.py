@@ -139,7 +139,7 @@ g.value("target_class_num", str, None, "class of ImageNet: its number, 0 to 999,
 g.zero_one("align_face", 0, "cut out faces as FFHQ did, in your own images (needs the library face_alignment)")
 g.value("n_train_img", int, 50, "training images; also the images that --lpips measures", 1, MANY)
 g.value("n_test_img", int, 10, "test images", 1, MANY)
-g.value("n_calibrate_img", int, 16, "training images that --calibrate edits", 1, MANY)
+g.value("n_calibrate_img", int, 32, "training images that --calibrate edits", 1, MANY)
 g.value("n_precomp_img", int, 100, "images of each set that --just_precompute inverts", 1, MANY)
 g.value("bs_train", int, 1, "images in a training batch", 1, 65536)
 g.value("bs_test", int, 1, "images in a test batch", 1, 65536)

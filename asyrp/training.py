@@ -222,7 +222,7 @@ def train_direction(
     model,
     images,
     src,
-    trg,
+    trg=None,
     *,
     clip=None,
     kind="delta_block",
@@ -235,7 +235,8 @@ def train_direction(
 ):
     """Learn a direction from images and two prompts -> Direction.
 
-    images: (N, 3, H, W) in [-1, 1], which are inverted first. clip: a ClipLoss, or what names one; by default the config's.
+    images: (N, 3, H, W) in [-1, 1], which are inverted first. src, trg: the prompts; or, alone, a direction in CLIP's space
+    (1, D), normalised. clip: a ClipLoss, or what names one; by default the config's.
     kind: "delta_block" or "delta_h". id_loss: an IdLoss, for `id_w` above 0. mask_of: see `train_epoch`. callback(epoch, Batch,
     Result) sees each batch.
 
@@ -252,6 +253,7 @@ def train_direction(
     s = {name: settings.get(name, own.get(flag, default)) for name, (flag, default) in SETTINGS.items()}
     if not len(images) or s["epochs"] < 1:
         raise UserError(f"{len(images)} images and {s['epochs']} epochs: nothing would be trained; give one at least of each")
+    prompts = () if isinstance(src, torch.Tensor) else (src, trg)
     if s["id_w"] and id_loss is None:
         raise UserError(f"id_w {s['id_w']:g} needs an id_loss: give an IdLoss (see losses/id_loss.py), or id_w 0")
     if not isinstance(clip, ClipLoss):
@@ -260,7 +262,7 @@ def train_direction(
     t_edit = s["t_edit"]
     if t_edit is None:
         curve, _ = find_curve(Store(), model)
-        t_edit = choose_t_edit(curve, clip.cosine(src, trg), s["lpips_edit_th"])
+        t_edit = choose_t_edit(curve, clip.cosine(src, trg) if prompts else 1.0, s["lpips_edit_th"])
     steps = edit_steps(timesteps, t_edit)
     batches = []
     for some in torch.arange(len(images)).split(s["batch_size"]):
@@ -269,7 +271,7 @@ def train_direction(
         batches.append(Batch(some.tolist(), names, images[some].cpu(), x_T))
     function = new_function(model, kind, ignore_timesteps, [t for t, _ in steps], seed)
     weights = Weights(s["clip_w"], s["l1_w"], s["id_w"])
-    loss = new_loss(clip, (src, trg), weights, s["clip_source"], id_loss, model.precision)
+    loss = new_loss(clip, prompts or src, weights, s["clip_source"], id_loss, model.precision)
     optimizer = torch.optim.SGD(function.parameters(), lr=s["lr"])
     plain = PlainTrajectories(ram=2**31 if s["epochs"] > 1 else 0)
     for epoch in range(s["epochs"]):
@@ -279,8 +281,8 @@ def train_direction(
                 callback(epoch, batch, result)
     made = {flag: s[name] for name, (flag, _) in SETTINGS.items() if flag not in ("n_train_step", "user_defined_t_edit", "t_0")}
     made |= {"seed": seed, "n_images": len(images)}
-    record = new_record(model, kind, ignore_timesteps, (src, trg), t_edit, timesteps, len(timesteps), made)
-    return Direction(function, record, f"{src} to {trg}").requires_grad_(False)
+    record = new_record(model, kind, ignore_timesteps, prompts, t_edit, timesteps, len(timesteps), made)
+    return Direction(function, record, " to ".join(prompts) or "a direction of CLIP").requires_grad_(False)
 
 
 def set_learning_rate(optimizer, lr):
