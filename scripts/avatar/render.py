@@ -32,7 +32,7 @@ from dicebear import Avatar, Style
 from PIL import Image
 from tqdm import tqdm
 
-from utils.arguments import whole
+from utils.arguments import real, whole
 from utils.errors import UserError
 from utils.files import naming, replacing
 
@@ -55,6 +55,19 @@ EXPRESSIONS = {
     "angry": {"mouth": ("angry",), "eyebrows": ("angry",), "eyes": ("wide", "bow")},
     "surprised": {"mouth": ("agape",), "eyebrows": ("raised",), "eyes": ("wide",)},
 }
+
+
+# Glasses are no part of the artwork: drawn here, in its coordinates, over the eyes and under the hair.
+GLASSES = (
+    '<g id="glasses" fill="#ffffff" fill-opacity=".25" stroke="#1d1d1d" stroke-width="22">'
+    '<circle cx="303" cy="402" r="58"/><circle cx="465" cy="402" r="58"/>'
+    '<path d="M361 396 Q384 380 407 396 M245 396 L205 384 M523 396 L563 384" fill="none"/></g>'
+)
+
+
+def wears_glasses(split, index, share):
+    """Whether a face of a domain in which this share of the faces has glasses has them; nothing else of it depends on that."""
+    return random.Random(f"avatar/{split}/{index}/glasses").random() < share
 
 
 def draw_labels(rng):
@@ -92,45 +105,53 @@ def artwork():
     return Style(json.loads(files("dicebear_styles").joinpath("toon-head.json").read_text("utf-8")))
 
 
-def render_face(split, index, size=64):
-    """Face `index` of `split` ("train" or "test") -> (PIL image of size x size, labels)."""
+def render_face(split, index, size=64, glasses=0.0):
+    """Face `index` of `split` ("train" or "test") -> (PIL image of size x size, labels). glasses: share of faces that have
+    them; above 0 the labels say which."""
     rng = random.Random(f"avatar/{split}/{index}")
     labels = draw_labels(rng)
-    return draw(artwork_options(labels, rng), size), labels
+    worn = wears_glasses(split, index, glasses)
+    picture = draw(artwork_options(labels, rng), size, worn)
+    return picture, labels | ({"glasses": "yes" if worn else "no"} if glasses else {})
 
 
-def draw(options, size):
+def draw(options, size, glasses=False):
     """The artwork's options -> PIL image of size x size."""
     svg = Avatar(artwork(), options).to_string()
+    if glasses:
+        place = svg.index("<use", svg.index('href="#eyebrows'))
+        svg = svg[:place] + GLASSES + svg[place:]
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * size, height=2 * size))
     # Drawn at twice the size and averaged: thin lines (mouths, brows) keep their weight.
     return Image.open(io.BytesIO(png)).convert("RGB").resize((size, size), Image.BOX)
 
 
-def save_face(index, split, size, out):
-    image, labels = render_face(split, index, size)
+def save_face(index, split, size, out, glasses=0.0):
+    image, labels = render_face(split, index, size, glasses)
     name = f"{index:06d}.png"
     with naming(out / name):
         image.save(out / name)
     return {"file": name, **labels}
 
 
-def render_folder(split, count, out, size=64, workers=None):
+def render_folder(split, count, out, size=64, workers=None, glasses=0.0):
     """Write `count` faces and labels.csv into the folder `out`; a folder that is already complete is left as it is."""
     out = Path(out)
     table = out / "labels.csv"
     if table.exists() and len(rows := read_labels(out)) >= count:
+        if ("glasses" in rows[0]) != bool(glasses):
+            raise UserError(f"{out} holds faces drawn with another --glasses: give another --out, or delete it")
         with Image.open(out / rows[0]["file"]) as face:
             if face.size != (size, size):
                 raise UserError(f"{out} holds faces of {face.width} pixels: give another --out, or delete it")
         return
     out.mkdir(parents=True, exist_ok=True)
-    job = partial(save_face, split=split, size=size, out=out)
+    job = partial(save_face, split=split, size=size, out=out, glasses=glasses)
     with ProcessPoolExecutor(workers, initializer=leave_signals_to_the_parent) as pool:
         rows = list(tqdm(pool.map(job, range(count), chunksize=32), total=count, desc=f"rendering {split} faces"))
     # The table comes last: where it stands, the folder is complete.
     with replacing(table) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, ["file", *LABELS])
+        writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
 
@@ -147,9 +168,10 @@ def main(argv=None):
     parser.add_argument("--count", type=whole(1), required=True, help="number of faces; face i is the same whatever the count")
     parser.add_argument("--out", type=Path, required=True, help="folder for the images and labels.csv")
     parser.add_argument("--size", type=whole(8), default=64, help="pixels a side (default 64)")
+    parser.add_argument("--glasses", type=real(0, 1), default=0.0, help="share of the faces that wear glasses (none)")
     parser.add_argument("--workers", type=whole(1), help="processes (default: one a core)")
     args = parser.parse_args(argv)
-    render_folder(args.split, args.count, args.out, args.size, args.workers)
+    render_folder(args.split, args.count, args.out, args.size, args.workers, args.glasses)
 
 
 if __name__ == "__main__":
