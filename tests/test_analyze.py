@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ from tiny_world import smooth_images
 from torch import nn
 
 from asyrp import hspace, process
+from asyrp.calibration import STRENGTHS, Calibration
 from models.judge import load_judge
 from utils.files import ROOT
 
@@ -181,6 +183,22 @@ def test_linearity():
     jumping = claims.linearity(make_subject(score=Score(lambda change: (linear(change) > 0.01).double())))
     assert not jumping.holds
     assert "nowhere" in jumping.because
+
+
+def test_linearity_of_a_calibrated_direction():
+    """A score that is the square of the change, signed: in steps of equal change by that measure it is a straight line."""
+
+    class Calibrated:
+        record = {"calibration": Calibration.of(STRENGTHS, [s**2 for s in STRENGTHS], "lpips").record()}
+        __call__ = staticmethod(brighter)
+
+    score = Score(lambda change: linear(change) * linear(change).abs() * 1e4)
+    result = claims.linearity(make_subject(Calibrated(), score=score))
+    before, after = (float(found) for found in re.findall(r"explains (\d\.\d+)", result.because))
+    assert before < 0.95 < 0.99 < after
+    rows = [row for row in result.table if row["steps of equal"] == "change"]
+    assert [rows[0]["strength"], rows[-1]["strength"]] == [-1.5, 1.5]
+    assert len(rows) == len(result.table) / 2 == len(claims.STRENGTHS)
 
 
 def by_sign(h, emb, t):

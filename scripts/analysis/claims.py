@@ -14,6 +14,7 @@ from analysis.measures import ALIKE, CERTAIN, Gains, Result, compared, r_squared
 from analysis.subject import FIXED, RandomDirection, rms, with_rms_of
 
 from asyrp import hspace, process
+from asyrp.calibration import Calibration
 
 STRENGTHS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 CANCELLED = 0.5  # at most this share of what editing P alone does may be left
@@ -104,29 +105,40 @@ def left_of_constant_shift(subject):
 
 
 def linearity(subject):
-    """The strength of delta_h against the score."""
+    """The strength of delta_h against the score; for a calibrated direction, over steps of equal change too."""
+    known = {0.0: subject.plain, 1.0: subject.edited}
 
     def at(strength):
-        known = {0.0: "plain", 1.0: "edited"}
-        if strength in known:
-            return getattr(subject, known[strength])
-        return subject.generate(lambda rows: subject.edit(strength=strength))
+        if strength not in known:
+            known[strength] = subject.generate(lambda rows: subject.edit(strength=strength))
+        return known[strength]
 
     [attribute] = subject.attributes
-    pictures = {strength: at(strength) for strength in STRENGTHS}
-    graded = {strength: attribute.score.graded(images, subject.plain) for strength, images in pictures.items()}
-    table = [
-        {"strength": strength, "score": summary(subject.score(images)), "graded score": summary(graded[strength])}
-        | {"LPIPS to plain": summary(subject.lpips(images, subject.plain))}
-        for strength, images in pictures.items()
-    ]
-    fit = r_squared(STRENGTHS, [values.mean().item() for values in graded.values()])
-    falls = [f"{a:+g} to {b:+g}" for a, b in pairwise(STRENGTHS) if surely(graded[a] - graded[b])]
-    holds = not falls and fit >= LINEAR and surely(graded[STRENGTHS[-1]] - graded[STRENGTHS[0]])
-    because = f"a straight line explains {fit:.2f} of the mean graded score's variance; it falls " + (
+    ways = {"strength": STRENGTHS}
+    record = getattr(attribute.direction, "record", {})
+    if calibration := Calibration.of_record(record, attribute.name):
+        ways["change"] = tuple(calibration.spaced(STRENGTHS[0], STRENGTHS[-1], len(STRENGTHS)))
+    table, fits, graded = [], {}, {}
+    for steps, strengths in ways.items():
+        graded[steps] = [attribute.score.graded(at(strength), subject.plain) for strength in strengths]
+        # The pictures of a strip: one like the other apart, whatever their strengths.
+        fits[steps] = r_squared(range(len(strengths)), [values.mean().item() for values in graded[steps]])
+        table += [
+            ({"steps of equal": steps} if len(ways) > 1 else {})
+            | {"strength": strength, "score": summary(subject.score(at(strength))), "graded score": summary(values)}
+            | {"LPIPS to plain": summary(subject.lpips(at(strength), subject.plain))}
+            for strength, values in zip(strengths, graded[steps], strict=True)
+        ]
+    values = graded["strength"]
+    pairs = zip(pairwise(STRENGTHS), pairwise(values), strict=True)
+    falls = [f"{a:+g} to {b:+g}" for (a, b), (before, after) in pairs if surely(before - after)]
+    holds = not falls and fits["strength"] >= LINEAR and surely(values[-1] - values[0])
+    because = f"a straight line explains {fits['strength']:.2f} of the mean graded score's variance; it falls " + (
         f"from {', '.join(falls)}" if falls else "nowhere"
     )
-    return Result(holds, because, table, {f"{strength:+g}": images for strength, images in pictures.items()})
+    if calibration:
+        because += f"; over steps of equal change ({calibration.measure}) a straight line explains {fits['change']:.2f}"
+    return Result(holds, because, table, {f"{strength:+.2g}": at(strength) for strength in STRENGTHS})
 
 
 # ---- 3 ----------------------------------------------------------------------------------------------------------------------

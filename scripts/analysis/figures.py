@@ -16,12 +16,13 @@ def trajectories(axes, result):
 
 def strengths(axes, result):
     """Score, and graded score on an axis of its own, over the strength."""
-    x = [row["strength"] for row in result.table]
-    errorbars(axes, x, [row["score"] for row in result.table], "tab:blue", "score")
+    rows = sorted(result.table, key=lambda row: row["strength"])
+    x = [row["strength"] for row in rows]
+    errorbars(axes, x, [row["score"] for row in rows], "tab:blue", "score")
     axes.set(xlabel="strength of delta_h", ylabel="score")
-    if any(row["graded score"] != row["score"] for row in result.table):
+    if any(row["graded score"] != row["score"] for row in rows):
         other = axes.twinx()
-        errorbars(other, x, [row["graded score"] for row in result.table], "tab:orange", "log-odds")
+        errorbars(other, x, [row["graded score"] for row in rows], "tab:orange", "log-odds")
         other.set_ylabel("log-odds", color="tab:orange")
 
 
