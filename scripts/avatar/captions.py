@@ -53,7 +53,18 @@ WORDS = {
         (("short-haired",), ("with short hair", "whose hair is short")),
         (("long-haired",), ("with long hair", "whose hair is long")),
     ),
+    "glasses": (
+        (("glasses-free",), ("without glasses", "with no glasses", "without spectacles")),
+        (("bespectacled",), ("with glasses", "wearing glasses", "with spectacles", "with eyeglasses", "who wears glasses")),
+    ),
 }
+# What a style is called around a phrase; the first, a plain picture, by nothing.
+STYLES = {
+    "plain": ("{}",),
+    "sketch": ("sketch of a {}", "pencil sketch of a {}", "line drawing of a {}", "{} in pencil", "sketched {}"),
+    "pixel art": ("pixel art of a {}", "pixel art {}", "{} in pixel art", "{} in the style of pixel art", "8-bit {}"),
+}
+TELLS_STYLE = 0.7  # how often a caption of a picture in a style tells it
 
 
 def draw_mask(rng):
@@ -92,10 +103,17 @@ def draw_setting(rng):
 
 
 def caption(labels, rng):
-    """A caption of a face -> (text, the labels it tells as a list like `labels`, LEFT_OUT where it tells nothing)."""
+    """A caption of a face -> (text, the labels it tells as a list like `labels`, LEFT_OUT where it tells nothing).
+
+    labels: positions in LABELS' tuples and, at the end, in STYLES.
+    """
+    *labels, style = labels
     told = draw_mask(rng)
-    text = draw_setting(rng)(phrase(labels, told, rng))
-    return text, [value if label in told else LEFT_OUT for label, value in zip(LABELS, labels, strict=True)]
+    tells_style = style > 0 and rng.random() < TELLS_STYLE
+    around = rng.choice(list(STYLES.values())[style if tells_style else 0])
+    text = draw_setting(rng)(around.format(phrase(labels, told, rng)))
+    values = [value if label in told else LEFT_OUT for label, value in zip(LABELS, labels, strict=True)]
+    return text, [*values, style if tells_style else LEFT_OUT]
 
 
 def edit_prompts(old, new, label, rng):
@@ -110,6 +128,12 @@ def edit_prompts(old, new, label, rng):
     return (prompt(old) if rng.random() < 0.5 else setting(noun)), prompt(new)
 
 
+def style_prompts(style, rng):
+    """Two prompts for a picture that is drawn anew in a style, made of the same words."""
+    noun, setting = rng.choice(NOUNS), draw_setting(rng)
+    return setting(noun), setting(rng.choice(STYLES[style]).format(noun))
+
+
 def fits(labels, told):
-    """labels (B, 5), told (C, 5) with LEFT_OUT where a caption tells nothing -> (B, C) bool: face b fits caption c."""
+    """labels (B, 7), told (C, 7) with LEFT_OUT where a caption tells nothing -> (B, C) bool: face b fits caption c."""
     return ((labels[:, None] == told[None]) | (told[None] == LEFT_OUT)).all(2)

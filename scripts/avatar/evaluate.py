@@ -24,7 +24,6 @@ import logging
 
 import torch
 from faces import open_faces
-from render import LABELS
 from tqdm import tqdm
 
 import asyrp
@@ -75,7 +74,7 @@ class Evaluator:
     def batch(self, chosen):
         """The faces with the numbers `chosen` -> (Batch, {label: classes that they show})."""
         batch = self.pairs.batch(chosen, self.args.batch_size)
-        return batch, {label: [self.rows[i][label] for i in batch.indices] for label in LABELS}
+        return batch, {label: [self.rows[i][label] for i in batch.indices] for label in self.judge.labels}
 
     def edited(self, batch, n=None, edit=None):
         """What the process makes of the first `n` faces of a batch -> (n, 3, H, W) on the model's device."""
@@ -88,8 +87,8 @@ class Evaluator:
         batch, truth = self.batch(list(range(min(self.args.count, len(self.rows)))))
         after = self.judge.names(self.edited(batch))
         n = len(batch.indices)
-        every = percent(all(after[label][i] == truth[label][i] for label in LABELS) for i in range(n))
-        return {"n": n, "kept": keep_rates(truth, after, LABELS), "kept_all": every}
+        every = percent(all(after[label][i] == truth[label][i] for label in self.judge.labels) for i in range(n))
+        return {"n": n, "kept": keep_rates(truth, after, self.judge.labels), "kept_all": every}
 
     def measure(self, name, direction):
         """-> the figures of one direction, and strips of faces for its pictures."""

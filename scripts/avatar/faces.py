@@ -36,7 +36,7 @@ def open_faces(folder, image_size=32):
 
 
 def load_faces(folder, image_size=32):
-    """A folder of render.py -> (images (N, 3, H, W) uint8, labels (N, 5) long: positions in LABELS' tuples)."""
+    """A folder of render.py -> (images (N, 3, H, W) uint8, labels (N, 6) long: positions in LABELS' tuples)."""
     dataset, labels = open_faces(folder, image_size)
     numbers = [[names.index(row[label]) for label, names in LABELS.items()] for row in labels]
     return torch.stack([to_bytes(dataset[i]) for i in range(len(dataset))]), torch.tensor(numbers)
@@ -107,3 +107,24 @@ def recolour(images, gain, offset):
     shape = (len(images), 3, 1, 1)
     gains = torch.empty(shape, device=images.device).uniform_(1 - gain, 1 + gain)
     return images * gains + torch.empty_like(gains).uniform_(-offset, offset)
+
+
+# ---- other styles than the artwork's ----------------------------------------------------------------------------------------
+
+
+def sketch(images):
+    """Dark lines on white, where the brightness changes."""
+    grey = images.mean(1, keepdim=True)
+    across = F.pad(grey, (1, 1, 0, 0), mode="replicate").diff(dim=3)[..., 1:]
+    down = F.pad(grey, (0, 0, 1, 1), mode="replicate").diff(dim=2)[..., 1:, :]
+    return (1 - 3 * (across**2 + down**2).sqrt()).clamp(-1, 1).expand_as(images)
+
+
+def pixel_art(images, block=4, levels=4):
+    """Squares of one colour, of a few shades each."""
+    coarse = F.avg_pool2d(images, block)
+    shades = ((coarse + 1) / 2 * (levels - 1)).round() / (levels - 1) * 2 - 1
+    return F.interpolate(shades, scale_factor=block, mode="nearest")
+
+
+STYLES = {"sketch": sketch, "pixel art": pixel_art}

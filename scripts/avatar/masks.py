@@ -4,7 +4,6 @@ mask = draw_mask(options, size=32)     # options as of render.py; (32, 32) uint8
 """
 
 import io
-import random
 import re
 import xml.etree.ElementTree as ET
 from concurrent.futures import ProcessPoolExecutor
@@ -13,14 +12,13 @@ from multiprocessing import get_context
 
 import numpy as np
 import resvg_py
-from dicebear import Avatar
 from PIL import Image
-from render import artwork, artwork_options, draw, draw_labels
+from render import artwork_options, as_svg, draw, draw_labels
 from tqdm import tqdm
 
 from utils.terminal import leave_signals_to_the_parent
 
-# segment -> the artwork's components that draw it
+# segment -> the components that draw it
 SEGMENTS = {
     "background": (),
     "skin": ("body", "head"),
@@ -28,7 +26,7 @@ SEGMENTS = {
     "hair": ("rearHair", "hair"),
     "beard": ("beard",),
     "mouth": ("mouth",),
-    "eyes": ("eyes",),
+    "eyes": ("eyes", "glasses"),
     "brows": ("eyebrows",),
 }
 # Corners of the RGB cube: far apart, so that a blend at an edge is nearest to one of the two that meet there.
@@ -48,7 +46,7 @@ def in_one_colour(group, colour):
 
 def draw_mask(options, size):
     """The artwork's options -> (size, size) uint8, positions in SEGMENTS."""
-    svg = ET.fromstring(Avatar(artwork(), options | {"backgroundColor": ["#000000"]}).to_string())
+    svg = ET.fromstring(as_svg(options | {"backgroundColor": ["#000000"]}))
     segment_of = {part: i for i, parts in enumerate(SEGMENTS.values()) for part in parts}
     for element in svg.iter():
         part = re.match(r"(\w+)-", element.get("id", ""))
@@ -64,8 +62,7 @@ def draw_mask(options, size):
 
 def face_and_mask(index, split, size):
     """Face `index` of a split, as render.py draws it -> (3, size, size) uint8, and its mask (size, size) uint8."""
-    rng = random.Random(f"avatar/{split}/{index}")
-    options = artwork_options(draw_labels(rng), rng)
+    options = artwork_options(*draw_labels(split, index))
     return np.asarray(draw(options, size)).transpose(2, 0, 1), draw_mask(options, size)
 
 

@@ -42,6 +42,7 @@ LABELS = {
     "skin": ("pale", "tanned", "brown", "dark"),
     "beard": ("no", "yes"),
     "long_hair": ("no", "yes"),
+    "glasses": ("no", "yes"),
 }
 HAIR_COLOURS = {"black": "#2c1b18", "blond": "#d6b370", "brown": "#724133", "red": "#a55728"}
 SKIN_COLOURS = {"pale": "#f1c3a5", "tanned": "#b98e6a", "brown": "#a36b4f", "dark": "#5c3829"}
@@ -59,30 +60,37 @@ EXPRESSIONS = {
 
 # Glasses are no part of the artwork: drawn here, in its coordinates, over the eyes and under the hair.
 GLASSES = (
-    '<g id="glasses" fill="#ffffff" fill-opacity=".25" stroke="#1d1d1d" stroke-width="22">'
+    '<g id="glasses-round" fill="#ffffff" fill-opacity=".25" stroke="#1d1d1d" stroke-width="22">'
     '<circle cx="303" cy="402" r="58"/><circle cx="465" cy="402" r="58"/>'
     '<path d="M361 396 Q384 380 407 396 M245 396 L205 384 M523 396 L563 384" fill="none"/></g>'
 )
 
 
-def wears_glasses(split, index, share):
-    """Whether a face of a domain in which this share of the faces has glasses has them; nothing else of it depends on that."""
-    return random.Random(f"avatar/{split}/{index}/glasses").random() < share
+CHECKED = 50  # faces of a folder that is there already, whose glasses are looked at
 
 
-def draw_labels(rng):
-    """One face's labels, a dict of LABELS' keys: independent draws, so that no label foretells another."""
-    return {
+def draw_labels(split, index, glasses=0.25):
+    """Labels of face `index` of `split` ("train" or "test") -> (a dict of LABELS' keys, the random.Random for the rest).
+
+    They are independent draws, so that no label foretells another. glasses: share of the faces that wear them; nothing else
+    of a face depends on it.
+    """
+    rng = random.Random(f"avatar/{split}/{index}")
+    worn = random.Random(f"avatar/{split}/{index}/glasses").random() < glasses
+    labels = {
         "expression": rng.choice(LABELS["expression"]),
         "hair": rng.choice(LABELS["hair"]),
         "skin": rng.choice(LABELS["skin"]),
         "beard": "yes" if rng.random() < 0.3 else "no",
         "long_hair": "yes" if rng.random() < 0.45 else "no",
+        "glasses": "yes" if worn else "no",
     }
+    return labels, rng
 
 
 def artwork_options(labels, rng):
-    """The artwork's options for a face with these labels; what the labels leave open is drawn from `rng`."""
+    """What `draw` takes for a face with these labels: the artwork's options, and the glasses; what the labels leave open is
+    drawn from `rng`."""
     parts = EXPRESSIONS[labels["expression"]]
     return {
         "seed": str(rng.random()),
@@ -97,6 +105,7 @@ def artwork_options(labels, rng):
         "backgroundColor": [rng.choice(BACKGROUNDS)],
         "scale": 1.45,
         "translateY": 6,
+        "glasses": labels["glasses"] == "yes",
     }
 
 
@@ -105,28 +114,29 @@ def artwork():
     return Style(json.loads(files("dicebear_styles").joinpath("toon-head.json").read_text("utf-8")))
 
 
-def render_face(split, index, size=64, glasses=0.0):
-    """Face `index` of `split` ("train" or "test") -> (PIL image of size x size, labels). glasses: share of faces that have
-    them; above 0 the labels say which."""
-    rng = random.Random(f"avatar/{split}/{index}")
-    labels = draw_labels(rng)
-    worn = wears_glasses(split, index, glasses)
-    picture = draw(artwork_options(labels, rng), size, worn)
-    return picture, labels | ({"glasses": "yes" if worn else "no"} if glasses else {})
+def render_face(split, index, size=64, glasses=0.25):
+    """Face `index` of `split` -> (PIL image of size x size, labels); see `draw_labels`."""
+    labels, rng = draw_labels(split, index, glasses)
+    return draw(artwork_options(labels, rng), size), labels
 
 
-def draw(options, size, glasses=False):
-    """The artwork's options -> PIL image of size x size."""
-    svg = Avatar(artwork(), options).to_string()
-    if glasses:
+def as_svg(options):
+    """What `artwork_options` returns -> the drawing, as text."""
+    svg = Avatar(artwork(), {name: value for name, value in options.items() if name != "glasses"}).to_string()
+    if options["glasses"]:
         place = svg.index("<use", svg.index('href="#eyebrows'))
         svg = svg[:place] + GLASSES + svg[place:]
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * size, height=2 * size))
+    return svg
+
+
+def draw(options, size):
+    """What `artwork_options` returns -> PIL image of size x size."""
+    png = bytes(resvg_py.svg_to_bytes(svg_string=as_svg(options), width=2 * size, height=2 * size))
     # Drawn at twice the size and averaged: thin lines (mouths, brows) keep their weight.
     return Image.open(io.BytesIO(png)).convert("RGB").resize((size, size), Image.BOX)
 
 
-def save_face(index, split, size, out, glasses=0.0):
+def save_face(index, split, size, out, glasses):
     image, labels = render_face(split, index, size, glasses)
     name = f"{index:06d}.png"
     with naming(out / name):
@@ -134,13 +144,13 @@ def save_face(index, split, size, out, glasses=0.0):
     return {"file": name, **labels}
 
 
-def render_folder(split, count, out, size=64, workers=None, glasses=0.0):
+def render_folder(split, count, out, size=64, workers=None, glasses=0.25):
     """Write `count` faces and labels.csv into the folder `out`; a folder that is already complete is left as it is."""
     out = Path(out)
     table = out / "labels.csv"
     if table.exists() and len(rows := read_labels(out)) >= count:
-        if ("glasses" in rows[0]) != bool(glasses):
-            raise UserError(f"{out} holds faces drawn with another --glasses: give another --out, or delete it")
+        if any(row.get("glasses") != draw_labels(split, i, glasses)[0]["glasses"] for i, row in enumerate(rows[:CHECKED])):
+            raise UserError(f"{out} holds faces of another share of --glasses: give another --out, or delete it")
         with Image.open(out / rows[0]["file"]) as face:
             if face.size != (size, size):
                 raise UserError(f"{out} holds faces of {face.width} pixels: give another --out, or delete it")
@@ -151,7 +161,7 @@ def render_folder(split, count, out, size=64, workers=None, glasses=0.0):
         rows = list(tqdm(pool.map(job, range(count), chunksize=32), total=count, desc=f"rendering {split} faces"))
     # The table comes last: where it stands, the folder is complete.
     with replacing(table) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
+        writer = csv.DictWriter(stream, ["file", *LABELS])
         writer.writeheader()
         writer.writerows(rows)
 
@@ -168,7 +178,7 @@ def main(argv=None):
     parser.add_argument("--count", type=whole(1), required=True, help="number of faces; face i is the same whatever the count")
     parser.add_argument("--out", type=Path, required=True, help="folder for the images and labels.csv")
     parser.add_argument("--size", type=whole(8), default=64, help="pixels a side (default 64)")
-    parser.add_argument("--glasses", type=real(0, 1), default=0.0, help="share of the faces that wear glasses (none)")
+    parser.add_argument("--glasses", type=real(0, 1), default=0.25, help="share of the faces that wear glasses (0.25)")
     parser.add_argument("--workers", type=whole(1), help="processes (default: one a core)")
     args = parser.parse_args(argv)
     render_folder(args.split, args.count, args.out, args.size, args.workers, args.glasses)

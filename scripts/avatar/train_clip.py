@@ -37,7 +37,8 @@ import time
 import open_clip
 import torch
 import torch.nn.functional as F
-from captions import LEFT_OUT, caption, edit_prompts, fits
+from captions import LEFT_OUT, STYLES, caption, edit_prompts, fits, style_prompts
+from faces import STYLES as drawn
 from faces import blur, flip, from_bytes, load_faces, move, noise, per_image, recolour, sometimes, to_bytes
 from render import LABELS
 from torch import nn
@@ -68,7 +69,10 @@ PROMPTS = {
     "skin": ("face with pale skin", "face with tanned skin", "face with brown skin", "face with dark skin"),
     "beard": ("face without a beard", "face with a beard"),
     "long_hair": ("face with short hair", "face with long hair"),
+    "glasses": ("face without glasses", "face with glasses"),
+    "style": ("face", "sketch of a face", "pixel art of a face"),
 }
+IN_A_STYLE = 0.2  # share of the faces, and of the twins, that are seen in another style than the artwork's
 
 
 def spoil(images, strength=1.0):
@@ -76,6 +80,15 @@ def spoil(images, strength=1.0):
     spoiled = sometimes(0.5, images, blur(images, 1.2 * strength))
     spoiled = sometimes(0.5, spoiled, recolour(spoiled, 0.08 * strength, 0.06 * strength))
     return sometimes(0.8, images, sometimes(0.5, spoiled, noise(spoiled, 0.15 * strength)))
+
+
+def in_styles(images, style):
+    """images (B, 3, H, W), positions in STYLES (B,) -> the images, each in its style."""
+    images = images.clone()
+    for k, name in enumerate(STYLES):
+        if k and (style == k).any():
+            images[style == k] = drawn[name](images[style == k])
+    return images
 
 
 @torch.no_grad()
@@ -111,12 +124,12 @@ class Anchors(nn.Module):
 
     def __init__(self, dim, scale=15.0):
         super().__init__()
-        self.sizes = [len(names) for names in LABELS.values()]
+        self.sizes = [*(len(names) for names in LABELS.values()), len(STYLES)]
         self.points = nn.Parameter(torch.randn(sum(self.sizes), dim))
         self.scale = scale
 
     def forward(self, features, labels):
-        """features (B, D), normalised; labels (B, 5), LEFT_OUT for none -> mean cross-entropy, summed over the labels."""
+        """features (B, D), normalised; labels (B, 7), LEFT_OUT for none -> mean cross-entropy, summed over the labels."""
         logits = self.scale * features @ F.normalize(self.points, dim=1).T
         loss = 0.0
         for k, part in enumerate(logits.split(self.sizes, 1)):
@@ -184,11 +197,13 @@ class Trainer:
         return self.model.encode_image(images, normalize=True)
 
     def draw_faces(self, strength):
-        """-> faces (B, 3, H, W), their captions, the labels of the faces and of the captions (B, 5)."""
+        """-> faces (B, 3, H, W), their captions, the labels of the faces and of the captions (B, 7)."""
         chosen = torch.randint(len(self.images), (self.args.batch_size,))
-        labels = self.labels[chosen]
+        style = torch.where(torch.rand(len(chosen)) < IN_A_STYLE, torch.randint(1, len(STYLES), chosen.shape), 0)
+        labels = torch.cat([self.labels[chosen], style[:, None]], 1)
         texts, told = zip(*(caption(row, self.rng) for row in labels.tolist()), strict=True)
         faces = move(flip(from_bytes(self.images[chosen].to(self.device))), pixels=1.5, zoom=0.06)
+        faces = in_styles(faces, style)
         return spoil(faces, strength), list(texts), labels.to(self.device), torch.tensor(told).to(self.device)
 
     def draw_twins(self, strength):
@@ -197,11 +212,17 @@ class Trainer:
         face, edited, label, old, new = (part[chosen] for part in self.twins)
         both = move(flip(torch.cat([from_bytes(face), from_bytes(edited)], 1).to(self.device)), pixels=1.5, zoom=0.06)
         face, edited = both.chunk(2, 1)
+        # Some are the face itself, in another style.
+        styled = [self.rng.choice(list(STYLES)[1:]) if self.rng.random() < IN_A_STYLE else None for _ in chosen]
+        for i, name in enumerate(styled):
+            if name:
+                edited[i] = drawn[name](face[i : i + 1])[0]
         # An edit on its way, and P_t where the model is undecided, are mixtures; the direction is to hold for them as well.
         edited = torch.lerp(face, edited, per_image(face, 0.3, 1.7).clamp_max(1))
         names = [list(LABELS)[k] for k in label.tolist()]
-        changes = zip(old.tolist(), new.tolist(), names, strict=True)
-        sources, targets = zip(*(edit_prompts(*change, self.rng) for change in changes), strict=True)
+        changes = zip(styled, zip(old.tolist(), new.tolist(), names, strict=True), strict=True)
+        prompts = [style_prompts(s, self.rng) if s else edit_prompts(*change, self.rng) for s, change in changes]
+        sources, targets = zip(*prompts, strict=True)
         return sometimes(0.3, face, spoil(face, strength)), spoil(edited, strength), [*sources, *targets]
 
     def losses(self, images, texts, labels, told):
@@ -272,24 +293,28 @@ def half(tensor):
 
 @torch.no_grad()
 def zero_shot(clip, images, labels):
-    """images (N, 3, H, W) in [-1, 1], labels (N, 5) -> label name -> share for which the right prompt is the nearest."""
+    """images (N, 3, H, W) in [-1, 1], labels (N, 6) -> label name -> share for which the right prompt is the nearest; of the
+    style, over the images in one style after the other."""
     features = torch.cat([clip.encode_images(chunk) for chunk in images.split(250)])
-    shares = {}
+    style = torch.arange(len(images)) % len(STYLES)
+    in_style = torch.cat([clip.encode_images(chunk) for chunk in in_styles(images, style).split(250)])
+    labels, shares = torch.cat([labels, style[:, None]], 1), {}
     for k, (label, prompts) in enumerate(PROMPTS.items()):
         classes = torch.stack([clip.encode_text([t(prompt) for t in TEMPLATES]).mean(0) for prompt in prompts])
-        nearest = (features @ F.normalize(classes, dim=1).T).argmax(1).cpu()
+        seen = in_style if label == "style" else features
+        nearest = (seen @ F.normalize(classes, dim=1).T).argmax(1).cpu()
         shares[label] = (nearest == labels[:, k]).float().mean().item()
     return shares
 
 
 @torch.no_grad()
 def change_table(clip, twins, spoiled):
-    """Mean cosine of an image's change with the text directions "face" -> prompt: (16 changes, 16 prompts). A row is a change
+    """Mean cosine of an image's change with the text directions "face" -> prompt: (18 changes, 18 prompts). A row is a change
     of one label to a class, averaged over the classes it comes from; a column is a prompt."""
     before, after = (from_bytes(part).to(clip.mean.device) for part in (twins.faces, twins.edited))
     after = spoil(after) if spoiled else after
     changes = F.normalize(clip.encode_images(after) - clip.encode_images(before), dim=1)
-    prompts = [prompt for group in PROMPTS.values() for prompt in group]
+    prompts = [prompt for label in LABELS for prompt in PROMPTS[label]]
     cosines = (changes @ torch.cat([clip.direction("face", prompt) for prompt in prompts]).T).cpu()
     rows = [(k, v) for k, names in enumerate(LABELS.values()) for v in range(len(names))]
     return torch.stack([cosines[(twins.label == k) & (twins.new == v)].mean(0) for k, v in rows])

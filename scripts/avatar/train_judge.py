@@ -67,7 +67,7 @@ def train(judge, images, labels, args, device):
 
 
 def accuracies(judge, images, labels):
-    """images (N, 3, H, W) in [-1, 1], labels (N, 5) -> label name -> share read rightly."""
+    """images (N, 3, H, W) in [-1, 1], labels (N, 6) -> label name -> share read rightly."""
     answers = [judge.read(chunk) for chunk in images.split(250)]
     return {
         label: (torch.cat([a[label] for a in answers]).argmax(1).cpu() == labels[:, k]).float().mean().item()

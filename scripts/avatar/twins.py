@@ -14,6 +14,7 @@ from utils.terminal import leave_signals_to_the_parent
 
 # The artwork's options that a label other than the expression decides.
 DECIDED_BY = {"hair": "hairColor", "skin": "skinColor", "beard": "beardProbability", "long_hair": "rearHairProbability"}
+DECIDED_BY |= {"glasses": "glasses"}
 ANY_LABELS = {label: names[0] for label, names in LABELS.items()}
 
 
@@ -44,8 +45,7 @@ def edit_options(options, label, name):
 def twin(change, split, size):
     """change: (index of a face, label, new class or None for one drawn at random) -> (face, edited, label, old, new)."""
     index, label, new = change
-    rng = random.Random(f"avatar/{split}/{index}")
-    labels = draw_labels(rng)
+    labels, rng = draw_labels(split, index)
     options = artwork_options(labels, rng)
     old = LABELS[label].index(labels[label])
     if new is None:
@@ -74,6 +74,6 @@ def all_twins(split, count, size=32):
     """Every change of one label of the faces 0 ... count - 1 of `split`."""
     changes = []
     for i in range(count):
-        labels = draw_labels(random.Random(f"avatar/{split}/{i}"))
+        labels, _ = draw_labels(split, i)
         changes += [(i, k, v) for k, names in LABELS.items() for v in range(len(names)) if names[v] != labels[k]]
     return collect(changes, split, size)
