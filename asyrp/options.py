@@ -246,6 +246,8 @@ g.switch("save_x_origin", "put the unedited result of the process before the edi
 g.zero_one("save_train_image", 1, "save pictures while training")
 g.value("save_train_image_step", int, 4, "of every n-th image", 1, MANY)
 g.value("save_train_image_iter", int, 1, "in every n-th epoch", 1, MANY)
+text = "watch the losses there while training; they go into tables, and to TensorBoard where it is installed, in any case"
+g.value("track", str, None, text, choices=("wandb", "trackio"))
 g.switch("save_process_origin", "save x_t and P_t of every step of the plain process")
 g.switch("save_process_delta_h", "save x_t and P_t of every step of the edited process")
 g.switch("save_precomputed_images", "save what the inverted images are generated back to")

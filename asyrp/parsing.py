@@ -199,6 +199,8 @@ def check_together(given):
         raise UserError("--train_delta_block and --train_delta_h are two kinds of direction: give one of them")
     if has("run_train") and not has("just_precompute"):
         check_training(given, has)
+    if has("track") and not (has("run_train") or has("edit_image") or value_of(given, "fit_direction") == "clip_pca"):
+        raise UserError("--track watches a training: give --run_train with it, or leave it out")
     check_fit(given, has)
     check_one_image(given, has)
     check_calibrate(given, has)

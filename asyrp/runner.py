@@ -22,7 +22,7 @@ from asyrp.images import RunImages
 from asyrp.learning import Learning
 from asyrp.model import check_interval, open_model
 from asyrp.parsing import strengths
-from asyrp.report import page, pictures
+from asyrp.report import page, pictures, trackers
 from asyrp.results import TestResults, draw_reconstructions, shown_pictures
 from asyrp.uses import common_t_edit, find_directions, strip_axes, tell, uses_of
 from configs.paths_config import IR_SE50
@@ -54,6 +54,8 @@ class Asyrp:
         check_image_settings(
             self.config, s.custom_train_dataset_dir, s.custom_test_dataset_dir, s.target_class_num, s.align_face
         )
+        if s.track:
+            trackers.library(s.track)
         device = find_device(s.device)
         trains = bool((s.run_train or s.edit_image) and not s.just_precompute)  # script_precompute.sh of 2023 gives both
         fits = bool(s.fit_direction and not s.just_precompute)
