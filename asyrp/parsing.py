@@ -209,6 +209,7 @@ def check_together(given):
     if has("segmenter") and not (has("evaluate") or has("edit_region")):
         raise UserError("--segmenter needs --evaluate or --edit_region")
     check_region(given, has)
+    check_export(given, has)
     if value_of(given, "inversion") == "ddpm":
         check_noise_maps(given, has)
 
@@ -311,6 +312,17 @@ def check_region(given, has):
     for name, takes in (("region_dilation", ["edit_region"]), ("region_smoothing", ["edit_region", "edit_threshold"])):
         if name in given and ways[:1] not in [[way] for way in takes]:
             raise UserError(f"--{name} needs {' or '.join(f'--{way}' for way in takes)}")
+
+
+def check_export(given, has):
+    if "export" not in given:
+        return
+    trains_and_tests = has("run_train") and has("do_test") and not has("just_precompute")
+    if not (has("run_test") or has("evaluate") or trains_and_tests):
+        raise UserError("--export draws a strip of test images: give --run_test with it")
+    for name in ("multiple_attr", "pass_editing"):
+        if has(name):
+            raise UserError(f"--export writes one direction: leave out --{name}")
 
 
 def check_test(given, has, names):

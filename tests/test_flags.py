@@ -192,6 +192,8 @@ EFFECTS = {
     "edit_threshold": (TEST, ("--edit_threshold", "0.7"), "pictures"),
     "region_dilation": (REGION, ("--region_dilation", "3"), "pictures"),
     "region_smoothing": (REGION, ("--region_smoothing", "3"), "pictures"),
+    # sharing
+    "export": (TEST, ("--export", "share"), "files"),
     # evaluation
     "segmenter": ((*TEST, "--evaluate"), ("--segmenter", "nowhere.pt"), "status"),
     # output

@@ -23,6 +23,7 @@ GROUPS = {
     "speed": "--precision",
     "inference": "--delta_interpolation",
     "region": "--edit_mask",
+    "sharing": "--export",
     "evaluation": "--segmenter",
     "output": "--save_process_origin",
 }

@@ -14,6 +14,7 @@ from utils.errors import UserError
 from utils.text import one_line
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/model
+CACHED = re.compile(r"(?:.*/)?models--(.+)--(.+)/snapshots/[^/]+/.+")  # as the library's cache calls a file; no name has a "--"
 SHA256 = re.compile("[0-9a-f]{64}")
 LONGEST = 200  # characters of the library's own words that a message repeats
 TIMEOUT = 10  # seconds to connect
@@ -58,6 +59,12 @@ def file(name, path):
         if _is_damaged(found):
             raise UserError(f"{found} is damaged: delete it, and start again where the Hugging Face hub can be reached")
     return found
+
+
+def model_of(path):
+    """The name (owner/model) of the model whose file lies at `path` in the library's cache; None for any other place."""
+    found = CACHED.fullmatch(path.as_posix())
+    return found and f"{found[1]}/{found[2]}"
 
 
 def _is_damaged(path):
