@@ -191,10 +191,6 @@ def check_together(given):
     names = (given.get("multiple_attr") or "").split()
     if has("save_animation") and not (has("delta_interpolation") and len(names) < 2):
         raise UserError("--save_animation runs over the strengths of one direction: give --delta_interpolation, one attribute")
-    if has("delta_interpolation") and value_of(given, "min_delta") == value_of(given, "max_delta"):
-        raise UserError(
-            f"--delta_interpolation from {value_of(given, 'min_delta'):g} to the same is no strip: change --max_delta"
-        )
     if has("train_delta_block") and has("train_delta_h"):
         raise UserError("--train_delta_block and --train_delta_h are two kinds of direction: give one of them")
     if has("run_train") and not has("just_precompute"):

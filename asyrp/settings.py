@@ -118,6 +118,8 @@ def check_settings(settings, T):
             raise UserError(
                 f"--{name} {n} ({settings.source(name)}): must be 2 to {t_0 + 1}, or 0 for every timestep up to t_0"
             )
+    if settings.delta_interpolation and settings.min_delta == settings.max_delta:
+        raise UserError(f"--delta_interpolation from {settings.min_delta:g} to the same is no strip: change --max_delta")
     for name in ("user_defined_t_edit", "user_defined_t_addnoise"):
         t = getattr(settings, name)
         if t is not None and t > T:

@@ -96,7 +96,7 @@ class Export:
         s, direction = self.settings, self.use.direction
         record = direction.record | {"t_edit": self.use.t_edit.value, "t_0": s.t_0}
         record |= {name: s.steps(name) for name in ("n_inv_step", "n_train_step")}
-        record |= {"prompts": list(self.prompts) if self.prompts else None}
+        record |= {"prompts": list(self.prompts)} if self.prompts else {}
         return Direction(direction.function, record, direction.name)
 
     def card(self, direction):
