@@ -268,6 +268,10 @@ def check_calibrate(given, has):
     for name in ("multiple_attr", "pass_editing", "num_mean_of_delta_hs", "edit_image"):
         if has(name):
             raise UserError(f"--calibrate measures one direction of a file, by itself: leave out --{name}")
+    name = given.get("manual_checkpoint_name") or given.get("load_from_checkpoint") or ""
+    if name.startswith("hf:"):
+        copy = f"hf download {name.removeprefix('hf:')} direction.safetensors --local-dir DIR"
+        raise UserError(f"--calibrate writes into the direction's file, and not into the hub's cache: {copy}; name that file")
     if value_of(given, "fit_direction") not in (None, "labels"):
         raise UserError("--calibrate measures one direction: fit first, then calibrate one by its name, as --exp runs/x_pc1")
 

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from pipelines import save
-from tiny_world import DELTA_H, INTERVALS, TEST, open_tiny, pixels, settings, smooth_images
+from tiny_world import DELTA_H, INTERVALS, NAME, TEST, open_tiny, pixels, settings, smooth_images
 
 import asyrp
 from asyrp import directions, hspace
@@ -174,6 +174,31 @@ def test_a_direction_that_says_little_says_it_afterwards(run, share, tiny, tmp_p
     assert (record["t_edit"], record["n_train_step"], record["prompts"]) == (500, 4, ["face", "smiling face"])
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--run_train", *TEST[1:]),
+        ("--run_train", *DELTA_H),
+        ("--run_train", *DELTA_H, "--ignore_timesteps"),
+        ("--fit_direction", "labels", "--positive", "one", "--negative", "other", "--run_test"),
+        (*TEST, "--manual_checkpoint_name", f"{NAME}_0.pth", "--load_random_noise"),
+        (*TEST, "--manual_checkpoint_name", f"{NAME}_0.pth", "--inversion", "ddpm", "--bs_test", "2"),
+    ],
+    ids=lambda flags: " ".join(flags)[:40],
+)
+def test_every_kind_of_direction_and_of_test(run_learned, share, tiny, tmp_path, flags):
+    for k, name in enumerate(("one", "other")):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(smooth_images(3, 16, seed=k)):
+            export.pictures.to_pil(image).save(tmp_path / name / f"{i}.png")
+    assert run_learned(*flags, "--exp", "runs/new", "--export", "share") == 0
+    model = open_tiny(tiny)
+    direction = asyrp.load_direction(share / "direction.safetensors", model)
+    x_T = model.invert(images_of(tiny), 4)
+    assert (model.edit(x_T, direction, [1.0], 4) - model.generate(x_T, 4)).abs().max() > 1e-3
+    assert Image.open(share / "strip.png").width > 4 * 100
+
+
 # ---- where it is written ----------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +325,7 @@ def test_what_else_is_refused(run, shared, hub, tiny):
     own = ("--manual_checkpoint_name", "hf:owner/smile")
     assert "was trained on another architecture" in run.error(*TEST, *own, model="adm")
     assert "--choose_checkpoint_num chooses among" in run.error(*TEST, *own, "--choose_checkpoint_num", "1")
+    assert "--calibrate writes into the direction's file" in run.error("--calibrate", *own)
     assert "was trained with --train_delta_block" in run.error("--run_test", *DELTA_H, *own)
     (shared / "direction.safetensors").write_bytes(b"PK\3\4 no tensors")
     hub.models["owner/other"] = shared

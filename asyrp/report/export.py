@@ -109,7 +109,7 @@ class Export:
             front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
             title=printable(self.experiment.base),
             prompts=self.prompts and [cell(prompt) for prompt in self.prompts],
-            n_images=len(self.rows),
+            images=f"{len(self.rows)} test image{'s' if len(self.rows) > 1 else ''}",
             inversion=page.inversion_of({"inversion": s.inversion}),
             n_steps=s.steps("n_test_step"),
             n_inv_step=s.steps("n_inv_step"),
