@@ -15,13 +15,19 @@ OF_CATEGORY = {
     "CelebA_HQ": "celeba",
     "CelebA_HQ_P2": "celeba",
     "FFHQ": "celeba",
+    "FFHQ_P2": "celeba",
     "dog": "afhq",
+    "dog_P2": "afhq",
     "bedroom": "bedroom",
     "church_outdoor": "church",
     "metfaces": "metface",
     "AVATAR": "avatar",
 }
-OF_DATASET = {"CelebA_HQ": "celeba", "CelebA_HQ_P2": "celeba", "FFHQ": "celeba", "AFHQ": "afhq", "MetFACE": "metface"}
+OF_DATASET = {
+    **dict.fromkeys(("CelebA_HQ", "CelebA_HQ_P2", "FFHQ", "FFHQ_P2"), "celeba"),
+    **dict.fromkeys(("AFHQ", "AFHQ_P2"), "afhq"),
+    "MetFACE": "metface",
+}
 
 
 def name_of_curve(config, name=None):

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from asyrp import hspace
-from utils import tensors
+from utils import hub, tensors
 from utils.digests import digest
 from utils.errors import UserError
 from utils.files import ROOT, shown
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 CHECKPOINTS = Path("checkpoint")
 SHIPPED = ROOT / "pretrained"
 SUFFIXES = (".pth", ".safetensors")
+ON_HUB, FILE = "hf:", "direction.safetensors"  # hf:USER/REPO is this file of a model on the Hugging Face hub
 AGAIN = "fetch it again, or train it again"
 FLAG = {"delta_block": "--train_delta_block", "delta_h": "--train_delta_h"}
 # Of the files of the 2023 release, and ours: <experiment>_LC_<category>_t<t_0>_ninv<n>_ngen<n>[_<epoch>[_<images>]]
@@ -76,6 +77,31 @@ def kind_of(function):
     return "delta_block" if isinstance(function, hspace.BlockDirection) else "delta_h"
 
 
+# What a user should know of a direction before using it: entry of its record -> how it is told.
+TOLD = {
+    "prompts": "prompts",
+    "t_edit": "t_edit",
+    "t_boost": "t_boost",
+    "t_0": "t_0",
+    "n_inv_step": "steps of inversion",
+    "n_train_step": "steps of training",
+    "ignore_timesteps": "one for all timesteps",
+    "origin": "origin",
+}
+
+
+def facts(kind, record):
+    """What a direction says of itself -> ({name: value}, {name: value} of its training), texts; and what it does not say."""
+    model = record.get("model") or {}
+    found = {"kind": kind.replace("_", " ")} | {name: record.get(key, "not known") for key, name in TOLD.items()}
+    found |= {"model": model.get("identity", "not known"), "its architecture": model.get("architecture", "not known")}
+    return tuple({name: _text(value) for name, value in about.items()} for about in (found, record.get("training") or {}))
+
+
+def _text(value):
+    return " -> ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 # ---- files ------------------------------------------------------------------------------------------------------------------
 
 
@@ -90,7 +116,8 @@ class Stored:
 
     @property
     def name(self):
-        return self.path.name
+        model = hub.model_of(self.path)
+        return f"{ON_HUB}{model}" if model else self.path.name
 
     @property
     def kind(self):
@@ -215,7 +242,8 @@ def _nested(flat):
 
 
 def load_direction(name_or_path, model):
-    """A path, a name under checkpoint/, or a direction that ships with the model -> frozen Direction on the model's device.
+    """A path, a name under checkpoint/, a direction that ships with the model, or "hf:USER/REPO" on the Hugging Face hub ->
+    frozen Direction on the model's device.
 
     Raises UserError when there is none, when it is damaged, or when it belongs to another architecture.
     """
@@ -277,13 +305,14 @@ def check_model(stored, model):
 def find(name, category, suffix="", images=None):
     """The file of a direction -> path.
 
-    name: a path, a name under checkpoint/, an experiment (with its suffix `_LC_...` or without), or a direction that ships with
-    the model of this category. suffix: of the experiment at hand, looked at first. images: choose the checkpoint that was
-    written within an epoch after so many images. Raises UserError that says where it was looked for.
+    name: a path, a name under checkpoint/, an experiment (with its suffix `_LC_...` or without), a direction that ships with
+    the model of this category, or hf:USER/REPO, which is fetched. suffix: of the experiment at hand, looked at first. images:
+    choose the checkpoint that was written within an epoch after so many images. Raises UserError that says where it was looked
+    for.
     """
     name = str(name)
     files = [Path(name), CHECKPOINTS / name, *(CHECKPOINTS / f"{name}{end}" for end in SUFFIXES)]
-    found = [path for path in files if path.is_file()]
+    found = [_fetched(name)] if name.startswith(ON_HUB) else [path for path in files if path.is_file()]
     if found and images is not None:
         raise UserError(f"--choose_checkpoint_num chooses among an experiment's checkpoints: leave it out for {found[0]}")
     for stem in dict.fromkeys((name + suffix, name)):
@@ -299,6 +328,14 @@ def find(name, category, suffix="", images=None):
             "train it with --run_train, or give --manual_checkpoint_name"
         )
     return found[0]
+
+
+def _fetched(name):
+    """hf:USER/REPO -> the file of the direction there, in the cache of the hub's library. Raises UserError."""
+    model = name.removeprefix(ON_HUB)
+    if not hub.NAME.fullmatch(model):
+        raise UserError(f"{name}: a direction on the Hugging Face hub is called {ON_HUB}USER/REPO")
+    return hub.file(model, FILE)
 
 
 def shipped(category):

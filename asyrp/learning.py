@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from asyrp import directions, training
 from asyrp.directions import Direction
-from asyrp.report import pictures
+from asyrp.report import pictures, trackers
 from asyrp.report.losslog import loss_log
 from utils.errors import UserError
 from utils.terminal import line_of
@@ -133,6 +133,12 @@ class Learning:
 
     def train(self, epochs, pairs, indices, loss, plain):
         """Run these epochs; each leaves a checkpoint and losses, and pictures as the settings say."""
+        s, first = self.settings, epochs[0] * len(indices) + 1
+        about = s.values() | {"model": self.model.identity}
+        with trackers.opened(s.track, self.experiment, about, first) as self.writers:
+            self._train_epochs(epochs, pairs, indices, loss, plain)
+
+    def _train_epochs(self, epochs, pairs, indices, loss, plain):
         s = self.settings
         for epoch in epochs:
             if self.schedule_of_file is None:
@@ -152,7 +158,8 @@ class Learning:
         batches = pairs.batches(indices, s.bs_train)
         how = (self.steps, loss, self.optimizer, plain, self.mask_of)
         results = training.train_epoch(self.model, self.function, batches, *how)
-        with loss_log(self.experiment.folder, epoch, len(indices)) as record, tqdm(total=len(indices), unit="img") as bar:
+        log_of_epoch = loss_log(self.experiment.folder, epoch, len(indices), self.writers)
+        with log_of_epoch as record, tqdm(total=len(indices), unit="img") as bar:
             bar.set_description(f"training, epoch {epoch}")
             try:
                 for batch, result in results:

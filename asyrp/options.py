@@ -224,7 +224,8 @@ g.value("multiple_attr", str, None, 'combine these experiments or attributes, in
 g.value("multiple_hs_coeff", str, None, 'their factors, in one string ("1 0.5")')
 g.value("num_mean_of_delta_hs", int, 0, "edit with the mean delta_h of so many images, one global direction", 0, MANY)
 g.value("load_from_checkpoint", str, None, "name of another experiment whose direction to use")
-g.value("manual_checkpoint_name", str, None, "checkpoint to use: a path, or a name under checkpoint/")
+text = "checkpoint to use: a path, a name under checkpoint/, or hf:USER/REPO on the Hugging Face hub"
+g.value("manual_checkpoint_name", str, None, text)
 g.value("choose_checkpoint_num", int, None, "use the checkpoint written within an epoch after so many images", 1, MANY)
 g.switch("pass_editing", "leave the edit out")
 
@@ -234,6 +235,13 @@ g.value("edit_region", str, None, 'segments of each image, by --segmenter, in on
 g.value("edit_threshold", float, None, "where the edit changes most: above this quantile of |eps~ - eps|, at each step", 0, 1)
 g.value("region_dilation", int, None, "pixels by which segments are enlarged; by default 1/32 of the image's side", 0, 10_000)
 g.value("region_smoothing", int, None, "pixels over which a region's edge is soft; by default 1/32 of the side", 0, 10_000)
+
+g = Group("sharing")
+text = (
+    "write the direction with its record, a strip of test images (strengths -1 to 1.5, or those of --delta_interpolation) and "
+    "a model card into this folder; hf upload USER/REPO DIR shares it, and hf:USER/REPO names it"
+)
+g.value("export", str, None, text, metavar="DIR")
 
 g = Group("evaluation")
 text = "segmentation model, for metrics and regions: a TorchScript file, or a name of torchvision's; else the config's"
@@ -246,6 +254,8 @@ g.switch("save_x_origin", "put the unedited result of the process before the edi
 g.zero_one("save_train_image", 1, "save pictures while training")
 g.value("save_train_image_step", int, 4, "of every n-th image", 1, MANY)
 g.value("save_train_image_iter", int, 1, "in every n-th epoch", 1, MANY)
+text = "watch the losses there while training; they go into tables, and to TensorBoard where it is installed, in any case"
+g.value("track", str, None, text, choices=("wandb", "trackio"))
 g.switch("save_process_origin", "save x_t and P_t of every step of the plain process")
 g.switch("save_process_delta_h", "save x_t and P_t of every step of the edited process")
 g.switch("save_precomputed_images", "save what the inverted images are generated back to")

@@ -191,14 +191,12 @@ def check_together(given):
     names = (given.get("multiple_attr") or "").split()
     if has("save_animation") and not (has("delta_interpolation") and len(names) < 2):
         raise UserError("--save_animation runs over the strengths of one direction: give --delta_interpolation, one attribute")
-    if has("delta_interpolation") and value_of(given, "min_delta") == value_of(given, "max_delta"):
-        raise UserError(
-            f"--delta_interpolation from {value_of(given, 'min_delta'):g} to the same is no strip: change --max_delta"
-        )
     if has("train_delta_block") and has("train_delta_h"):
         raise UserError("--train_delta_block and --train_delta_h are two kinds of direction: give one of them")
     if has("run_train") and not has("just_precompute"):
         check_training(given, has)
+    if has("track") and not (has("run_train") or has("edit_image") or value_of(given, "fit_direction") == "clip_pca"):
+        raise UserError("--track watches a training: give --run_train with it, or leave it out")
     check_fit(given, has)
     check_one_image(given, has)
     check_calibrate(given, has)
@@ -207,6 +205,7 @@ def check_together(given):
     if has("segmenter") and not (has("evaluate") or has("edit_region")):
         raise UserError("--segmenter needs --evaluate or --edit_region")
     check_region(given, has)
+    check_export(given, has)
     if value_of(given, "inversion") == "ddpm":
         check_noise_maps(given, has)
 
@@ -269,6 +268,10 @@ def check_calibrate(given, has):
     for name in ("multiple_attr", "pass_editing", "num_mean_of_delta_hs", "edit_image"):
         if has(name):
             raise UserError(f"--calibrate measures one direction of a file, by itself: leave out --{name}")
+    name = given.get("manual_checkpoint_name") or given.get("load_from_checkpoint") or ""
+    if name.startswith("hf:"):
+        copy = f"hf download {name.removeprefix('hf:')} direction.safetensors --local-dir DIR"
+        raise UserError(f"--calibrate writes into the direction's file, and not into the hub's cache: {copy}; name that file")
     if value_of(given, "fit_direction") not in (None, "labels"):
         raise UserError("--calibrate measures one direction: fit first, then calibrate one by its name, as --exp runs/x_pc1")
 
@@ -309,6 +312,17 @@ def check_region(given, has):
     for name, takes in (("region_dilation", ["edit_region"]), ("region_smoothing", ["edit_region", "edit_threshold"])):
         if name in given and ways[:1] not in [[way] for way in takes]:
             raise UserError(f"--{name} needs {' or '.join(f'--{way}' for way in takes)}")
+
+
+def check_export(given, has):
+    if "export" not in given:
+        return
+    trains_and_tests = has("run_train") and has("do_test") and not has("just_precompute")
+    if not (has("run_test") or has("evaluate") or trains_and_tests):
+        raise UserError("--export draws a strip of test images: give --run_test with it")
+    for name in ("multiple_attr", "pass_editing"):
+        if has(name):
+            raise UserError(f"--export writes one direction: leave out --{name}")
 
 
 def check_test(given, has, names):

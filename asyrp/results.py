@@ -10,6 +10,7 @@ from asyrp.evaluation.segmenter import segmenter_of
 from asyrp.noise_maps import replayed
 from asyrp.report import page, pictures
 from asyrp.report.album import Album, axes
+from asyrp.report.export import Export
 from utils.errors import UserError
 from utils.files import shown
 
@@ -33,13 +34,13 @@ class TestResults:
     """The results of a test: `add` takes the pictures of each batch, `save` writes what was made of them.
 
     experiment: an Experiment, with the settings that the run works with. prompts: (source, target) pairs that the flags give.
-    found: the Directions. decided: what `tell` returned, with the labels of the edits as "strengths". n_images: how many are
+    uses: list of Use. decided: what `tell` returned, with the labels of the edits as "strengths". n_images: how many are
     tested. clip: function without arguments -> ClipLoss. later: a Background that draws pictures.
     """
 
     __test__ = False  # pytest takes it for a test otherwise
 
-    def __init__(self, experiment, prompts, found, decided, n_images, clip, device, later):
+    def __init__(self, experiment, prompts, uses, decided, n_images, clip, device, later):
         s, self.parts = experiment.settings, []
         labels, names = decided["strengths"], (s.multiple_attr or "").split()
         if s.run_test or s.run_train:
@@ -49,9 +50,11 @@ class TestResults:
             self.parts.append(page.Gallery(experiment.folder, names, len(labels), n_images))
             experiment.write_settings("test", prompts=prompts, **decided)
         if s.evaluate:
-            measured = measured_prompts(prompts, found)
+            measured = measured_prompts(prompts, [use.direction for use in uses])
             self.parts.append(open_evaluation(experiment, measured, decided, clip, device))
             experiment.write_settings("evaluate", prompts=[measured], **decided)
+        if s.export:  # the last: it tells what the evaluation has found
+            self.parts.append(Export(experiment, uses[0], prompts[0] if prompts else None, decided["t_boost"]))
 
     def add(self, batch, before, edited):
         """A Batch and its pictures, as `Editor.pictures_of` returns them."""

@@ -22,7 +22,7 @@ from asyrp.images import RunImages
 from asyrp.learning import Learning
 from asyrp.model import check_interval, open_model
 from asyrp.parsing import strengths
-from asyrp.report import page, pictures
+from asyrp.report import export, page, pictures, trackers
 from asyrp.results import TestResults, draw_reconstructions, shown_pictures
 from asyrp.uses import common_t_edit, find_directions, strip_axes, tell, uses_of
 from configs.paths_config import IR_SE50
@@ -54,6 +54,10 @@ class Asyrp:
         check_image_settings(
             self.config, s.custom_train_dataset_dir, s.custom_test_dataset_dir, s.target_class_num, s.align_face
         )
+        if s.track:
+            trackers.library(s.track)
+        if s.export:
+            export.prepare(s.export)
         device = find_device(s.device)
         trains = bool((s.run_train or s.edit_image) and not s.just_precompute)  # script_precompute.sh of 2023 gives both
         fits = bool(s.fit_direction and not s.just_precompute)
@@ -266,9 +270,9 @@ class Asyrp:
         decided = {"t_edit": common_t_edit(uses), "t_boost": t_boost.value, "strengths": [label for label, _ in edits]}
         decided["decided"] = tell(uses, t_boost, s, self.region())
         show = shown_pictures(s)
-        looks = bool(s.evaluate or show["original"] or s.edit_region)
+        looks = bool(s.evaluate or s.export or show["original"] or s.edit_region)
         pairs, indices = RunImages(s, self.store).pairs("test", s.n_test_img, self.model, looks)
-        made = (experiment, self.prompts(), found, decided, len(indices))
+        made = (experiment, self.prompts(), uses, decided, len(indices))
         results = TestResults(*made, lambda: self.clip().loss, self.model.device, self.later)
         pairs.fill(indices, s.bs_precompute, s.re_precompute)
         with tqdm(total=len(indices), desc="editing", unit="img") as bar:

@@ -2,7 +2,7 @@
 
     a flag that was given > the direction's own record > the section `editing` of the YAML > the default
 
---edit_image brings values of its own (OF_ONE_IMAGE), which stand above those of the YAML.
+--edit_image and --export bring values of their own (OF_ONE_IMAGE, OF_EXPORT), which stand above those of the YAML.
 
 t_edit and t_boost, which a number, a record or an LPIPS curve can give, are decided in `decide_t_edit` and `decide_t_boost`.
 """
@@ -46,6 +46,10 @@ OF_ONE_IMAGE = {
 }
 
 
+# A direction is shared with a strip, unless the run has one anyway.
+OF_EXPORT = {"delta_interpolation": True, "min_delta": -1.0, "max_delta": 1.5, "num_delta": 6}
+
+
 class Settings:
     """`settings.n_test_step` is a value, by the name of its flag; `settings.source("n_test_step")` says where it is from.
 
@@ -57,10 +61,12 @@ class Settings:
         self.given, self.config = dict(given), config
         recorded = {key: record[key] for key in FROM_RECORD if record.get(key) is not None} if record else {}
         one_image = OF_ONE_IMAGE | {"train_delta_block": "train_delta_h" not in given} if "edit_image" in given else {}
+        export = OF_EXPORT if "export" in given and not (given.get("delta_interpolation") or one_image) else {}
         self._layers = [
             ("flag", self.given),
             (name, recorded),
             ("--edit_image", one_image),
+            ("--export", export),
             (config.path.name, config.editing.given()),
             ("default", DEFAULTS),
         ]
@@ -112,6 +118,8 @@ def check_settings(settings, T):
             raise UserError(
                 f"--{name} {n} ({settings.source(name)}): must be 2 to {t_0 + 1}, or 0 for every timestep up to t_0"
             )
+    if settings.delta_interpolation and settings.min_delta == settings.max_delta:
+        raise UserError(f"--delta_interpolation from {settings.min_delta:g} to the same is no strip: change --max_delta")
     for name in ("user_defined_t_edit", "user_defined_t_addnoise"):
         t = getattr(settings, name)
         if t is not None and t > T:

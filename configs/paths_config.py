@@ -31,6 +31,10 @@ PLACES = {
     ("AFHQ", "dog"): Place("AFHQ_DOG", "data/afhq", "pretrained/afhq_dog_4m.pt"),
     ("FFHQ", "FFHQ"): Place("FFHQ", "data/ffhq", "pretrained/ffhq_10m.pt"),
     ("MetFACE", "metfaces"): Place("METFACE", "data/metfaces", "pretrained/metface_p2.pt"),
+    ("FFHQ_P2", "FFHQ_P2"): Place("FFHQ_P2", "data/ffhq", "pretrained/ffhq_p2.pt"),
+    ("AFHQ_P2", "dog_P2"): Place("AFHQ_DOG_P2", "data/afhq", "pretrained/afhq_p2.pt"),
+    ("CUB", "bird"): Place("CUB", "data/cub", "pretrained/cub_p2.pt"),
+    ("Flower", "flower"): Place("FLOWER", "data/flowers", "pretrained/flower_p2.pt"),
     ("IMAGENET", "IMAGENET"): Place("IMAGENET", "data/imagenet", "pretrained/256x256_diffusion_uncond.pt"),
 }
 CUSTOM = "CUSTOM"  # the category of images of one's own, whatever the dataset key

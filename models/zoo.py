@@ -151,7 +151,7 @@ PUBLISHED = {
     "AFHQ": _IDDPM,
     "FFHQ": _IDDPM,
     "MetFACE": _IDDPM,
-    "CelebA_HQ_P2": _IDDPM,
+    **dict.fromkeys(("CelebA_HQ_P2", "FFHQ_P2", "AFHQ_P2", "CUB", "Flower"), _IDDPM),
     "IMAGENET": _ADM_IMAGENET,
 }
 

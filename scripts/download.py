@@ -49,7 +49,7 @@ def show(places):
         published, path = PUBLISHED[place.name], weight_file(place)
         size = f"{path.stat().st_size / 1e6:,.0f} MB" if path.is_file() else f"~{4 * published.parameters / 1e6:,.0f} MB"
         print(row(name, state(path), size, published.licence or "see the page", path))
-        for source in published.sources or ["(only by browser)"]:
+        for source in published.sources:
             print(f"            {source}")
         print(f"            page: {published.page}, file {published.file}")
     fetched = len(recorded(CHECKPOINTS))

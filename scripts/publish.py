@@ -5,6 +5,7 @@
 The file holds the direction and its record: prompts, t_edit, steps, the model it was learned on, and how it was trained; not
 what only a training needs to go on. It edits as the checkpoint does: `asyrp.load_direction("smiling.safetensors", model)`, or
 `main.py --manual_checkpoint_name smiling.safetensors`. Files of the 2023 release are read with what their names say.
+`main.py --run_test --export` writes the same with a strip of test images and a card, for the Hugging Face hub.
 """
 
 import sys
@@ -22,18 +23,6 @@ import argparse
 from asyrp import directions
 from utils.errors import UserError
 
-# What a user should know before using it: entry of the record -> how it is told.
-TOLD = {
-    "prompts": "prompts",
-    "t_edit": "t_edit",
-    "t_boost": "t_boost",
-    "t_0": "t_0",
-    "n_inv_step": "steps of inversion",
-    "n_train_step": "steps of training",
-    "ignore_timesteps": "one for all timesteps",
-    "origin": "origin",
-}
-
 
 def publish(source, out):
     """Write the direction of the file `source` to `out` -> Stored. Raises UserError for a wrong file, or one that is there."""
@@ -47,14 +36,9 @@ def publish(source, out):
 
 
 def lines_of(stored):
-    """What a direction says of itself, and what it does not say."""
-    record = stored.record
-    told = [("kind", stored.kind.replace("_", " "))]
-    told += [(name, record.get(key, "not known")) for key, name in TOLD.items()]
-    model = record.get("model") or {}
-    told += [("model", model.get("identity", "not known")), ("its architecture", model.get("architecture", "not known"))]
-    told += [(f"trained with {name}", value) for name, value in (record.get("training") or {}).items()]
-    return [f"  {name}: {' -> '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in told]
+    about, training = directions.facts(stored.kind, stored.record)
+    about |= {f"trained with {name}": value for name, value in training.items()}
+    return [f"  {name}: {value}" for name, value in about.items()]
 
 
 def main(argv=None):

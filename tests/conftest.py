@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from local_hub import serving_hub
 from local_server import PAGE, WEIGHTS, published, serving
 from tiny_world import DEVICE, MODES, NAME, TRAIN, Distance, call, keep_curve, open_tiny, world_at, write_world
 
@@ -137,6 +138,13 @@ def server(monkeypatch):
     monkeypatch.setattr(download, "CHUNK", 100_000)
     with serving() as server:
         server.files = {"/first.pt": WEIGHTS, "/second.pt": WEIGHTS, "/page": PAGE}
+        yield server
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A Hugging Face hub on this machine."""
+    with serving_hub(tmp_path / "hub") as server:
         yield server
 
 

@@ -42,7 +42,9 @@ def top(kept, model, name=None):
         ("celeba", "celeba"),
         ("celeba_p2", "celeba"),
         ("ffhq", "celeba"),
+        ("ffhq_p2", "celeba"),
         ("afhq", "afhq"),
+        ("afhq_p2", "afhq"),
         ("bedroom", "bedroom"),
         ("church", "church"),
         ("metface", "metface"),
@@ -59,7 +61,7 @@ def test_a_category_has_its_published_curves(kept, config, name):
     assert curves.name_of_curve(load_config(config), "mine") == "mine"
 
 
-@pytest.mark.parametrize("config", ["imagenet", "avatar64"])
+@pytest.mark.parametrize("config", ["imagenet", "cub_p2", "flower_p2", "avatar64"])
 def test_a_category_that_nobody_measured_has_none(kept, config):
     category = load_config(config).data.category
     with pytest.raises(UserError, match=f"no LPIPS curves for category {category}: measure them with --lpips, or take others"):

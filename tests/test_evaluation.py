@@ -105,7 +105,7 @@ def test_what_is_missing_is_left_out_with_the_remedy(run_learned, results, capsy
     }
     assert "31 pixels or more" in result["left_out"]["LPIPS"]
     assert "give --segmenter" in result["left_out"]["segmentation consistency"]
-    assert "model_ir_se50.pth" in result["left_out"]["identity"]
+    assert "model_ir_se50.pth is missing: python scripts/download.py ir_se50" in result["left_out"]["identity"]
     assert "scripts/download.py fid_inception" in result["left_out"]["FID"]
     assert "--n_test_img 500" in result["left_out"]["KID, Fréchet distance"]
     for name, reason in result["left_out"].items():
@@ -274,7 +274,7 @@ def test_identity(monkeypatch):
             return F.normalize(images.mean((2, 3)))
 
     monkeypatch.setattr(gauges, "IdLoss", Recogniser)
-    monkeypatch.setattr(gauges, "weights_at", lambda place: None)
+    monkeypatch.setattr(gauges, "weights_of", lambda place: None)
     gauge = gauges.Identity("cpu")
     original = flat((1, 0, 0), (0, 1, 0))
     assert gauge.before(original, 0.5 * original)["identity"].tolist() == pytest.approx([1, 1])

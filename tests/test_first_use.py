@@ -56,9 +56,9 @@ def test_a_missing_unet_that_cannot_be_fetched(run, celeba, tmp_path, monkeypatc
     assert message.endswith(f"answers 404): get file by way of https://page and save it as {path}")
 
 
-def test_what_the_user_names_is_not_fetched(run, celeba, monkeypatch):
-    monkeypatch.setitem(PUBLISHED, "CELEBA_HQ", Published("https://page", "file"))
-    assert "only a browser can fetch it" in run.error("--just_precompute", *celeba, weights=False)
+def test_what_the_user_names_is_not_fetched(run, celeba, closed, monkeypatch):
+    monkeypatch.setitem(PUBLISHED, "CELEBA_HQ", Published("https://page", "file", (closed,)))
+    assert "could not be fetched" in run.error("--just_precompute", *celeba, weights=False)
     assert "mine.pt: no such file; check the path" in run.error(
         "--just_precompute", *celeba, "--model_path", "mine.pt", weights=False
     )
@@ -72,9 +72,13 @@ def test_what_nobody_publishes_is_a_missing_file(run):
     assert "dataset TINY, category CUSTOM: pass --model_path" in run.error("--just_precompute", weights=False)
 
 
-def test_a_missing_face_recogniser(run):
+def test_a_missing_face_recogniser(run, hub, monkeypatch):
+    """It is on the hub, which has not got it here."""
+    hub.use_here(monkeypatch)
     message = run.error(*TRAIN, "--use_id_loss", "--id_loss_w", "1")
-    assert "model_ir_se50.pth is missing and only a browser can fetch it: get model_ir_se50.pth by way of https://" in message
+    assert "model_ir_se50.pth could not be fetched (lithiumice/insightface cannot be had from the Hugging Face hub" in message
+    assert "get model_ir_se50.pth by way of https://github.com/TreB1eN" in message
+    assert any("lithiumice/insightface" in path for path, _ in hub.asked)
 
 
 def test_a_clip_without_a_network(run, tmp_path, monkeypatch):

@@ -5,9 +5,11 @@ A flag of asyrp/options.py without a row in EFFECTS fails. What each flag does e
 
 import io
 import shutil
+import sys
 from contextlib import redirect_stderr
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,6 +192,8 @@ EFFECTS = {
     "edit_threshold": (TEST, ("--edit_threshold", "0.7"), "pictures"),
     "region_dilation": (REGION, ("--region_dilation", "3"), "pictures"),
     "region_smoothing": (REGION, ("--region_smoothing", "3"), "pictures"),
+    # sharing
+    "export": (TEST, ("--export", "share"), "files"),
     # evaluation
     "segmenter": ((*TEST, "--evaluate"), ("--segmenter", "nowhere.pt"), "status"),
     # output
@@ -204,6 +208,7 @@ EFFECTS = {
     "save_precomputed_images": (INVERT, ("--save_precomputed_images",), "files"),
     "save_animation": (STRIP, ("--save_animation", "gif"), "files"),
     "save_to_folder": (TRAIN, ("--save_to_folder", "elsewhere"), "files"),
+    "track": (TRAIN, ("--track", "trackio"), "tracked"),
 }
 
 
@@ -286,7 +291,7 @@ def prepare(tiny):
 
 def watched(patch):
     """Lists that fill while a run goes on: what is done that leaves no file."""
-    seen = {"batches": [], "passes": [], "compiled": [], "recomputed": []}
+    seen = {"batches": [], "passes": [], "compiled": [], "recomputed": [], "tracked": []}
 
     def watch(home, name, note):
         function = getattr(home, name)
@@ -297,6 +302,8 @@ def watched(patch):
     watch(training, "train_batch", lambda unet, direction, batch, *rest: seen["batches"].append(("train", len(batch.names))))
     watch(process, "frozen_branch", lambda *args: seen["passes"].append(1))
     watch(fast_unet, "checkpoint", lambda *args: seen["recomputed"].append(1))
+    tracked = SimpleNamespace(log=lambda values, step: seen["tracked"].append(step), finish=lambda: None)
+    patch.setitem(sys.modules, "trackio", SimpleNamespace(init=lambda **about: tracked))
     # Compiling takes a minute: what is given to the compiler is enough.
     patch.setattr(torch, "compile", lambda part, **more: seen["compiled"].append(part.__name__) or part)
     return seen

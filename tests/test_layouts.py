@@ -27,7 +27,20 @@ def opened(tmp_path, monkeypatch):
     def opened(dataset, category, split, folder=None, class_number=None):
         return open_split(config_of(tmp_path, dataset, category), split, folder, class_number)
 
-    for name in ("CELEBA_HQ", "BEDROOM", "CHURCH", "AFHQ_DOG", "FFHQ", "METFACE", "IMAGENET", "CUSTOM"):
+    for name in (
+        "CELEBA_HQ",
+        "BEDROOM",
+        "CHURCH",
+        "AFHQ_DOG",
+        "AFHQ_DOG_P2",
+        "FFHQ",
+        "FFHQ_P2",
+        "METFACE",
+        "CUB",
+        "FLOWER",
+        "IMAGENET",
+        "CUSTOM",
+    ):
         monkeypatch.setenv(f"ASYRP_DATA_{name}", str(tmp_path / "data"))
     opened.folder = tmp_path / "data"
     return opened
@@ -44,6 +57,7 @@ def opened(tmp_path, monkeypatch):
         ("LSUN", "church_outdoor", "church_outdoor_train_lmdb", "church_outdoor_val_lmdb"),
         ("AFHQ", "dog", "train/dog", "test/dog"),
         ("AFHQ", "dog", "train/dog", "val/dog"),
+        ("AFHQ_P2", "dog_P2", "train/dog", "val/dog"),
         ("CelebA_HQ", "CelebA_HQ", "train", "test"),
         ("FFHQ", "FFHQ", "train", "test"),
         ("CelebA_HQ", "CUSTOM", "train", "test"),
@@ -60,7 +74,7 @@ def test_published_layouts(opened, dataset, category, train, test, storage):
     assert len(opened(dataset, category, "test")) == 2
 
 
-@pytest.mark.parametrize(("dataset", "category"), [("FFHQ", "FFHQ"), ("MetFACE", "metfaces")])
+@pytest.mark.parametrize(("dataset", "category"), [("FFHQ", "FFHQ"), ("FFHQ_P2", "FFHQ_P2"), ("MetFACE", "metfaces")])
 def test_one_folder_whose_last_500_are_for_testing(opened, dataset, category):
     for sub in ("00000", "01000"):
         write_files(opened.folder / sub, *range(251))
@@ -82,6 +96,19 @@ def test_metfaces_as_published(opened, places):
     assert train.folder == opened.folder / "images"
     assert not {*train.names} & {*test.names}
     assert sorted(train.names + test.names) == train.names + test.names
+
+
+@pytest.mark.parametrize(
+    ("dataset", "category", "places"),
+    [("CUB", "bird", ["images/001.Black_footed_Albatross", "images/200.Common_Yellowthroat"]), ("Flower", "flower", ["jpg"])],
+)
+def test_birds_and_flowers_as_published(opened, dataset, category, places):
+    for place in places:
+        write_files(opened.folder / place, *range(502 // len(places)), suffix="jpg")
+    write_files(opened.folder / "segmentations", 8)
+    train, test = opened(dataset, category, "train"), opened(dataset, category, "test")
+    assert (len(train), len(test)) == (2, 500)
+    assert train.folder == opened.folder / places[0].split("/")[0]
 
 
 def test_too_few_to_divide(opened):

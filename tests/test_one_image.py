@@ -52,6 +52,14 @@ def test_its_own_values_stand_below_flags_and_above_the_yaml(one):
     assert read("checkpoint/face_LC_CUSTOM_t999_ninv4_ngen4_1.pth").kind == "delta_h"
 
 
+def test_its_direction_can_be_shared(one):
+    """With its own strip, and the number of pictures that it has."""
+    assert one(*FLAGS, "--export", "share")[0] == 0
+    assert settings(RESULTS, "test")["strengths"] == ["+0", "+0.5", "+1", "+1.5"]
+    assert names(Path("share")) == ["README.md", "direction.safetensors", "strip.png"]
+    assert "1 test image; above each column" in Path("share/README.md").read_text()
+
+
 def test_neighbours_are_learned_on_as_well(one, tiny):
     assert one(*FLAGS, "--custom_train_dataset_dir", tiny.train, "--n_train_img", "3")[0] == 0
     record = read("checkpoint/face_LC_CUSTOM_t999_ninv4_ngen4_1.pth").record

@@ -23,6 +23,7 @@ GROUPS = {
     "speed": "--precision",
     "inference": "--delta_interpolation",
     "region": "--edit_mask",
+    "sharing": "--export",
     "evaluation": "--segmenter",
     "output": "--save_process_origin",
 }
@@ -78,7 +79,6 @@ def test_only_what_was_given_is_given():
         ([*TEST, "--num_delta", "1"], "--num_delta 1: must be 2 to 1000"),
         ([*TEST, "--cache_origin_gib", "-1"], "--cache_origin_gib -1.0: must be 0 to 1000000"),
         ([*TRAIN, "--precision", "fp16"], "--precision fp16 cannot train"),
-        ([*TEST, "--delta_interpolation", "--min_delta", "1"], "--delta_interpolation from 1 to the same is no strip"),
         ([*TEST, "--load_from_checkpoint", "a", "--manual_checkpoint_name", "b"], "all name a direction: give one"),
         ([*TEST, "--evaluate", "--pass_editing"], "--evaluate measures an edit"),
         ([*TEST[:-2], "--evaluate", "--multiple_attr", "a b"], "--evaluate measures one direction"),

@@ -1,13 +1,8 @@
 """A pipeline of diffusers as a model: its settings, what is refused, the hub, and whole runs."""
 
 import inspect
-import json
-import os
 import shutil
-import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import diffusers
@@ -246,88 +241,9 @@ def test_curves_latents_and_images(run, saved, tmp_path):
 
 # ---- the hub ----------------------------------------------------------------------------------------------------------------
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(ThreadingHTTPServer):
-    """As much of the Hugging Face hub as fetching takes. models: {name: folder}. asked: (what, token)."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Answers)
-        self.models, self.asked = {}, []
-
-
-class Answers(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        path, hub = self.path.split("?")[0], self.server
-        hub.asked.append((path, self.headers.get("Authorization")))
-        for name, folder in hub.models.items():
-            files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-            if path.startswith((f"/api/models/{name}/revision/", f"/api/models/{name}/tree/")):
-                tree = [{"type": "file", "path": p, "size": len(b), "oid": f"{hash(b):x}"} for p, b in files.items()]
-                about = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": p} for p in files]}
-                return self._send(json.dumps(tree if "/tree/" in path else about).encode())
-            if (file := path.removeprefix(f"/{name}/resolve/{COMMIT}/")) in files:
-                return self._send(files[file], **{"ETag": f'"{abs(hash(files[file])):x}"', "X-Repo-Commit": COMMIT})
-        self._send(b"", 404, **{"X-Error-Code": "RepoNotFound"})
-
-    do_HEAD = do_GET
-
-    def _send(self, body, status=200, **headers):
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def hub(tmp_path):
-    """A hub on this machine. `hub.say(code, **environment)` -> what a Python program that uses it prints last."""
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-
-    def say(code, **environment):
-        environment = {
-            **{name: text for name, text in os.environ.items() if not name.startswith("HF_")},
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-            "HF_HOME": str(tmp_path / "hub"),
-            **environment,
-        }
-        told = subprocess.run([sys.executable, "-c", PROGRAM + code], cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert "Traceback" not in told.stderr, told.stderr
-        return told.stdout.splitlines()[-1]
-
-    yield SimpleNamespace(models=server.models, asked=server.asked, say=say)
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-PROGRAM = """
-from asyrp.config import load_config
-from utils.errors import UserError
-def told(function):
-    try:
-        return function()
-    except UserError as error:
-        return f"error: {error}"
-"""
-SETTINGS = 'print(told(lambda: (c := load_config("owner/faces")).name + " " + str(c.path)))'
-WEIGHTS = 'print(told(lambda: load_config("owner/faces").pipeline.weights()))'
-
-
-def files_asked(hub):
-    return {path.split(f"/resolve/{COMMIT}/")[1] for path, _ in hub.asked if "/resolve/" in path}
+LOADING = "from asyrp.config import load_config\n"
+SETTINGS = LOADING + 'print(told(lambda: (c := load_config("owner/faces")).name + " " + str(c.path)))'
+WEIGHTS = LOADING + 'print(told(lambda: load_config("owner/faces").pipeline.weights()))'
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -339,11 +255,11 @@ def test_a_name_on_the_hub(hub, mine, flat):
     hub.models["owner/faces"] = mine
     assert hub.say(SETTINGS, HF_TOKEN="hf_secret") == "faces owner/faces"
     settings = {INDEX, "config.json", "scheduler_config.json"} if flat else {INDEX, UNET, SCHEDULER}
-    assert files_asked(hub) == settings
+    assert hub.files_asked() == settings
     assert {token for path, token in hub.asked if "owner/faces" in path} == {"Bearer hf_secret"}
     weights = "diffusion_pytorch_model.bin" if flat else "unet/diffusion_pytorch_model.safetensors"
     path = hub.say(WEIGHTS)
-    assert path.endswith(weights) and files_asked(hub) == settings | {weights}
+    assert path.endswith(weights) and hub.files_asked() == settings | {weights}
     hub.asked.clear()
     assert hub.say(WEIGHTS, HF_HUB_OFFLINE="1") == path
     assert not hub.asked

@@ -78,6 +78,9 @@ def test_no_steps_are_all_steps():
         ({"n_test_step": 1001}, 1000, r"--n_test_step 1001 \(flag\): must be 2 to 1000, or 0"),
         ({"user_defined_t_edit": 1001}, 1000, "--user_defined_t_edit 1001: must be 0 to 1000"),
         ({"user_defined_t_addnoise": 1001}, 1000, "--user_defined_t_addnoise 1001: must be 0 to 1000"),
+        ({"delta_interpolation": True, "min_delta": 1.0}, 1000, "--delta_interpolation from 1 to the same is no strip"),
+        ({"export": "share", "min_delta": 1.5}, 1000, "--delta_interpolation from 1.5 to the same is no strip"),
+        ({"edit_image": "a.png", "min_delta": 1.5}, 1000, "--delta_interpolation from 1.5 to the same is no strip"),
         ({"run_train": True, "use_id_loss": True}, 1000, "the identity loss needs both"),
         ({"run_train": True, "id_loss_w": 1.0}, 1000, "the identity loss needs both"),
         ({"run_train": True, "clip_loss_w": 0.0, "l1_loss_w": 0.0}, 1000, "nothing would be trained"),
@@ -86,6 +89,21 @@ def test_no_steps_are_all_steps():
 def test_settings_that_do_not_fit_whatever_their_source(given, T, message):
     with pytest.raises(UserError, match=message):
         check_settings(settings(CELEBA, **given), T)
+
+
+@pytest.mark.parametrize(
+    ("given", "strip"),
+    [
+        ({}, (False, 0.0, 1.0, 5)),
+        ({"export": "share"}, (True, -1.0, 1.5, 6)),
+        ({"export": "share", "num_delta": 3}, (True, -1.0, 1.5, 3)),
+        ({"export": "share", "delta_interpolation": True}, (True, 0.0, 1.0, 5)),
+        ({"export": "share", "edit_image": "a.png"}, (True, 0.0, 1.5, 4)),
+    ],
+)
+def test_the_strip_of_an_export_is_its_own_unless_the_run_has_one(given, strip):
+    found = settings(**given)
+    assert (found.delta_interpolation, found.min_delta, found.max_delta, found.num_delta) == strip
 
 
 @pytest.mark.parametrize(

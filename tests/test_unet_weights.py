@@ -60,8 +60,9 @@ def test_the_shipped_configs_that_would_fit_are_named():
     with torch.device("meta"):
         ddpm, iddpm, adm = (build_unet(load_config(name)) for name in ("celeba", "ffhq", "imagenet"))
         blocks = [unet.new_delta_block() for unet in (ddpm, iddpm)]
-    of_ddpm, of_iddpm = (["bedroom.yml", "celeba.yml", "church.yml", "custom.yml"], ["afhq.yml", "celeba_p2.yml", "ffhq.yml"])
-    of_iddpm = [*of_iddpm, "metface.yml"]
+    of_ddpm = [f"{name}.yml" for name in ("bedroom", "celeba", "church", "custom")]
+    of_iddpm = [f"{name}.yml" for name in ("afhq", "celeba_p2", "ffhq", "metface", "ffhq_p2", "afhq_p2", "cub_p2", "flower_p2")]
+    of_iddpm.sort()
     found = [fitting_configs(module.state_dict()) for module in (ddpm, iddpm, adm, *blocks)]
     assert found == [of_ddpm, of_iddpm, ["imagenet.yml"], of_ddpm, of_iddpm]
 

@@ -1,7 +1,8 @@
 """Fetching published weights: from the first source that gives them, resumable, checked, and whole or not at all.
 
-A transfer goes into `<file>.<source>.part` beside the file and is renamed when it is complete. The SHA-256 of what was fetched
-is kept in sha256.json in the same folder, and checked from then on.
+A transfer goes into `<file>.<source>.part` beside the file and is renamed when it is complete. What the Hugging Face hub has
+goes into the cache of its library, and the file is a link to it. The SHA-256 of what was fetched is kept in sha256.json in the
+same folder, and checked from then on.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import threading
 from contextlib import contextmanager, suppress
@@ -22,15 +24,17 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from configs.paths_config import is_moved, weight_file
+from utils import hub
 from utils.errors import UserError
 from utils.files import ordinary, set_aside, stamp, write_text
-from utils.weights import DIRECTIONS_LISTING, DIRECTIONS_PAGE, GOOGLE_DRIVE, PUBLISHED, Published
+from utils.weights import DIRECTIONS_LISTING, DIRECTIONS_PAGE, GOOGLE_DRIVE, HUB, PUBLISHED, Published
 
 log = logging.getLogger(__name__)
 
 RECORD = "sha256.json"
 CHUNK = 2**20  # bytes
 TIMEOUTS = (5, 60)  # seconds to connect, and between two packets
+HUB_FILE = re.compile("([^/]+/[^/]+)/resolve/main/(.+)")  # of a URL behind HUB
 PACE = (2**19, 120)  # bytes that a source has to send in so many seconds; gdown writes half a MiB at a time
 
 
@@ -61,10 +65,7 @@ def fetch(published, path):
                 return
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}): mend that, then start again") from error
-    if published.sources:
-        why = f"{path} could not be fetched ({'; '.join(dict.fromkeys(failures))})"
-    else:
-        why = f"{path} is missing and only a browser can fetch it"
+    why = f"{path} could not be fetched ({'; '.join(dict.fromkeys(failures))})"
     how = f"get {published.file} by way of {published.page} and save it as {path}"
     kept = "; what has arrived is kept, and the same command goes on from there" if parts(path) else ""
     raise UserError(f"{why}: {how}{kept}")
@@ -164,7 +165,8 @@ def _transfer(source, part, least=0):
 
     least: bytes; a source that does not say how long the file is has not given all of it before.
     """
-    receive = _receive_from_drive if source.startswith(GOOGLE_DRIVE) else _receive
+    receive = _receive_from_hub if source.startswith(HUB) else _receive
+    receive = _receive_from_drive if source.startswith(GOOGLE_DRIVE) else receive
     while True:
         before = _size(part)
         try:
@@ -224,6 +226,19 @@ def _receive_from_drive(url, part, least):
             gdown.download(url, output=str(part), quiet=True, resume=True, timeout=TIMEOUTS, progress=show, cancel=too_slow)
     except gdown.exceptions.DownloadCancelled as error:
         raise Failed(_slow(url)) from error
+
+
+def _receive_from_hub(url, part, least):
+    name, file = HUB_FILE.fullmatch(url.removeprefix(HUB)).groups()
+    try:
+        cached = hub.file(name, file)
+    except UserError as error:
+        raise Failed(str(error)) from error
+    part.unlink(missing_ok=True)
+    try:
+        part.symlink_to(cached)
+    except OSError:  # no links there
+        shutil.copyfile(cached, part)
 
 
 @contextmanager

@@ -2,20 +2,20 @@
 
 from typing import NamedTuple
 
-GOOGLE_DRIVE = "https://drive.google.com/uc?id="  # sources that begin so are fetched with gdown
+# Sources that begin so are fetched with gdown, and with huggingface_hub.
+GOOGLE_DRIVE, HUB = "https://drive.google.com/uc?id=", "https://huggingface.co/"
 
 
 class Published(NamedTuple):
     """A weight file that others publish.
 
-    page, file: where a browser finds it, and its name there. sources: URLs, tried in this order; none where only a browser will
-    do. parameters: of the network; a file holds four bytes for each and little else. size: bytes, sha256: hexadecimal,
-    licence: each only where it is known.
+    page, file: where a browser finds it, and its name there. sources: URLs, tried in this order. parameters: of the network; a
+    file holds four bytes for each and little else. size: bytes, sha256: hexadecimal, licence: each only where it is known.
     """
 
     page: str
     file: str
-    sources: tuple[str, ...] = ()
+    sources: tuple[str, ...]
     parameters: int | None = None
     size: int | None = None
     sha256: str | None = None
@@ -28,7 +28,7 @@ class Published(NamedTuple):
 
 
 def _hub(repository, file):
-    return f"https://huggingface.co/{repository}/resolve/main/{file}"
+    return f"{HUB}{repository}/resolve/main/{file}"
 
 
 def _diffusers(repository):
@@ -37,6 +37,13 @@ def _diffusers(repository):
 
 
 _DDPM, _ADM = 113_673_219, 93_563_910
+_P2 = "https://github.com/jychoi118/P2-weighting"
+
+
+def _on_drive(file, *ids, page=_P2):
+    """A network of P2-weighting, or of ILVR, which has the same architecture."""
+    return Published(page, file, tuple(GOOGLE_DRIVE + name for name in ids), _ADM)
+
 
 # Name of a place in configs/paths_config.py -> what belongs there.
 PUBLISHED = {
@@ -64,15 +71,14 @@ PUBLISHED = {
         parameters=_DDPM,
         licence="Apache-2.0",
     ),
-    "CELEBA_HQ_P2": Published(
-        page="https://github.com/jychoi118/P2-weighting",
-        file="celebahq_p2.pt",
-        sources=(GOOGLE_DRIVE + "1rJO1QSm1Rqp6JmHHNKcPni6maqbgKj0R",),
-        parameters=_ADM,
-    ),
-    "FFHQ": Published(page="https://github.com/jychoi118/P2-weighting", file="ffhq_10m.pt", parameters=_ADM),
-    "AFHQ_DOG": Published(page="https://github.com/jychoi118/ilvr_adm", file="afhq_dog_4m.pt", parameters=_ADM),
-    "METFACE": Published(page="https://github.com/jychoi118/P2-weighting", file="metface_p2.pt", parameters=_ADM),
+    "CELEBA_HQ_P2": _on_drive("celebahq_p2.pt", "1ag8JnvKGKo6L6avO_dTFEBNWJo2jZIDF", "1rJO1QSm1Rqp6JmHHNKcPni6maqbgKj0R"),
+    "FFHQ_P2": _on_drive("ffhq_p2.pt", "1nlCPBqOqSeqAQ8F4noThbnmr4okriwTc"),
+    "AFHQ_DOG_P2": _on_drive("afhq_p2.pt", "1f6_swzSPNJXs9FWf6AW585bv7dORzRWf"),
+    "METFACE": _on_drive("metface_p2.pt", "1swjgSB1WFF9JnBR6W6Newnfzdyo1nPYf"),
+    "CUB": _on_drive("cub_p2.pt", "13RKF9MLNR3zpMMNchW7JtsjktVMgS0rK"),
+    "FLOWER": _on_drive("flower_p2.pt", "1d6DDKAEu_iwNzxlBaVrETHBcc6oF5jYf"),
+    "FFHQ": _on_drive("ffhq_10m.pt", "117Y6Z6-Hg6TMZVIXMmgYbpZy7QvTXign", "1BGwhRWUoguF-D8wlZ65tf227gp3cDUDh"),
+    "AFHQ_DOG": _on_drive("afhq_dog_4m.pt", "14OG_o3aa8Hxmfu36IIRyOgRwEP6ngLdo", page="https://github.com/jychoi118/ilvr_adm"),
     "IMAGENET": Published(
         page="https://github.com/openai/guided-diffusion",
         file="256x256_diffusion_uncond.pt",
@@ -88,7 +94,10 @@ PUBLISHED = {
         parameters=23_850_960,
     ),
     "IR_SE50": Published(
-        page="https://github.com/TreB1eN/InsightFace_Pytorch", file="model_ir_se50.pth", parameters=43_797_696
+        page="https://github.com/TreB1eN/InsightFace_Pytorch",
+        file="model_ir_se50.pth",
+        sources=(_hub("lithiumice/insightface", "InsightFace_Pytorch+model_ir_se50.pth"),),
+        parameters=43_797_696,
     ),
 }
 

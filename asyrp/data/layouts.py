@@ -7,7 +7,8 @@ from utils.errors import UserError
 from utils.text import printable
 
 # data.dataset -> split -> where its images may lie in the dataset's folder, besides train/, test/, LMDB_train/, LMDB_test/.
-# Each place is a folder of images or an LMDB. These are the layouts as published: LSUN's, AFHQ's, ImageNet's.
+# Each place is a folder of images or an LMDB. These are the layouts as published: LSUN's, AFHQ's, ImageNet's. A dataset and a
+# category that end in P2 have the images of those without: it is the model that is another one.
 LAYOUTS = {
     "LSUN": {
         "train": ["{category}_train_lmdb", "{category}/train"],
@@ -19,10 +20,16 @@ LAYOUTS = {
     },
     "IMAGENET": {"train": [], "test": ["val"]},
 }
-# data.dataset -> sub-folders whose images belong to the folder: FFHQ's thousands, ImageNet's classes.
-SUBFOLDERS = {"FFHQ": r"\d+", "MetFACE": r"\d+", "IMAGENET": r"n\d{8}"}
+P2 = "_P2"
+# data.dataset -> sub-folders whose images belong to the folder: FFHQ's thousands, ImageNet's classes, the species of CUB.
+SUBFOLDERS = {"FFHQ": r"\d+", "MetFACE": r"\d+", "IMAGENET": r"n\d{8}", "CUB": r"\d{3}\..+"}
 # Published as one folder, below the dataset's or the dataset's own: its last images are for testing.
-UNDIVIDED = {"FFHQ": ["images1024x1024", "images", "."], "MetFACE": ["images", "."]}
+UNDIVIDED = {
+    "FFHQ": ["images1024x1024", "images", "."],
+    "MetFACE": ["images", "."],
+    "CUB": ["images", "."],
+    "Flower": ["jpg", "."],
+}
 TEST_IMAGES = 500
 
 
@@ -43,7 +50,8 @@ def open_split(config, split, folder=None, class_number=None, align=None):
     `Images`; for images of one's own only. Raises UserError when there are none, naming every place that was looked at and what
     lies there instead.
     """
-    size, kind = config.data.image_size, config.data.dataset
+    size = config.data.image_size
+    kind, category = config.data.dataset.removesuffix(P2), config.data.category.removesuffix(P2)
     if folder:
         return open_folder(folder, size, align)
     if config.data.category == CUSTOM:
@@ -51,7 +59,7 @@ def open_split(config, split, folder=None, class_number=None, align=None):
     else:
         align = None
     folder = dataset_folder(config)
-    places = [place.format(category=config.data.category) for place in LAYOUTS.get(kind, {}).get(split, [])] + [split]
+    places = [place.format(category=category) for place in LAYOUTS.get(kind, {}).get(split, [])] + [split]
     if class_number:
         places = [f"{place}/{wordnet_id(class_number)}" for place in places]
     else:
@@ -62,7 +70,7 @@ def open_split(config, split, folder=None, class_number=None, align=None):
         if names := names_within(folder / place, SUBFOLDERS.get(kind)):
             return ImageFolder(folder / place, size, names, align)
     for place in UNDIVIDED.get(kind, []):
-        if names := names_within(folder / place, SUBFOLDERS[kind]):
+        if names := names_within(folder / place, SUBFOLDERS.get(kind)):
             return ImageFolder(folder / place, size, divided(folder / place, names)[split])
     if kind in UNDIVIDED:
         places += [*UNDIVIDED[kind][:-1], f"the folder itself (its last {TEST_IMAGES} are for testing)"]

@@ -17,12 +17,22 @@ from losses.id_loss import IdLoss
 from losses.lpips_alex import load_lpips
 from models.judge import load_judge
 from utils import tensors
-from utils.download import weights_at
+from utils.download import verify
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.text_dic import PROMPTS
 
 LEAST = 500  # images below which two sets are not compared
+
+
+def weights_of(place):
+    """A place of configs/paths_config.py -> its weight file. Raises UserError where it is missing: what a metric takes is not
+    fetched unless somebody asks for it."""
+    path = weight_file(place)
+    if not path.is_file():
+        raise UserError(f"{path} is missing: python scripts/download.py {place.name.lower()} fetches it")
+    verify(path)
+    return path
 
 
 class Features:
@@ -112,7 +122,7 @@ class Identity:
     name = "identity"
 
     def __init__(self, device):
-        self.recogniser = IdLoss(weights_at(IR_SE50), device)
+        self.recogniser = IdLoss(weights_of(IR_SE50), device)
 
     def before(self, original, reconstruction):
         self.original = self.recogniser.embed(original)
@@ -190,9 +200,7 @@ class Inception:
     name = "FID"
 
     def __init__(self, device):
-        path = weight_file(FID_INCEPTION)
-        if not path.is_file():
-            raise UserError(f"{path} is missing: python scripts/download.py fid_inception fetches it")
+        path = weights_of(FID_INCEPTION)
         tensors.load(path)  # nothing but tensors: the library would run whatever else the file holds
         try:
             metric = FrechetInceptionDistance(feature_extractor_weights_path=str(path))

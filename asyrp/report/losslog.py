@@ -1,4 +1,4 @@
-"""The losses of a training: a table for each epoch, and TensorBoard events where TensorBoard is installed.
+"""The losses of a training: a table for each epoch, and what trackers are told (see trackers.py).
 
 The tables lie under <experiment's folder>/losses/, as epoch_<n>.csv with the columns FIELDS, a row for each optimiser step.
 """
@@ -6,7 +6,7 @@ The tables lie under <experiment's folder>/losses/, as epoch_<n>.csv with the co
 import csv
 import logging
 import re
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from asyrp.training import COLUMNS
@@ -66,21 +66,20 @@ def _check(row, epoch):
 
 
 @contextmanager
-def loss_log(folder, epoch, n_images):
+def loss_log(folder, epoch, n_images, writers=()):
     """Log one epoch of so many images -> record(names, timesteps, losses), to be called after each batch.
 
-    names: of the batch's images; timesteps: list of ints; losses: tensor (len(timesteps), len(COLUMNS)). In TensorBoard the x
-    axis counts images. What an earlier run logged of this epoch and of later ones is dropped: it was stopped there, or is being
-    done again.
+    names: of the batch's images; timesteps: list of ints; losses: tensor (len(timesteps), len(COLUMNS)). writers: of trackers;
+    their steps count images. What an earlier run wrote of this epoch and of later ones into tables is dropped: it was stopped
+    there, or is being done again.
     """
     for later, path in tables(folder).items():
         if later > epoch:
             path.unlink()
     table, seen = Path(folder, FOLDER, f"epoch_{epoch}.csv"), epoch * n_images
-    events_of_epoch = event_writer(Path(folder) / "tensorboard", seen + 1) or nullcontext()
     rows = Rows(table)
     rows.write([FIELDS])
-    with closing(rows), events_of_epoch as events:
+    with closing(rows):
 
         def record(names, timesteps, losses):
             nonlocal seen
@@ -90,13 +89,15 @@ def loss_log(folder, epoch, n_images):
                 [epoch, images, t, *(f"{value:.6g}" for value in row)]
                 for t, row in zip(timesteps, losses.tolist(), strict=True)
             )
-            if events:
+            for writer in writers:
                 for name, value in zip(COLUMNS, losses.mean(0).tolist(), strict=True):
-                    events.add_scalar(f"loss/{name}", value, seen)
+                    writer.add_scalar(f"loss/{name}", value, seen)
                 for t, value in zip(timesteps, losses[:, COLUMNS.index("total")].tolist(), strict=True):
-                    events.add_scalar(f"total_loss_at_t/{t:04d}", value, seen)
+                    writer.add_scalar(f"total_loss_at_t/{t:04d}", value, seen)
 
         yield record
+        for writer in writers:
+            writer.flush()  # a later epoch may be killed
 
 
 class Rows:
@@ -130,12 +131,3 @@ class Rows:
             with suppress(OSError):
                 if stream:
                     stream.close()
-
-
-def event_writer(folder, step):
-    """A SummaryWriter that takes back what was logged from `step` on; None where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(folder, purge_step=step)
