@@ -87,7 +87,7 @@ class Asyrp:
             if s.calibrate:
                 self.calibrate(*made[0])
             if tests:
-                self.test([direction for direction, _ in made])
+                self.test([] if s.pass_editing else [direction for direction, _ in made])
             elif trains:
                 self.write_report(Experiment(s))
 
