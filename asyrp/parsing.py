@@ -204,6 +204,7 @@ def check_together(given):
     if has("segmenter") and not (has("evaluate") or has("edit_region")):
         raise UserError("--segmenter needs --evaluate or --edit_region")
     check_region(given, has)
+    check_shares(given, has)
     if value_of(given, "inversion") == "ddpm":
         check_noise_maps(given, has)
 
@@ -289,6 +290,17 @@ def check_region(given, has):
     for name, takes in (("region_dilation", ["edit_region"]), ("region_smoothing", ["edit_region", "edit_threshold"])):
         if name in given and ways[:1] not in [[way] for way in takes]:
             raise UserError(f"--{name} needs {' or '.join(f'--{way}' for way in takes)}")
+
+
+def check_shares(given, has):
+    for name in ("run_train", "edit_image", "fit_direction", "lpips"):
+        for flag in ("slurm_array", "collect"):
+            if has(flag) and has(name) and not has("just_precompute"):
+                raise UserError(f"--{name} is no work for separate processes: leave out --{flag}, and start it with torchrun")
+    if has("collect") and not (has("run_test") or has("evaluate")):
+        raise UserError("--collect is for a test: give --run_test or --evaluate as its tasks had it")
+    if has("collect") and has("slurm_array"):
+        raise UserError("--slurm_array does a share, --collect comes after them: give one of them")
 
 
 def check_test(given, has, names):

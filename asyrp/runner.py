@@ -1,7 +1,9 @@
 """class Asyrp: one method per mode of the command line, over the parts of the library."""
 
 import logging
+from contextlib import nullcontext
 from functools import cache, partial
+from itertools import chain
 
 import torch
 from tqdm import tqdm
@@ -20,8 +22,9 @@ from asyrp.images import RunImages
 from asyrp.learning import Learning
 from asyrp.model import check_interval, open_model
 from asyrp.parsing import strengths
+from asyrp.ranks import ALONE
 from asyrp.report import page, pictures
-from asyrp.results import TestResults, draw_reconstructions, shown_pictures
+from asyrp.results import Shares, TestResults, draw_reconstructions, shown_pictures
 from asyrp.uses import common_t_edit, find_directions, tell, uses_of
 from configs.paths_config import IR_SE50
 from losses.id_loss import IdLoss
@@ -37,10 +40,11 @@ log = logging.getLogger(__name__)
 
 
 class Asyrp:
-    """The modes of the command line, for one Settings. `run` does those that were asked for."""
+    """The modes of the command line, for one Settings. `run` does those that were asked for. ranks: the processes that share
+    the work; the first one writes what is not an image's own."""
 
-    def __init__(self, given):
-        self.settings = given
+    def __init__(self, given, ranks=ALONE):
+        self.settings, self.ranks = given, ranks
         self.config = given.config
         self.store = store.Store()
         self.images = RunImages(given, self.store)
@@ -56,6 +60,8 @@ class Asyrp:
         trains = bool((s.run_train or s.edit_image) and not s.just_precompute)  # script_precompute.sh of 2023 gives both
         fits = bool(s.fit_direction and not s.just_precompute)
         tests = bool(s.run_test or s.evaluate or (trains and s.do_test))
+        if self.ranks.world > 1 and not self.ranks.joined and (trains or fits or s.lpips):
+            raise UserError("without torchrun, shares are of --just_precompute, --run_test and --evaluate: start this with it")
         if len(self.prompts()) != 1 and trains:
             raise UserError("--run_train learns one direction: give one attribute, or one source and one target prompt")
         looked_at = {
@@ -69,7 +75,8 @@ class Asyrp:
             settings.check_noise_maps(s.with_record(stored[0].record, stored[0].name) if stored else s)
         torch.manual_seed(s.seed)
         keep_freed_memory(device)
-        self.model = open_model(self.config, s.model_path, device, s.precision, s.compile, s.checkpoint_decoder)
+        with self.ranks.first():
+            self.model = open_model(self.config, s.model_path, device, s.precision, s.compile, s.checkpoint_decoder)
         with Background() as self.later:
             if s.lpips:
                 self.measure_lpips()
@@ -79,7 +86,7 @@ class Asyrp:
             if tests:
                 found = learned or [directions.build(one, self.model, s.ignore_timesteps) for one in stored]
                 self.test([] if s.pass_editing else found)
-            elif trains:
+            elif trains and self.ranks.leads:
                 self.write_report(Experiment(s))
 
     # ---- modes --------------------------------------------------------------------------------------------------------------
@@ -89,18 +96,26 @@ class Asyrp:
         s, name = self.settings, curves.name_of_curve(self.config, self.settings.custom_dataset_name)
         dataset = self.images.dataset("train")
         indices = self.images.numbers(len(dataset), s.n_train_img)
-        batches = [indices[i : i + s.bs_precompute] for i in range(0, len(indices), s.bs_precompute)]
-        pixels = []
+        seen = []
 
         def loaded():
-            for some in tqdm(batches, desc="measuring LPIPS", unit="batch"):
+            for some in tqdm(self.ranks.batches(indices, s.bs_precompute), desc="measuring LPIPS", unit="batch"):
                 good, x_0, messages = load_batch(dataset, some)
-                pixels.extend(digest(image) for image in (x_0 if good else []))
+                seen.append([digest(image) for image in (x_0 if good else [])])
                 yield good, x_0, messages
 
         timesteps = self.model.timesteps(s.n_inv_step, s.t_0)
         distance = load_lpips().to(self.model.device)
-        curve = intervals.measure(self.model.unet, loaded(), self.model.schedule, timesteps, distance, self.model.device)
+        how = (self.model.schedule, timesteps, distance, self.model.device, self.ranks)
+        curve = intervals.measure(self.model.unet, loaded(), *how)
+        pixels = list(chain(*self.ranks.gather(seen)))
+        with self.ranks.first():
+            if self.ranks.leads:
+                self.keep_curve(curve, pixels, name)
+
+    def keep_curve(self, curve, pixels, name):
+        """What --lpips leaves of a curve. pixels: digests of the images that it was measured on."""
+        s = self.settings
         curves.keep_curve(self.store, curve, self.model, pixels, name)
         experiment, found = Experiment(s), {"t_edit": None, "t_boost": None}
         try:
@@ -125,9 +140,11 @@ class Asyrp:
         for split, wanted in (("train", s.do_train), ("test", s.do_test)):
             if wanted:
                 pairs, indices = self.images.pairs(split, s.n_precomp_img, self.model)
-                log.info("%s: %d latents ready", split, pairs.fill(indices, s.bs_precompute, s.re_precompute))
+                n = pairs.fill(indices, s.bs_precompute, s.re_precompute, self.ranks)
+                log.info("%s: %d latents ready", split, n)
                 if s.save_precomputed_images:
-                    draw_reconstructions(self.model, Experiment(s), pairs, indices, split, self.later)
+                    own = list(chain(*self.ranks.batches(indices, s.bs_precompute)))
+                    draw_reconstructions(self.model, Experiment(s), pairs, own, split, self.later)
 
     def train(self):
         """--run_train: learn a direction, one checkpoint an epoch; goes on after the last epoch whose checkpoint exists.
@@ -136,28 +153,35 @@ class Asyrp:
         """
         s, [prompts] = self.settings, self.prompts()
         # Everything that can be missing is asked for here, before the hours of inversion and training.
-        timesteps = self.model.timesteps(s.n_train_step, s.t_0)
-        name = s.edit_attr or "the edit"
-        [t_edit] = settings.decide_t_edit(s, [(name, {}, prompts)], self.curve, self.cosine)
-        t_boost = settings.decide_t_boost(s, [], self.curve) if s.do_test or s.run_test or s.evaluate else None
-        steps = training.edit_steps(timesteps, t_edit.value)
-        pairs, indices = self.images.pairs("train", s.n_train_img, self.model)
-        experiment = Experiment(s)
-        record = self.record_of_training(prompts, t_edit, t_boost, timesteps, pairs, indices)
-        learning = Learning(s, self.model, experiment, record, steps, self.later, self.region())
-        with held(experiment.lock, f"the experiment {experiment.name}"):
-            todo = learning.resume()
-            log.info("t_edit %s · %d of %d steps trained · %d images", t_edit, len(steps), len(timesteps), len(indices))
+        timesteps, experiment = self.model.timesteps(s.n_train_step, s.t_0), Experiment(s)
+        with self.ranks.first():
+            name = s.edit_attr or "the edit"
+            [t_edit] = settings.decide_t_edit(s, [(name, {}, prompts)], self.curve, self.cosine)
+            t_boost = settings.decide_t_boost(s, [], self.curve) if s.do_test or s.run_test or s.evaluate else None
+            steps = training.edit_steps(timesteps, t_edit.value)
+            pairs, indices = self.images.pairs("train", s.n_train_img, self.model)
+            record = self.record_of_training(prompts, t_edit, t_boost, timesteps, pairs, indices)
+            learning = Learning(s, self.model, experiment, record, steps, self.later, self.region(), self.ranks)
+        with held(experiment.lock, f"the experiment {experiment.name}") if self.ranks.leads else nullcontext():
+            with self.ranks.first():
+                todo = learning.resume()
+                log.info("t_edit %s · %d of %d steps trained · %d images", t_edit, len(steps), len(timesteps), len(indices))
+                loss = self.loss_of(prompts) if todo else None
             if todo:
-                loss = self.loss_of(prompts)
-                pairs.fill(indices, s.bs_precompute, s.re_precompute)
+                pairs.fill(indices, s.bs_precompute, s.re_precompute, self.ranks)
                 found = {"prompts": [prompts], "t_edit": t_edit.value, "t_boost": t_boost and t_boost.value}
-                experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
+                if self.ranks.leads:
+                    experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
                 learning.train(todo, pairs, indices, loss, self.plain_trajectories(len(todo), len(steps), len(indices)))
         return learning.direction
 
     def fit(self):
-        """--fit_direction: directions from h itself -> list of Directions, each in a checkpoint of its own."""
+        """--fit_direction: directions from h itself -> list of Directions. Of several processes, the first one fits them."""
+        made = self.ranks.gather([[direction.cpu() for direction in self.fit_alone()] if self.ranks.leads else None])[0]
+        return [direction.to(self.model.device) for direction in made]
+
+    def fit_alone(self):
+        """-> list of Directions, each in a checkpoint of its own."""
         s, experiment = self.settings, Experiment(self.settings)
         prompts = self.prompts()
         [t_edit] = settings.decide_t_edit(s, [("the fit", {}, (prompts or [None])[0])], self.curve, self.cosine)
@@ -181,33 +205,43 @@ class Asyrp:
         """
         # A direction is used as it was made: what its record says stands above the YAML.
         s = self.settings if not found else self.settings.with_record(found[0].record, found[0].name)
-        uses, t_boost = uses_of(s, found, self.prompts(), self.curve, self.cosine)
+        ranks = self.ranks
+        with ranks.first():
+            uses, t_boost = uses_of(s, found, self.prompts(), self.curve, self.cosine)
+            region = self.region()
         timesteps = self.model.timesteps(s.n_test_step, s.t_0)
         check_interval(timesteps, [use.t_edit.value for use in uses], [use.direction.name for use in uses])
         experiment = Experiment(s)
         reverse = Reverse(timesteps, t_boost.value, s.sample_type, s.dt_lambda, s.seed, s.inversion == "ddpm")
         draw = partial(self.later, pictures.save_grid)
-        editor = Editor(self.model, reverse, experiment.folder / "image_samples", draw, self.region())
+        editor = Editor(self.model, reverse, experiment.folder / "image_samples", draw, region)
         if s.num_mean_of_delta_hs:
             uses = [self.global_use(editor, use, len(uses), s) for use in uses]
         points = points_of(len(uses), (s.min_delta, s.max_delta, s.num_delta) if s.delta_interpolation else None)
         each = strengths(s.multiple_hs_coeff)
         edits = edits_of(uses, points, s.hs_coeff_delta_h, each, s.hs_coeff_origin_h) if uses else [("no edit", None)]
         decided = {"t_edit": common_t_edit(uses), "t_boost": t_boost.value, "strengths": [label for label, _ in edits]}
-        decided["decided"] = tell(uses, t_boost, s, self.region())
+        decided["decided"] = tell(uses, t_boost, s, region)
         show = shown_pictures(s)
         looks = bool(s.evaluate or show["original"] or s.edit_region)
         pairs, indices = RunImages(s, self.store).pairs("test", s.n_test_img, self.model, looks)
         made = (experiment, self.prompts(), found, decided, len(indices))
-        results = TestResults(*made, lambda: self.clip().loss, self.model.device, self.later)
-        pairs.fill(indices, s.bs_precompute, s.re_precompute)
-        with tqdm(total=len(indices), desc="editing", unit="img") as bar:
-            for batch in pairs.batches(indices, s.bs_test):
-                before, edited = editor.pictures_of(batch, edits, **show)
-                results.add(batch, before, edited)
-                bar.update(len(batch.indices))
-        results.save()
-        self.write_report(experiment)
+        with ranks.first():
+            results = TestResults(*made, lambda: self.clip().loss, self.model.device, self.later, ranks)
+
+        def edited():
+            """Yield the batches of this process's share, with their pictures."""
+            own = list(chain(*ranks.batches(indices, s.bs_test)))
+            pairs.fill(indices if ranks.joined else own, s.bs_precompute, s.re_precompute, ranks.joint)
+            with tqdm(total=len(own), desc="editing", unit="img") as bar:
+                for batch in pairs.batches(own, s.bs_test):
+                    yield batch, *editor.pictures_of(batch, edits, **show)
+                    bar.update(len(batch.indices))
+
+        shares = Shares(experiment, [self.model.identity, decided, len(indices)])
+        if results.take(edited, indices, shares, ranks, s.collect):
+            results.save()
+            self.write_report(experiment)
 
     # ---- what the modes work with -------------------------------------------------------------------------------------------
 
@@ -221,8 +255,9 @@ class Asyrp:
         timesteps = self.model.timesteps(s.n_train_step, s.t_0)
         key = partial(store.trajectory_key, self.model, timesteps, dtype)
         if where != "off":
-            origin.announce(n_images, n_steps, self.model.image_size, ram, disk, dtype)
-        return origin.PlainTrajectories(ram, self.store if disk else None, key, disk, dtype)
+            own, world = len(self.ranks.share(range(n_images))), self.ranks.world
+            origin.announce(own, n_steps, self.model.image_size, ram, disk // world, dtype)
+        return origin.PlainTrajectories(ram, self.store if disk else None, key, disk, dtype, self.ranks.world)
 
     @cache  # noqa: B019 - a run has one runner
     def clip(self):
@@ -290,7 +325,8 @@ class Asyrp:
     def record_of_training(self, prompts, t_edit, t_boost, timesteps, pairs, indices):
         s = self.settings
         names = ("clip_loss_w", "l1_loss_w", "id_loss_w", "clip_source", "lr_training", "scheduler_step_size", "sch_gamma")
-        about = {name: getattr(s, name) for name in (*names, "bs_train", "seed", "load_random_noise")}
+        about = {name: getattr(s, name) for name in (*names, "seed", "load_random_noise")}
+        about |= {"bs_train": s.bs_train * self.ranks.world}  # what counts is the whole batch
         about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": self.clip().identity}
         about |= {"region": self.region() and self.region().about}
         about |= {"n_images": len(indices), "images": digest(pairs.names_of_content(indices)), "started_from": None}
@@ -303,7 +339,7 @@ class Asyrp:
     def global_use(self, editor, use, n, s):
         """The mean of --num_mean_of_delta_hs training images in place of a direction."""
         pairs, indices = RunImages(s, self.store).pairs("train", s.num_mean_of_delta_hs, self.model, images=False)
-        pairs.fill(indices, s.bs_precompute, s.re_precompute)
+        pairs.fill(indices, s.bs_precompute, s.re_precompute, self.ranks.joint)
         alone = Use(use.direction, use.t_edit, use.scale * n**0.5)
-        settings_of_mean = (s.hs_coeff_delta_h, s.hs_coeff_origin_h, pairs, indices, s.bs_test, s.ignore_timesteps, self.store)
-        return Use(editor.mean_direction(alone, *settings_of_mean), use.t_edit, use.scale)
+        how = (s.hs_coeff_delta_h, s.hs_coeff_origin_h, pairs, indices, s.bs_test, s.ignore_timesteps, self.store)
+        return Use(editor.mean_direction(alone, *how, self.ranks.joint), use.t_edit, use.scale)

@@ -154,6 +154,9 @@ EFFECTS = {
     "cache_origin_gib": (KEPT, ("--cache_origin_gib", "0"), "trajectories"),
     "cache_origin_disk_gib": (ON_DISK, ("--cache_origin_disk_gib", "0"), "trajectories"),
     "cache_origin_half": (ON_DISK, ("--cache_origin_half",), "trajectories"),
+    # several processes
+    "slurm_array": (INVERT, ("--slurm_array",), "status"),  # this is no task of one; see test_ranks.py
+    "collect": (TEST, ("--collect",), "status"),
     # inference
     "edit_image": ((*TEST, "--load_from_checkpoint", "smile"), ("--edit_image", "images/2.png"), "status"),
     "hs_coeff_delta_h": (TEST, ("--hs_coeff_delta_h", "2"), "pictures"),

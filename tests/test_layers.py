@@ -32,6 +32,7 @@ ROWS = (
         *("asyrp.intervals", "asyrp.config", "asyrp.parsing", "asyrp.clip"),
     ),
     ("asyrp.noise_maps", "asyrp.hspace", "asyrp.blending", "asyrp.acceleration", "asyrp.options", "asyrp"),
+    ("asyrp.ranks", "asyrp.watch"),
     ("asyrp.process",),  # it learns of no way to edit and no way to invert
     ("models", "losses"),
     ("configs", "utils"),
