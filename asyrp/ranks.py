@@ -35,6 +35,11 @@ class Ranks:
         """For work that a process has to do whole where the others cannot give their shares of it."""
         return self if self.joined else ALONE
 
+    def must_meet(self, what):
+        """Raise UserError where work that is no sum of separate shares was started in processes that cannot talk."""
+        if self.world > 1 and not self.joined:
+            raise UserError(f"{what} needs processes that can talk to each other: start it with torchrun (docs/scaling.md)")
+
     def share(self, items):
         """This process's part of a sequence, or of a tensor's rows."""
         return items[self.rank :: self.world]

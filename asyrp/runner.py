@@ -60,8 +60,8 @@ class Asyrp:
         trains = bool((s.run_train or s.edit_image) and not s.just_precompute)  # script_precompute.sh of 2023 gives both
         fits = bool(s.fit_direction and not s.just_precompute)
         tests = bool(s.run_test or s.evaluate or (trains and s.do_test))
-        if self.ranks.world > 1 and not self.ranks.joined and (trains or fits or s.lpips):
-            raise UserError("without torchrun, shares are of --just_precompute, --run_test and --evaluate: start this with it")
+        if trains or fits or s.lpips:
+            self.ranks.must_meet("everything but --just_precompute, --run_test and --evaluate")
         if len(self.prompts()) != 1 and trains:
             raise UserError("--run_train learns one direction: give one attribute, or one source and one target prompt")
         looked_at = {
