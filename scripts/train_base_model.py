@@ -11,8 +11,8 @@ On a CPU `--compile` pays (on two AVX2 cores three times as many images a second
 
     torchrun --standalone --nproc_per_node 8 scripts/train_base_model.py ...
 
-shares each batch out to 8 processes: the same training to rounding, whatever their number. On a CPU it serves small networks
-too: two processes of one thread each are faster than one of two threads.
+shares each batch out to 8 processes: the same training to rounding, whatever their number (docs/scaling.md). On a CPU, start
+one process a core, of one thread each.
 """
 
 import sys

@@ -62,7 +62,7 @@ def trajectory(subject, where):
         return both
 
     x_0 = subject.walk(predict, lambda t, P_t: steps[t].append(P_t.cpu()))
-    return x_0, {t: torch.cat(chunks) for t, chunks in steps.items()}
+    return x_0, {t: subject.together(chunks) for t, chunks in steps.items()}
 
 
 def one_pass(subject):
