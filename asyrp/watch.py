@@ -16,6 +16,7 @@ PAUSE = 1.0  # seconds between two signs
 SILENT = 3.0  # seconds without one that tell who is gone, once something has failed
 DEAD = 20.0  # seconds without one after which the others end, whatever they are waiting for
 LEFT = b"left"  # the last sign of a process that knows why it ends
+LOST = "torchrun, or the rank 0 that was started without it, has ended; the others stop, and the same command goes on"
 
 
 class Watch(threading.Thread):
@@ -43,7 +44,7 @@ class Watch(threading.Thread):
                     self._end()
             except RuntimeError:  # of torch.distributed
                 if not self.over.is_set():
-                    self._end("the process that keeps this job together has ended: the others end with it")
+                    self._end(LOST if self.rank < 2 else None)
 
     def _look(self, number):
         self.line.set(f"sign {self.rank}", LEFT if self.leaving else str(number))
@@ -79,8 +80,8 @@ class Watch(threading.Thread):
         quiet = Ended(status_of(error) if stopped else 2)
         try:
             told = self._settle(error, stopped or lost_connection(error))
-        except RuntimeError:  # the store is gone too
-            told = error if self.rank == 0 else None
+        except RuntimeError:  # the store is gone too, and with it every way to agree on who tells
+            told = {0: error, 1: UserError(LOST)}.get(self.rank)
         return quiet if told is None else told
 
     def _settle(self, error, by_others):
@@ -92,7 +93,10 @@ class Watch(threading.Thread):
             self._wait_for_others(SILENT if self.rank else 0)
             if not self._is_first(self.store):
                 return None
-            return UserError(f"rank {self.rank}: {error}") if self.rank and isinstance(error, UserError) else error
+            if self.rank == 0:
+                return error
+            print(file=sys.stderr)  # the line above may be a bar of the first process
+            return UserError(f"rank {self.rank}: {error}") if isinstance(error, UserError) else error
         if gone := self._wait_for_others(2 * SILENT):
             return self._missing(gone, self.store) if self._is_first(self.store) else None
         return error if self.rank == 0 and self._is_first(self.store) else None
