@@ -80,7 +80,7 @@ def report(contestant, n, alone, together):
     parts = [
         f"## {args.config} on {where}, {n} processes",
         f"`{shlex.join(['python', 'scripts/bench.py', *sys.argv[1:]])}`",
-        f"{where}; {versions}. {args.rounds} rounds; {args.steps} steps, of which {len(contestant.world.edit_steps)} are edited. "
+        f"{where}; {versions}. {args.rounds} rounds; {args.steps} steps, {len(contestant.world.edit_steps)} of them edited. "
         f"Each process has one thread and {contestant.batch} images at a time; training averages gradients at every step.",
         table(["mode", "images a second, one process", f"{n} processes", "ratio", "wanted"], rows),
     ]
