@@ -99,8 +99,6 @@ class Ranks:
             from asyrp.watch import Watch
 
             cuda = torch.cuda.is_available() and device != "cpu"
-            if cuda:
-                take_own_gpu(device)
             store, *_ = next(dist.rendezvous("env://"))
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             group = {"store": dist.PrefixStore("group", store), "rank": self.rank, "world_size": self.world}
@@ -110,6 +108,8 @@ class Ranks:
             self.joined = True
             if not self.leads:
                 be_quiet()
+            if cuda:
+                take_own_gpu(device)
 
     def leave(self):
         """End the job when all have done their work."""

@@ -160,8 +160,10 @@ class Asyrp:
             t_boost = settings.decide_t_boost(s, [], self.curve) if s.do_test or s.run_test or s.evaluate else None
             steps = training.edit_steps(timesteps, t_edit.value)
             pairs, indices = self.images.pairs("train", s.n_train_img, self.model)
-            record = self.record_of_training(prompts, t_edit, t_boost, timesteps, pairs, indices)
-            learning = Learning(s, self.model, experiment, record, steps, self.later, self.region(), self.ranks)
+            clip, region = self.clip().identity, self.region()
+        images = self.ranks.gather([pairs.names_of_content([i]) for i in self.ranks.share(indices)])
+        record = self.record_of_training(prompts, t_edit, t_boost, timesteps, list(chain(*images)), len(indices), clip, region)
+        learning = Learning(s, self.model, experiment, record, steps, self.later, region, self.ranks)
         with held(experiment.lock, f"the experiment {experiment.name}") if self.ranks.leads else nullcontext():
             with self.ranks.first():
                 todo = learning.resume()
@@ -322,14 +324,15 @@ class Asyrp:
 
     # ---- directions ---------------------------------------------------------------------------------------------------------
 
-    def record_of_training(self, prompts, t_edit, t_boost, timesteps, pairs, indices):
+    def record_of_training(self, prompts, t_edit, t_boost, timesteps, images, n_images, clip, region):
+        """images: what stands for those that can be read; clip: the identity of the CLIP."""
         s = self.settings
         names = ("clip_loss_w", "l1_loss_w", "id_loss_w", "clip_source", "lr_training", "scheduler_step_size", "sch_gamma")
         about = {name: getattr(s, name) for name in (*names, "seed", "load_random_noise")}
         about |= {"bs_train": s.bs_train * self.ranks.world}  # what counts is the whole batch
-        about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": self.clip().identity}
-        about |= {"region": self.region() and self.region().about}
-        about |= {"n_images": len(indices), "images": digest(pairs.names_of_content(indices)), "started_from": None}
+        about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": clip}
+        about |= {"region": region and region.about}
+        about |= {"n_images": n_images, "images": digest(images), "started_from": None}
         kind = "delta_block" if s.train_delta_block else "delta_h"
         steps = self.model.timesteps(s.n_inv_step, s.t_0)
         boost = None if t_boost is None else t_boost.value

@@ -38,6 +38,8 @@ class Watch(threading.Thread):
             try:
                 self._look(number)
                 gone = self.silent(DEAD)
+                if self._should_have_left():
+                    self._end()  # what it waits for, such as a GPU that waits for another, has kept it from it
                 if gone and self._is_first(self.line):
                     self._end(str(self._missing(gone, self.line)))
                 elif gone:
@@ -62,6 +64,11 @@ class Watch(threading.Thread):
         """Ranks that have given no sign for so long, and did not say that they leave."""
         now = time.monotonic()
         return [rank for rank, (sign, since) in enumerate(self.seen) if sign != LEFT and now - since > seconds]
+
+    def _should_have_left(self):
+        """Whether another process has left after an error, and this one is still at its work."""
+        now = time.monotonic()
+        return not self.leaving and any(sign == LEFT and now - since > DEAD for sign, since in self.seen)
 
     def _missing(self, gone, store):
         named = ", ".join(f"rank {rank} ({store.get(f'where {rank}').decode()})" for rank in gone)

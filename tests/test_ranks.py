@@ -12,9 +12,22 @@ import torch
 import torch.nn.functional as F
 from golden_unets import golden_unet
 from several import together
-from tiny_world import DELTA_H, SMILE, Distance, call, directions, losses, smooth_images, stored, tensors_equal
+from tiny_world import (
+    DELTA_H,
+    INTERVALS,
+    SMILE,
+    STEPS,
+    Distance,
+    call,
+    directions,
+    losses,
+    smooth_images,
+    stored,
+    tensors_equal,
+)
 
 import asyrp.runner
+import main
 from asyrp import process, ranks, training
 from asyrp.data.pairs import Batch, parts
 from asyrp.evaluation import gauges
@@ -227,6 +240,45 @@ def test_the_mean_direction_is_that_of_one_process(jobs, learned):
     one, several = (jobs(name, world, *flags, before=learned) for name, world in (("one", 1), ("several", 3)))
     [[expected], [found]] = (list(inside(folder, lambda: stored("mean")).values()) for folder in (one, several))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_fit_is_that_of_one_process(jobs):
+    flags = ("--fit_direction", "labels", "--edit_attr", "smiling", "--n_examples", "2", "--n_train_img", "4", "--run_test")
+    one, several = jobs("one", 1, *flags), jobs("several", 2, *flags)
+    assert tensors_equal(inside(several, directions), inside(one, directions))
+    assert len(left_behind(one)) > 5
+    assert left_behind(several).keys() == left_behind(one).keys()
+
+
+def test_kept_noise_is_drawn_by_all(jobs):
+    flags = ("--just_precompute", "--load_random_noise", "--saved_random_noise", "--n_precomp_img", "3")
+    one, several = jobs("one", 1, *flags), jobs("several", 2, *flags)
+    assert len(inside(one, lambda: stored("noise"))) == 6
+    assert tensors_equal(inside(several, lambda: stored("noise")), inside(one, lambda: stored("noise")))
+
+
+def test_one_picture_is_learned_on_by_several(tiny, tmp_path, monkeypatch):
+    """The second process works on the first one's picture, which counts once."""
+    given = ["--config", tiny.folder / "ddpm.yml", "--model_path", tiny.folder / "ddpm.pt", "--clip_model_name", tiny.clip]
+    given += [
+        "--device",
+        "cpu",
+        "--run_test",
+        "--edit_image",
+        tiny.test / "00.png",
+        "--src_txts",
+        "face",
+        "--trg_txts",
+        "sad face",
+    ]
+    given = [str(flag) for flag in (*given, "--n_iter", "2", *STEPS, *INTERVALS)]
+    learned = []
+    for world in (1, 2):
+        (tmp_path / f"{world}").mkdir()
+        monkeypatch.chdir(tmp_path / f"{world}")
+        together(world, lambda rank: main.main(given), folder=tmp_path)
+        learned.append(directions())
+    torch.testing.assert_close(*learned, rtol=0, atol=1e-5)
 
 
 def left_behind(folder):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tiny_world import TRAIN, call, directions, stored
 
 import main
 from asyrp import training, watch
-from asyrp.ranks import Ranks
+from asyrp.ranks import Ranks, take_own_gpu
 from utils.errors import UserError
 from utils.files import held
 
@@ -95,6 +96,19 @@ def test_an_error_of_one_is_told_by_it_and_ends_all(failing):
     job = failing(damaged, [1], 3)
     assert job.finish() == [2, 2, 2]
     assert errors(job) == ["error: rank 1: image 7 is damaged: mend it"]
+
+
+def test_one_that_does_not_notice_is_ended(tiny, tmp_path, monkeypatch):
+    """As where a GPU waits for another one's: no error and no signal reach Python."""
+    monkeypatch.chdir(tmp_path)
+
+    def work(rank):
+        training.train_batch = lambda *args: time.sleep(50) if rank == 0 else damaged()
+        return call(tiny, *LONG)
+
+    terminal, other = together(2, work, [2, 2], folder=tmp_path / "terminals")
+    assert not [line for line in terminal if line.startswith("error: ")]
+    assert other == ["error: rank 1: image 7 is damaged: mend it"]
 
 
 def test_an_error_of_all_is_told_by_the_first(failing):
@@ -210,6 +224,27 @@ def test_tasks_of_a_slurm_array_share_the_images(tiny, tmp_path, monkeypatch):
         flags = ("--just_precompute", "--slurm_array", "--n_precomp_img", "4", "--do_test", "0", "--bs_precompute", "1")
         assert call(tiny, *flags) == 0
         assert len(stored("latent")) == n
+
+
+# ---- GPUs -------------------------------------------------------------------------------------------------------------------
+
+
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
+    """On a machine that has some; here nothing is computed on them."""
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for gpus, local in ((8, 3), (1, 3)):  # or it sees one alone, as Slurm gives it
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        monkeypatch.setenv("LOCAL_RANK", str(local))
+        take_own_gpu(None)
+    assert taken == [3, 0]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(
+        UserError, match="process 4 of this machine has no GPU of its own, there are 2: give --nproc_per_node 2"
+    ):
+        take_own_gpu("cuda")
+    with pytest.raises(UserError, match="--device cuda:0 would be the same for all processes"):
+        take_own_gpu("cuda:0")
 
 
 # ---- torchrun ---------------------------------------------------------------------------------------------------------------
