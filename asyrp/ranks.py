@@ -138,9 +138,9 @@ def together():
         yield ranks
         ranks.leave()
     except BaseException as error:
-        if ranks.watch is not None:
-            raise ranks.watch.last_word(error) from error
-        if rank and can_meet() and isinstance(error, UserError):
+        if ranks.watch is not None and (last_word := ranks.watch.last_word(error)) is not error:
+            raise last_word from error
+        if ranks.watch is None and rank and can_meet() and isinstance(error, UserError):
             raise Ended(2) from error  # the first one sees the same, and tells it
         raise
 

@@ -38,12 +38,9 @@ class Watch(threading.Thread):
             try:
                 self._look(number)
                 gone = self.silent(DEAD)
-                if self._should_have_left():
-                    self._end()  # what it waits for, such as a GPU that waits for another, has kept it from it
-                if gone and self._is_first(self.line):
-                    self._end(str(self._missing(gone, self.line)))
-                elif gone:
-                    self._end()
+                if gone or self._should_have_left():
+                    first = gone and self._is_first(self.line)
+                    self._end(str(self._missing(gone, self.line)) if first else None)
             except RuntimeError:  # of torch.distributed
                 if not self.over.is_set():
                     self._end(LOST if self.rank < 2 else None)
@@ -66,7 +63,8 @@ class Watch(threading.Thread):
         return [rank for rank, (sign, since) in enumerate(self.seen) if sign != LEFT and now - since > seconds]
 
     def _should_have_left(self):
-        """Whether another process has left after an error, and this one is still at its work."""
+        """Whether another process has left after an error, and this one is still at its work: it may wait for a GPU that waits
+        for another one, where neither the error nor a signal reaches it."""
         now = time.monotonic()
         return not self.leaving and any(sign == LEFT and now - since > DEAD for sign, since in self.seen)
 
