@@ -20,17 +20,20 @@ def run(argv):
     import logging
 
     from asyrp.parsing import parse_args
+    from asyrp.ranks import together
 
-    given, notices = parse_args(argv)
-    logging.basicConfig(level=given.get("verbose", "info").upper(), format="%(message)s", force=True)
-    for notice in notices:
-        logging.warning(notice)
-    # Imported here: torch takes seconds, and neither --help nor a wrong flag needs it.
-    from asyrp.config import load_config
-    from asyrp.runner import Asyrp
-    from asyrp.settings import Settings
+    with together() as ranks:
+        given, notices = parse_args(argv)
+        logging.basicConfig(level=given.get("verbose", "info").upper(), format="%(message)s", force=True)
+        ranks.join(given.get("device"), given.get("slurm_array", False))
+        for notice in notices:
+            logging.warning(notice)
+        # Imported here: torch takes seconds, and neither --help nor a wrong flag needs it.
+        from asyrp.config import load_config
+        from asyrp.runner import Asyrp
+        from asyrp.settings import Settings
 
-    Asyrp(Settings(given, load_config(given["config"]))).run()
+        Asyrp(Settings(given, load_config(given["config"])), ranks).run()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from asyrp import hspace, process, store
 from asyrp.directions import Direction
 from asyrp.noise_maps import replayed
+from asyrp.ranks import ALONE
 from asyrp.report import pictures
 from asyrp.settings import Value
 from utils.devices import to_device
@@ -157,8 +158,11 @@ class Editor:
             check_finite(x_0, batch.names, f"the picture {label}")
         return before, edited
 
-    def mean_direction(self, use, strength, origin, pairs, indices, batch_size, over_timesteps, kept):
-        """The mean delta_h of images, one per timestep or one in all, the global direction (paper section 3.4) -> Direction."""
+    def mean_direction(self, use, strength, origin, pairs, indices, batch_size, over_timesteps, kept, ranks=ALONE):
+        """The mean delta_h of images, one per timestep or one in all, the global direction (paper section 3.4) -> Direction.
+
+        ranks: processes that share the images, and get the same direction.
+        """
         edit = hspace.Edit([use.direction], [strength * use.scale], origin, [use.t_edit.value])
         key = store.mean_key(
             self.model,
@@ -170,14 +174,17 @@ class Editor:
             over_timesteps,
             pairs.names_of_content(indices),
         )
-        found = kept.read("mean", key)
+        found = ranks.gather([kept.read("mean", key)])[0]  # all go by what the first one finds
         if found is None:
             recorder = hspace.MeanRecorder(use.direction)
             edit = hspace.Edit([recorder], edit.coefficients, origin, [use.t_edit.value])
-            for batch in tqdm(pairs.batches(indices, batch_size), desc="mean delta_h", unit="batch"):
+            own = list(chain(*ranks.batches(indices, batch_size)))
+            for batch in tqdm(pairs.batches(own, batch_size), desc="mean delta_h", unit="batch"):
                 self.sample(batch, edit, down_to=use.t_edit.value)
+            recorder.merge(ranks.gather([recorder.totals()]))
             found = {str(0 if t is None else t): delta for t, delta in recorder.mean(over_timesteps).items()}
-            kept.write("mean", key, found, {"direction": use.direction.name, "images": len(indices)})
+            if ranks.leads:
+                kept.write("mean", key, found, {"direction": use.direction.name, "images": len(indices)})
         log.info("mean direction of %d images: %s", len(indices), kept.path("mean", key))
         deltas = {None if over_timesteps else int(t): delta for t, delta in found.items()}
         record = use.direction.record | {"kind": "delta_h", "ignore_timesteps": over_timesteps}

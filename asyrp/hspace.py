@@ -106,6 +106,18 @@ class MeanRecorder:
         self.counts[t] += len(h)
         return delta
 
+    def totals(self):
+        """{t: (sum of delta_h on the CPU, number of images)}."""
+        return {t: (total.cpu(), self.counts[t]) for t, total in self.sums.items()}
+
+    def merge(self, recorded):
+        """Take the totals of several recorders, this one's among them, in place of its own."""
+        self.sums, self.counts = {}, defaultdict(int)
+        for totals in recorded:
+            for t, (total, n) in totals.items():
+                self.sums[t] = self.sums[t] + total if t in self.sums else total
+                self.counts[t] += n
+
     def mean(self, over_timesteps=False):
         """-> GivenDirection, the global direction; averaged over the timesteps as well on request (paper section 3.4)."""
         means = {t: total.cpu() / self.counts[t] for t, total in self.sums.items()}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from asyrp import process
+from asyrp.ranks import ALONE
 from utils.errors import UserError
 from utils.files import replacing
 from utils.text import one_line
@@ -148,22 +149,26 @@ def choose_t_boost(curve, threshold=1.2, from_x_t=True):
     return first_reaching(curve.t, curve.lpips_x0_t, threshold, "LPIPS(x_0, P_t)")
 
 
-def measure(unet, batches, schedule, timesteps, distance, device):
+def measure(unet, batches, schedule, timesteps, distance, device, ranks=ALONE):
     """LPIPS curves along the DDIM inversion of images -> Curve.
 
     batches: an iterable of (indices, images (B, 3, H, W) in [-1, 1] or None, messages), as `load_batch` gives.
-    distance: LPIPS, (B, 3, H, W) twice -> (B, 1, 1, 1).
-    The last timestep of `timesteps` is measured as well, at the cost of one more U-Net call.
+    distance: LPIPS, (B, 3, H, W) twice -> (B, 1, 1, 1). ranks: processes that share the images; `batches` are this one's, and
+    all get the same curve. The last timestep of `timesteps` is measured as well, at the cost of one more U-Net call.
     Raises UserError when no image can be read, and when a distance is not finite.
     """
-    x_t_rows, x0_t_rows = [], []
-    measured = left_out = 0
-    for good, x_0, messages in batches:
-        measured += len(good)
-        left_out += len(messages)
+    seen, told = [], set()
+
+    def tell(messages):
         for message in messages:
-            log.warning("left out: %s", message)
+            if message not in told:
+                log.warning("left out: %s", message)
+        told.update(messages)
+
+    for _, x_0, messages in batches:
+        tell(messages)
         if x_0 is None:
+            seen.append((None, messages))
             continue
         x_0 = x_0.to(device)
         columns = []
@@ -175,14 +180,17 @@ def measure(unet, batches, schedule, timesteps, distance, device):
             x_T = process.invert(unet, x_0, schedule, timesteps, observe)
             eps = process.frozen_branch(unet, x_T, timesteps[-1]).eps
             observe(None, timesteps[-1], x_T, process.predict_x0(x_T, eps, timesteps[-1], schedule))
-        x_t, x0_t = torch.stack(columns, dim=2).cpu().double().numpy()  # each (B, len(timesteps))
-        x_t_rows.append(x_t)
-        x0_t_rows.append(x0_t)
-    if not x_t_rows:
+        seen.append((torch.stack(columns, dim=2).cpu().double().numpy(), messages))  # (2, B, len(timesteps))
+    rows, left_out = [], 0
+    for found, messages in ranks.gather(seen):
+        rows += [] if found is None else [found]
+        left_out += len(messages)
+        tell(messages)
+    if not rows:
         raise UserError("none of the images could be read; LPIPS curves need at least one")
+    x_t, x0_t = np.concatenate(rows, axis=1)
     if left_out:
-        log.warning("%d of %d images could not be read and are left out", left_out, measured + left_out)
-    x_t, x0_t = np.concatenate(x_t_rows), np.concatenate(x0_t_rows)
+        log.warning("%d of %d images could not be read and are left out", left_out, left_out + len(x_t))
     try:
         return Curve(np.array(timesteps), x_t.mean(0), x_t.std(0), x0_t.mean(0), x0_t.std(0))
     except ValueError as error:

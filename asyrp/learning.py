@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from asyrp import directions, training
 from asyrp.directions import Direction
+from asyrp.ranks import ALONE
 from asyrp.report import pictures, trackers
 from asyrp.report.losslog import loss_log
 from utils.errors import UserError
@@ -27,12 +28,13 @@ class Learning:
     """A direction in training, with one checkpoint an epoch.
 
     settings: Settings; experiment: names the checkpoints; record: of the direction to be trained, see `training.new_record`;
-    steps: from `training.edit_steps`; later: a Background that draws pictures; region: a Region, or None.
+    steps: from `training.edit_steps`; later: a Background that draws pictures; region: a Region, or None; ranks: the processes
+    that share the images, of which the first one writes.
     """
 
-    def __init__(self, settings, model, experiment, record, steps, later, region=None):
+    def __init__(self, settings, model, experiment, record, steps, later, region=None, ranks=ALONE):
         self.settings, self.model, self.experiment, self.record = settings, model, experiment, record
-        self.steps, self.later, self.mask_of = steps, later, region and region.mask_of
+        self.steps, self.later, self.mask_of, self.ranks = steps, later, region and region.mask_of, ranks
         timesteps = [t for t, _ in steps]
         self.function = training.new_function(model, record["kind"], record["ignore_timesteps"], timesteps, settings.seed)
         self.optimizer = torch.optim.SGD(self.function.parameters(), lr=settings.lr_training)
@@ -135,7 +137,8 @@ class Learning:
         """Run these epochs; each leaves a checkpoint and losses, and pictures as the settings say."""
         s, first = self.settings, epochs[0] * len(indices) + 1
         about = s.values() | {"model": self.model.identity}
-        with trackers.opened(s.track, self.experiment, about, first) as self.writers:
+        opened = trackers.opened(s.track, self.experiment, about, first) if self.ranks.leads else nullcontext([])
+        with opened as self.writers:
             self._train_epochs(epochs, pairs, indices, loss, plain)
 
     def _train_epochs(self, epochs, pairs, indices, loss, plain):
@@ -155,27 +158,33 @@ class Learning:
         s, done = self.settings, 0
         if s.shuffle_train_dataloader:
             indices = np.random.default_rng((s.seed, epoch)).permutation(indices).tolist()
-        batches = pairs.batches(indices, s.bs_train)
-        how = (self.steps, loss, self.optimizer, plain, self.mask_of)
+        batches = pairs.parts(indices, s.bs_train, self.ranks)
+        how = (self.steps, loss, self.optimizer, plain, self.mask_of, self.ranks)
         results = training.train_epoch(self.model, self.function, batches, *how)
-        log_of_epoch = loss_log(self.experiment.folder, epoch, len(indices), self.writers)
-        with log_of_epoch as record, tqdm(total=len(indices), unit="img") as bar:
+        with self._loss_log(epoch, len(indices)) as record, tqdm(total=len(indices), unit="img") as bar:
             bar.set_description(f"training, epoch {epoch}")
             try:
                 for batch, result in results:
-                    before, done = done, done + len(batch.indices)
-                    record(batch.names, [t for t, _ in self.steps], result.losses)
-                    bar.update(len(batch.indices))
+                    before, done = done, done + len(result.names)
+                    record(result.names, [t for t, _ in self.steps], result.losses)
+                    bar.update(len(result.names))
                     bar.set_postfix(loss=f"{result.losses[:, -1].mean():.4f}")
                     self._leave(epoch, before, done, batch, result)
             except training.LossNotFinite as error:
-                raise UserError(f"{error} {self._remedy(epoch, done)}") from error
+                with self.ranks.first():  # what is rescued is written before another process ends them all
+                    remedy = self._remedy(epoch, done)
+                raise UserError(f"{error} {remedy}") from error
+
+    def _loss_log(self, epoch, n_images):
+        if not self.ranks.leads:
+            return nullcontext(lambda *batch: None)
+        return loss_log(self.experiment.folder, epoch, n_images, self.writers)
 
     def _leave(self, epoch, before, done, batch, result):
         """What an epoch leaves on the way: pictures, and checkpoints within it."""
         s = self.settings
         pictured = any(n % s.save_train_image_step == 0 for n in range(before, done))
-        if s.save_train_image and epoch % s.save_train_image_iter == 0 and pictured:
+        if s.save_train_image and epoch % s.save_train_image_iter == 0 and pictured and self.ranks.leads:
             self._save_picture(epoch, batch, result)
         every = s.save_checkpoint_step
         if s.save_checkpoint_during_iter and done // every > before // every:
@@ -185,8 +194,10 @@ class Learning:
         """A checkpoint: the direction with its record, and the optimizer as the published files have it.
 
         Where it cannot be written it is kept in the experiment's folder, or in the system's for temporary files. Raises
-        UserError then: it says where, and how the same command goes on.
+        UserError then: it says where, and how the same command goes on. Of several processes, the first one writes.
         """
+        if not self.ranks.leads:
+            return
         direction, more = Direction(self.function, self.record, path.name), {"optimizer": self.optimizer.state_dict()}
         if self.schedule_of_file is not None:
             more["scheduler"] = self.schedule_of_file.state_dict()

@@ -209,6 +209,11 @@ g.value(
 )
 g.switch("cache_origin_half", "keep it in half precision")
 
+g = Group("several processes (torchrun needs no flag: docs/scaling.md)")
+text = "be one task of a Slurm array, which works on its share of the images: with --just_precompute, --run_test, --evaluate"
+g.switch("slurm_array", text)
+g.switch("collect", "put together what a test's tasks have left, each started with RANK and WORLD_SIZE or --slurm_array")
+
 g = Group("inference")
 text = "edit this one picture: a direction is learned on it (and on --custom_train_dataset_dir, if given) from the prompts"
 g.value("edit_image", str, None, text, metavar="FILE")

@@ -14,12 +14,12 @@ class PlainTrajectories:
 
     ram: bytes of memory to use. kept: the Store where images beyond it are kept, or None; key: function of x_T -> its key
     there (see `store.trajectory_key`); disk: bytes that trajectories may take there, those of former runs included. What fits
-    in neither is computed again. dtype: float32, or float16 in half the room.
+    in neither is computed again. dtype: float32, or float16 in half the room. processes: how many share the disk.
     """
 
-    def __init__(self, ram=0, kept=None, key=None, disk=0, dtype=torch.float32):
+    def __init__(self, ram=0, kept=None, key=None, disk=0, dtype=torch.float32, processes=1):
         self.ram, self.store, self.key, self.dtype = ram, kept, key, dtype
-        self.disk = disk - (kept.size("trajectory") if kept is not None else 0)
+        self.disk = (disk - (kept.size("trajectory") if kept is not None else 0)) // processes
         self.rows = {}
         self.full = False
 

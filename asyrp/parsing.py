@@ -206,6 +206,7 @@ def check_together(given):
         raise UserError("--segmenter needs --evaluate or --edit_region")
     check_region(given, has)
     check_export(given, has)
+    check_shares(given, has)
     if value_of(given, "inversion") == "ddpm":
         check_noise_maps(given, has)
 
@@ -323,6 +324,17 @@ def check_export(given, has):
     for name in ("multiple_attr", "pass_editing"):
         if has(name):
             raise UserError(f"--export writes one direction: leave out --{name}")
+
+
+def check_shares(given, has):
+    for name in ("run_train", "edit_image", "fit_direction", "calibrate", "lpips"):
+        for flag in ("slurm_array", "collect"):
+            if has(flag) and has(name) and not has("just_precompute"):
+                raise UserError(f"--{name} is no work for separate processes: leave out --{flag}, and start it with torchrun")
+    if has("collect") and not (has("run_test") or has("evaluate")):
+        raise UserError("--collect is for a test: give --run_test or --evaluate as its tasks had it")
+    if has("collect") and has("slurm_array"):
+        raise UserError("--slurm_array does a share, --collect comes after them: give one of them")
 
 
 def check_test(given, has, names):

@@ -1,51 +1,41 @@
 """class Asyrp: one method per mode of the command line, over the parts of the library."""
 
 import logging
-from functools import cache, partial
+from contextlib import nullcontext
+from itertools import chain
 
 import torch
 from tqdm import tqdm
 
-from asyrp import components, curves, directions, intervals, options, origin, regions, settings, store, training
+from asyrp import components, curves, directions, intervals, settings, training
 from asyrp.acceleration.fast_unet import keep_freed_memory
 from asyrp.acceleration.overlap import Background
 from asyrp.calibrating import Measuring, open_gauge
 from asyrp.calibration import STRENGTHS
-from asyrp.clip import Clip
 from asyrp.data.datasets import load_batch
 from asyrp.data.layouts import check_image_settings
-from asyrp.editing import Editor, Reverse, Use, edits_of, points_of
-from asyrp.evaluation.segmenter import segmenter_of
+from asyrp.editing import Use, edits_of, points_of
 from asyrp.experiment import Experiment
 from asyrp.fits import Fit
 from asyrp.images import RunImages
 from asyrp.learning import Learning
-from asyrp.model import check_interval, open_model
+from asyrp.model import open_model
 from asyrp.parsing import strengths
-from asyrp.report import export, page, pictures, trackers
-from asyrp.results import TestResults, draw_reconstructions, shown_pictures
+from asyrp.parts import Parts
+from asyrp.report import export, pictures, trackers
+from asyrp.results import Shares, TestResults, draw_reconstructions, shown_pictures
 from asyrp.uses import common_t_edit, find_directions, strip_axes, tell, uses_of
-from configs.paths_config import IR_SE50
-from losses.id_loss import IdLoss
 from losses.lpips_alex import load_lpips
 from utils.devices import find_device
 from utils.digests import digest
-from utils.download import weights_at
 from utils.errors import UserError
 from utils.files import held
-from utils.text_dic import prompts_for
 
 log = logging.getLogger(__name__)
 
 
-class Asyrp:
+class Asyrp(Parts):
     """The modes of the command line, for one Settings. `run` does those that were asked for."""
-
-    def __init__(self, given):
-        self.settings = given
-        self.config = given.config
-        self.store = store.Store()
-        self.images = RunImages(given, self.store)
 
     def run(self):
         """Every mode that was asked for, in the order they build on each other."""
@@ -62,6 +52,8 @@ class Asyrp:
         trains = bool((s.run_train or s.edit_image) and not s.just_precompute)  # script_precompute.sh of 2023 gives both
         fits = bool(s.fit_direction and not s.just_precompute)
         tests = bool(s.run_test or s.evaluate or (trains and s.do_test))
+        if trains or fits or s.lpips or s.calibrate:
+            self.ranks.must_meet("everything but --just_precompute, --run_test and --evaluate")
         if len(self.prompts()) != 1 and trains:
             raise UserError("--run_train learns one direction: give one attribute, or one source and one target prompt")
         looked_at = {
@@ -76,7 +68,8 @@ class Asyrp:
             settings.check_noise_maps(s.with_record(stored[0].record, stored[0].name) if stored else s)
         torch.manual_seed(s.seed)
         keep_freed_memory(device)
-        self.model = open_model(self.config, s.model_path, device, s.precision, s.compile, s.checkpoint_decoder)
+        with self.ranks.first():
+            self.model = open_model(self.config, s.model_path, device, s.precision, s.compile, s.checkpoint_decoder)
         with Background() as self.later:
             if s.lpips:
                 self.measure_lpips()
@@ -85,10 +78,11 @@ class Asyrp:
             made = [self.train()] if trains else self.fit()[:1] if fits else []
             made = made or [(directions.build(one, self.model, s.ignore_timesteps), one.path) for one in stored]
             if s.calibrate:
-                self.calibrate(*made[0])
+                direction, path = made[0]
+                direction.record["calibration"] = self.ranks.from_first(lambda: self.calibrate(direction, path))
             if tests:
                 self.test([] if s.pass_editing else [direction for direction, _ in made])
-            elif trains:
+            elif trains and self.ranks.leads:
                 self.write_report(Experiment(s))
 
     # ---- modes --------------------------------------------------------------------------------------------------------------
@@ -98,18 +92,26 @@ class Asyrp:
         s, name = self.settings, curves.name_of_curve(self.config, self.settings.custom_dataset_name)
         dataset = self.images.dataset("train")
         indices = self.images.numbers(len(dataset), s.n_train_img)
-        batches = [indices[i : i + s.bs_precompute] for i in range(0, len(indices), s.bs_precompute)]
-        pixels = []
+        seen = []
 
         def loaded():
-            for some in tqdm(batches, desc="measuring LPIPS", unit="batch"):
+            for some in tqdm(self.ranks.batches(indices, s.bs_precompute), desc="measuring LPIPS", unit="batch"):
                 good, x_0, messages = load_batch(dataset, some)
-                pixels.extend(digest(image) for image in (x_0 if good else []))
+                seen.append([digest(image) for image in (x_0 if good else [])])
                 yield good, x_0, messages
 
         timesteps = self.model.timesteps(s.n_inv_step, s.t_0)
         distance = load_lpips().to(self.model.device)
-        curve = intervals.measure(self.model.unet, loaded(), self.model.schedule, timesteps, distance, self.model.device)
+        how = (self.model.schedule, timesteps, distance, self.model.device, self.ranks)
+        curve = intervals.measure(self.model.unet, loaded(), *how)
+        pixels = list(chain(*self.ranks.gather(seen)))
+        with self.ranks.first():
+            if self.ranks.leads:
+                self.keep_curve(curve, pixels, name)
+
+    def keep_curve(self, curve, pixels, name):
+        """What --lpips leaves of a curve. pixels: digests of the images that it was measured on."""
+        s = self.settings
         curves.keep_curve(self.store, curve, self.model, pixels, name)
         experiment, found = Experiment(s), {"t_edit": None, "t_boost": None}
         try:
@@ -134,9 +136,11 @@ class Asyrp:
         for split, wanted in (("train", s.do_train), ("test", s.do_test)):
             if wanted:
                 pairs, indices = self.images.pairs(split, s.n_precomp_img, self.model)
-                log.info("%s: %d latents ready", split, pairs.fill(indices, s.bs_precompute, s.re_precompute))
+                n = pairs.fill(indices, s.bs_precompute, s.re_precompute, self.ranks)
+                log.info("%s: %d latents ready", split, n)
                 if s.save_precomputed_images:
-                    draw_reconstructions(self.model, Experiment(s), pairs, indices, split, self.later)
+                    own = list(chain(*self.ranks.batches(indices, s.bs_precompute)))
+                    draw_reconstructions(self.model, Experiment(s), pairs, own, split, self.later)
 
     def train(self):
         """--run_train: learn a direction, one checkpoint an epoch; goes on after the last epoch whose checkpoint exists.
@@ -144,69 +148,89 @@ class Asyrp:
         -> the Direction, and its file.
         """
         s, [prompts] = self.settings, self.prompts()
-        name = s.edit_attr or "the edit"
-        [t_edit] = settings.decide_t_edit(s, [(name, {}, prompts)], self.curve, self.cosine)
-        t_boost = settings.decide_t_boost(s, [], self.curve) if s.do_test or s.run_test or s.evaluate else None
+        with self.ranks.first():
+            name = s.edit_attr or "the edit"
+            [t_edit] = settings.decide_t_edit(s, [(name, {}, prompts)], self.curve, self.cosine)
+            t_boost = settings.decide_t_boost(s, [], self.curve) if s.do_test or s.run_test or s.evaluate else None
         return self.learn(Experiment(s), prompts, t_edit, t_boost)
 
     def learn(self, experiment, aim, t_edit, t_boost=None, **about):
         """A training -> the Direction, and its file. aim: see `training.new_loss`. about: what its record says besides."""
-        s, prompts = self.settings, () if isinstance(aim, torch.Tensor) else aim
+        s, ranks, prompts = self.settings, self.ranks, () if isinstance(aim, torch.Tensor) else aim
         # Everything that can be missing is asked for here, before the hours of inversion and training.
         timesteps = self.model.timesteps(s.n_train_step, s.t_0)
         steps = training.edit_steps(timesteps, t_edit.value)
-        pairs, indices = self.images.pairs("train", s.n_train_img, self.model)
-        record = self.record_of_training(prompts, t_edit, t_boost, timesteps, pairs, indices)
+        with ranks.first():
+            pairs, indices = self.images.pairs("train", s.n_train_img, self.model)
+            clip, region = self.clip().identity, self.region()
+        images = ranks.gather([pairs.names_of_content([i]) for i in ranks.share(indices)])
+        record = self.record_of_training(prompts, t_edit, t_boost, timesteps, list(chain(*images)), len(indices), clip, region)
         record["training"] |= about
-        learning = Learning(s, self.model, experiment, record, steps, self.later, self.region())
-        with held(experiment.lock, f"the experiment {experiment.name}"):
-            todo = learning.resume()
-            log.info("t_edit %s · %d of %d steps trained · %d images", t_edit, len(steps), len(timesteps), len(indices))
+        learning = Learning(s, self.model, experiment, record, steps, self.later, region, ranks)
+        with held(experiment.lock, f"the experiment {experiment.name}") if ranks.leads else nullcontext():
+            with ranks.first():
+                todo = learning.resume()
+                log.info("t_edit %s · %d of %d steps trained · %d images", t_edit, len(steps), len(timesteps), len(indices))
+                loss = self.loss_of(aim) if todo else None
             if todo:
-                loss = self.loss_of(aim)
-                pairs.fill(indices, s.bs_precompute, s.re_precompute)
+                pairs.fill(indices, s.bs_precompute, s.re_precompute, ranks)
                 found = {"prompts": [prompts] if prompts else [], "t_edit": t_edit.value, "t_boost": t_boost and t_boost.value}
-                experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
+                if ranks.leads:
+                    experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
                 learning.train(todo, pairs, indices, loss, self.plain_trajectories(len(todo), len(steps), len(indices)))
         return learning.direction, learning.path
 
     def fit(self):
         """--fit_direction: directions without prompts -> list of Directions, each with its file; components have a sheet."""
-        s, experiment, prompts = self.settings, Experiment(self.settings), self.prompts()
+        s, experiment, prompts, ranks = self.settings, Experiment(self.settings), self.prompts(), self.ranks
         if s.words:
             components.read_words(s.words)  # before anything is computed for them
-        # Without prompts there is no cosine by which the threshold would be lower.
-        asked, cosine = ("the fit", {}, prompts[0] if prompts else ("", "")), self.cosine if prompts else lambda *_: 1.0
-        [t_edit] = settings.decide_t_edit(s, [asked], self.curve, cosine)
-        t_boost = settings.decide_t_boost(s, [], self.curve).value if s.run_test or s.evaluate else None
+        with ranks.first():
+            # Without prompts there is no cosine by which the threshold would be lower.
+            asked, cosine = ("the fit", {}, prompts[0] if prompts else ("", "")), self.cosine if prompts else lambda *_: 1.0
+            [t_edit] = settings.decide_t_edit(s, [asked], self.curve, cosine)
+            t_boost = settings.decide_t_boost(s, [], self.curve).value if s.run_test or s.evaluate else None
+        # Of several processes the first one fits; a training is the work of all.
         if s.fit_direction == "clip_pca":
             made = self.learn_components(t_edit)
         else:
-            made = []
-            with held(experiment.lock, f"the experiment {experiment.name}"):
-                found = Fit(s, self.model, self.images, self.clip, prompts).run(t_edit.value, t_boost)
-                for k, (direction, said) in enumerate(found):
-                    path = Experiment(s, f"_pc{k + 1}" if s.fit_direction == "h_pca" else "").checkpoint(0)
-                    directions.save(direction, path)
-                    made.append((direction, path))
-                    log.info("%s: %s", path, said)
+            made = ranks.from_first(lambda: self.fit_alone(experiment, prompts, t_edit.value, t_boost))
+            made = [(direction.to(self.model.device), path) for direction, path in made]
         found = {"prompts": prompts, "t_edit": t_edit.value, "t_boost": t_boost}
-        if s.fit_direction != "labels":
-            found["components"] = self.contact_sheet(experiment, [direction for direction, _ in made])
-        records = [direction.record for direction, _ in made]
-        experiment.write_settings("fit", **found, records=records, decided={"t_edit": t_edit.source})
+        if ranks.leads:
+            if s.fit_direction != "labels":
+                found["components"] = self.contact_sheet(experiment, [direction for direction, _ in made])
+            records = [direction.record for direction, _ in made]
+            experiment.write_settings("fit", **found, records=records, decided={"t_edit": t_edit.source})
+        return made
+
+    def fit_alone(self, experiment, prompts, t_edit, t_boost):
+        """-> list of Directions on the CPU, each with the checkpoint it was written to."""
+        s, made = self.settings, []
+        with held(experiment.lock, f"the experiment {experiment.name}"):
+            found = Fit(s, self.model, self.images, self.clip, prompts).run(t_edit, t_boost)
+            for k, (direction, said) in enumerate(found):
+                path = Experiment(s, f"_pc{k + 1}" if s.fit_direction == "h_pca" else "").checkpoint(0)
+                directions.save(direction, path)
+                made.append((direction.cpu(), path))
+                log.info("%s: %s", path, said)
         return made
 
     def learn_components(self, t_edit):
         """A training for each principal component of CLIP's features of the training images -> as `fit`."""
         s = self.settings
         pairs, indices = self.images.pairs("train", s.n_train_img, self.model)
-        pairs.fill(indices, s.bs_precompute, s.re_precompute)
-        batches = pairs.batches(indices, s.bs_precompute)
-        found, shares = components.clip_components(self.clip().loss, batches, s.n_components)
+        pairs.fill(indices, s.bs_precompute, s.re_precompute, self.ranks)
+
+        def found():
+            batches = pairs.batches(indices, s.bs_precompute)
+            aims, shares = components.clip_components(self.clip().loss, batches, s.n_components)
+            return [(aim.cpu(), share) for aim, share in zip(aims, shares.tolist(), strict=True)]
+
         made = []
-        for k, (aim, share) in enumerate(zip(found, shares.tolist(), strict=True)):
+        for k, (aim, share) in enumerate(self.ranks.from_first(found)):
             log.info("component %d: %.1f %% of the variance of CLIP's features", k + 1, 100 * share)
+            aim = aim.to(self.model.device)
             made.append(self.learn(Experiment(s, f"_pc{k + 1}"), aim, t_edit, clip_component=k + 1))
         return made
 
@@ -231,7 +255,8 @@ class Asyrp:
         return called
 
     def calibrate(self, direction, path):
-        """--calibrate: how far a direction moves training images at each strength -> into its record, in its file too."""
+        """--calibrate: how far a direction moves training images at each strength -> what its record says of it, in its file
+        too."""
         s = self.settings.with_record(direction.record, direction.name)
         prompts = self.prompts() or [direction.record.get("prompts")]
         if s.calibrate == "s_dir" and (len(prompts) != 1 or not prompts[0]):
@@ -249,9 +274,9 @@ class Asyrp:
                 bar.update(len(batch.indices))
         about = {"t_edit": uses[0].t_edit.value, "t_boost": t_boost.value, "n_test_step": s.steps("n_test_step")}
         found = measuring.result(**about, inversion=s.inversion, region=self.region() and self.region().about)
-        direction.record["calibration"] = found.record()
-        directions.write_record(path, direction.record)
+        directions.write_record(path, direction.record | {"calibration": found.record()})
         log.info("%s: %s", path, found)
+        return found.record()
 
     def test(self, found):
         """--run_test and --evaluate: edit test images with the Directions `found`, and draw them or measure what the edit did.
@@ -260,7 +285,10 @@ class Asyrp:
         """
         # A direction is used as it was made: what its record says stands above the YAML.
         s = self.settings if not found else self.settings.with_record(found[0].record, found[0].name)
-        uses, t_boost = uses_of(s, found, self.prompts(), self.curve, self.cosine)
+        ranks = self.ranks
+        with ranks.first():
+            uses, t_boost = uses_of(s, found, self.prompts(), self.curve, self.cosine)
+            region = self.region()
         editor, experiment = self.editor(s, uses, t_boost), Experiment(s)
         if s.num_mean_of_delta_hs:
             uses = [self.global_use(editor, use, len(uses), s) for use in uses]
@@ -268,114 +296,39 @@ class Asyrp:
         points = points_of(len(uses), strip_axes(s, uses, each) if s.delta_interpolation else None)
         edits = edits_of(uses, points, s.hs_coeff_delta_h, each, s.hs_coeff_origin_h) if uses else [("no edit", None)]
         decided = {"t_edit": common_t_edit(uses), "t_boost": t_boost.value, "strengths": [label for label, _ in edits]}
-        decided["decided"] = tell(uses, t_boost, s, self.region())
+        decided["decided"] = tell(uses, t_boost, s, region)
         show = shown_pictures(s)
         looks = bool(s.evaluate or s.export or show["original"] or s.edit_region)
         pairs, indices = RunImages(s, self.store).pairs("test", s.n_test_img, self.model, looks)
         made = (experiment, self.prompts(), uses, decided, len(indices))
-        results = TestResults(*made, lambda: self.clip().loss, self.model.device, self.later)
-        pairs.fill(indices, s.bs_precompute, s.re_precompute)
-        with tqdm(total=len(indices), desc="editing", unit="img") as bar:
-            for batch in pairs.batches(indices, s.bs_test):
-                before, edited = editor.pictures_of(batch, edits, **show)
-                results.add(batch, before, edited)
-                bar.update(len(batch.indices))
-        results.save()
-        self.write_report(experiment)
+        with ranks.first():
+            results = TestResults(*made, lambda: self.clip().loss, self.model.device, self.later, ranks)
 
-    # ---- what the modes work with -------------------------------------------------------------------------------------------
+        def edited():
+            """Yield the batches of this process's share, with their pictures."""
+            own = list(chain(*ranks.batches(indices, s.bs_test)))
+            pairs.fill(indices if ranks.joined else own, s.bs_precompute, s.re_precompute, ranks.joint)
+            with tqdm(total=len(own), desc="editing", unit="img") as bar:
+                for batch in pairs.batches(own, s.bs_test):
+                    yield batch, *editor.pictures_of(batch, edits, **show)
+                    bar.update(len(batch.indices))
 
-    def editor(self, s, uses, t_boost):
-        """The Editor of a run with these settings, directions and Value of t_boost."""
-        timesteps = self.model.timesteps(s.n_test_step, s.t_0)
-        check_interval(timesteps, [use.t_edit.value for use in uses], [use.direction.name for use in uses])
-        reverse = Reverse(timesteps, t_boost.value, s.sample_type, s.dt_lambda, s.seed, s.inversion == "ddpm")
-        draw = partial(self.later, pictures.save_grid)
-        return Editor(self.model, reverse, Experiment(s).folder / "image_samples", draw, self.region())
-
-    def plain_trajectories(self, epochs, n_steps, n_images):
-        """What --cache_origin keeps of the plain trajectories in a training of so many epochs."""
-        s = self.settings
-        where = s.cache_origin if s.cache_origin != "auto" or epochs > 1 else "off"
-        dtype = torch.float16 if s.cache_origin_half else torch.float32
-        ram = int(s.cache_origin_gib * 2**30) if where in ("auto", "ram") else 0
-        disk = int(s.cache_origin_disk_gib * 2**30) if where in ("auto", "disk") else 0
-        timesteps = self.model.timesteps(s.n_train_step, s.t_0)
-        key = partial(store.trajectory_key, self.model, timesteps, dtype)
-        if where != "off":
-            origin.announce(n_images, n_steps, self.model.image_size, ram, disk, dtype)
-        return origin.PlainTrajectories(ram, self.store if disk else None, key, disk, dtype)
-
-    @cache  # noqa: B019 - a run has one runner
-    def clip(self):
-        """The CLIP of the flag, else of the configuration, else OpenAI's ViT-B/16."""
-        return Clip(self.settings.clip_model_name or self.config.clip_name(), self.model.device, self.store)
-
-    def cosine(self, src, trg):
-        return self.clip().cosine(src, trg)
-
-    @cache  # noqa: B019
-    def found_curve(self):
-        """The LPIPS curves of the model, and where they are from; read once."""
-        return curves.find_curve(self.store, self.model, self.settings.custom_dataset_name)
-
-    @cache  # noqa: B019
-    def curve(self):
-        """The LPIPS curves, for those who read intervals off them; where they are from is said."""
-        curve, where = self.found_curve()
-        log.info("LPIPS curves: %s", where)
-        return curve
-
-    def write_report(self, experiment):
-        """report.html, with the LPIPS curves of this model."""
-        try:
-            curve, _ = self.found_curve()
-        except UserError:  # No loss: without curves the flags have set the intervals.
-            curve = None
-        name = curves.name_of_curve(self.config, self.settings.custom_dataset_name)
-        if written := page.write(experiment.folder, curve, name, options.DEFAULTS):
-            log.info("report: %s", written)
-
-    def prompts(self):
-        """(source, target) pairs that the flags give; [] when they give none."""
-        s = self.settings
-        if s.src_txts:
-            return list(zip(s.src_txts, s.trg_txts, strict=True))
-        # "attribute" is how the 2023 scripts say: see --multiple_attr.
-        if s.edit_attr and s.edit_attr != "attribute":
-            return [prompts_for(s.edit_attr)]
-        return []
-
-    @cache  # noqa: B019
-    def region(self):
-        """The Region that edits stay in, or None."""
-        s, size = self.settings, self.model.image_size
-        dilation, smoothing = (
-            max(1, size // 32) if pixels is None else pixels for pixels in (s.region_dilation, s.region_smoothing)
-        )
-        if s.edit_mask:
-            return regions.from_picture(s.edit_mask, size)
-        if s.edit_region:
-            segmenter = segmenter_of(s)
-            return regions.from_segments(s.edit_region, segmenter, self.model.device, size, dilation, smoothing)
-        return None if s.edit_threshold is None else regions.from_changes(s.edit_threshold, smoothing)
-
-    def loss_of(self, aim):
-        """The loss of a training, with the networks that it takes."""
-        s = self.settings
-        id_loss = IdLoss(weights_at(IR_SE50), self.model.device) if s.use_id_loss else None
-        weights = training.Weights(s.clip_loss_w, s.l1_loss_w, s.id_loss_w)
-        return training.new_loss(self.clip().loss, aim, weights, s.clip_source, id_loss, s.precision)
+        shares = Shares(experiment, [self.model.identity, decided, len(indices)])
+        if results.take(edited, indices, shares, ranks, s.collect):
+            results.save()
+            self.write_report(experiment)
 
     # ---- directions ---------------------------------------------------------------------------------------------------------
 
-    def record_of_training(self, prompts, t_edit, t_boost, timesteps, pairs, indices):
+    def record_of_training(self, prompts, t_edit, t_boost, timesteps, images, n_images, clip, region):
+        """images: what stands for those that can be read; clip: the identity of the CLIP."""
         s = self.settings
         names = ("clip_loss_w", "l1_loss_w", "id_loss_w", "clip_source", "lr_training", "scheduler_step_size", "sch_gamma")
-        about = {name: getattr(s, name) for name in (*names, "bs_train", "seed", "load_random_noise")}
-        about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": self.clip().identity}
-        about |= {"region": self.region() and self.region().about}
-        about |= {"n_images": len(indices), "images": digest(pairs.names_of_content(indices)), "started_from": None}
+        about = {name: getattr(s, name) for name in (*names, "seed", "load_random_noise")}
+        about |= {"bs_train": s.bs_train * self.ranks.world}  # what counts is the whole batch
+        about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": clip}
+        about |= {"region": region and region.about}
+        about |= {"n_images": n_images, "images": digest(images), "started_from": None}
         kind = "delta_h" if s.train_delta_h else "delta_block"
         steps = self.model.timesteps(s.n_inv_step, s.t_0)
         boost = None if t_boost is None else t_boost.value
@@ -385,7 +338,7 @@ class Asyrp:
     def global_use(self, editor, use, n, s):
         """The mean of --num_mean_of_delta_hs training images in place of a direction."""
         pairs, indices = RunImages(s, self.store).pairs("train", s.num_mean_of_delta_hs, self.model, images=False)
-        pairs.fill(indices, s.bs_precompute, s.re_precompute)
+        pairs.fill(indices, s.bs_precompute, s.re_precompute, self.ranks.joint)
         alone = Use(use.direction, use.t_edit, use.scale * n**0.5)
-        settings_of_mean = (s.hs_coeff_delta_h, s.hs_coeff_origin_h, pairs, indices, s.bs_test, s.ignore_timesteps, self.store)
-        return Use(editor.mean_direction(alone, *settings_of_mean), use.t_edit, use.scale)
+        how = (s.hs_coeff_delta_h, s.hs_coeff_origin_h, pairs, indices, s.bs_test, s.ignore_timesteps, self.store)
+        return Use(editor.mean_direction(alone, *how, self.ranks.joint), use.t_edit, use.scale)

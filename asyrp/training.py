@@ -14,6 +14,7 @@ from asyrp.data.pairs import Batch
 from asyrp.directions import Direction
 from asyrp.intervals import choose_t_edit
 from asyrp.origin import PlainTrajectories
+from asyrp.ranks import ALONE
 from asyrp.store import Store
 from losses.clip_loss import ClipLoss, clip_term, directional_loss
 from utils.devices import to_device
@@ -96,11 +97,13 @@ class EditLoss:
 
 
 class Result(NamedTuple):
-    """What training saw of one batch: the losses (steps, len(COLUMNS)) and the last P_plain (or None) and P_edit."""
+    """What training saw of one batch: the losses (steps, len(COLUMNS)), the last P_plain (or None) and P_edit, and the names of
+    its images. Where several processes share the batch, losses and names are those of all of them."""
 
     losses: torch.Tensor
     P_plain: torch.Tensor | None
     P_edit: torch.Tensor
+    names: list
 
 
 def edit_steps(timesteps, t_edit):
@@ -114,11 +117,12 @@ def edit_steps(timesteps, t_edit):
     return steps
 
 
-def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain, device):
+def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain, device, ranks=ALONE, weight=1.0):
     """One pass over the editing interval for one batch of (image, latent) pairs -> Result.
 
     direction: a Direction of asyrp.hspace with parameters; `steps` from `edit_steps`; `plain` a PlainTrajectories. The state is
-    detached after each step. Raises LossNotFinite; the direction is spoilt then.
+    detached after each step. Raises LossNotFinite; the direction is spoilt then. ranks: processes of which each has a part of
+    the batch, `weight` of it; their gradients and losses are averaged, so that all take the step of the whole batch.
     """
     edit = hspace.Edit([direction], [1.0])
     x_edit = x_plain = to_device(batch.x_T, device)
@@ -128,7 +132,7 @@ def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain,
     kept = plain.get(batch, len(steps)) if needed else None
     walk_plain = needed and kept is None
     plain_steps = [] if kept is None else to_device(kept, device).unbind(1)
-    losses = []
+    losses, finite = [], []
     for i, (t, t_next) in enumerate(steps):
         with torch.no_grad():
             frozen = process.frozen_branch(unet, x_edit, t)
@@ -144,16 +148,21 @@ def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain,
         total, row = loss(P_edit, P_plain, prepared, keys[i])
         optimizer.zero_grad(set_to_none=True)
         total.backward()
+        finite.append(row.isfinite().all())
+        # By hand: a wrapper would give the parameters other names, and not every step has a gradient for each of them.
+        gradients = [p.grad for p in direction.parameters() if p.grad is not None]
+        ranks.average([*gradients, row], weight)
         optimizer.step()
         losses.append(row)
         x_edit = x_next.detach()
     losses = torch.stack(losses).cpu()  # the one wait for the device
     if not losses.isfinite().all():
-        t = steps[int((~losses.isfinite()).any(1).nonzero()[0])][0]
-        raise LossNotFinite(f"the loss is not finite at image {', '.join(batch.names)}, timestep {t}")
+        i = int((~losses.isfinite()).any(1).nonzero()[0])
+        faulty = ranks.gather([] if finite[i] else batch.names)
+        raise LossNotFinite(f"the loss is not finite at image {', '.join(faulty)}, timestep {steps[i][0]}")
     if walk_plain:
         plain.put(batch, torch.stack(plain_steps, dim=1))
-    return Result(losses, P_plain, P_edit.detach())
+    return Result(losses, P_plain, P_edit.detach(), batch.names)
 
 
 # ---- a whole training -------------------------------------------------------------------------------------------------------
@@ -182,21 +191,29 @@ def learning_rate(lr, step_size, gamma, epoch):
     return lr * gamma ** (epoch // step_size)
 
 
-def train_epoch(model, function, batches, steps, loss, optimizer, plain, mask_of=None):
+def train_epoch(model, function, batches, steps, loss, optimizer, plain, mask_of=None, ranks=ALONE):
     """One epoch -> yields (Batch, Result) after each batch.
 
-    mask_of: function of images -> where the edit acts (see `Model.edit`); None: everywhere. When LossNotFinite is raised, the
+    mask_of: function of images -> where the edit acts (see `Model.edit`); None: everywhere. ranks: processes that share the
+    batches; `batches` are this one's parts, with None for a batch that has no image. When LossNotFinite is raised, the
     direction is what it was before that batch.
     """
     for batch in batches:
+        own = batch.names if batch and batch.counts else []
+        names = ranks.gather(own)
+        if not names:
+            continue
+        if batch is None:
+            raise UserError(f"{names[0]} can be read by some of the processes only: check that all see the same files")
         before = deepcopy(function.state_dict())
         try:
             unet = model.unet if mask_of is None else model.within(mask_of(batch.x_0))
-            result = train_batch(unet, function, batch, model.schedule, steps, loss, optimizer, plain, model.device)
+            how = (model.schedule, steps, loss, optimizer, plain, model.device)
+            result = train_batch(unet, function, batch, *how, ranks, len(own) / len(names))
         except LossNotFinite:
             function.load_state_dict(before)
             raise
-        yield batch, result
+        yield batch, result._replace(names=names)
 
 
 # What `train_direction` takes, and what a config's section `editing` calls it -> the default where neither says more. The last

@@ -5,7 +5,8 @@
 
 Each claim is measured on --n images for every direction (7, composition, for every two neighbours of the list), drawn, and
 entered in report.md and report.json with the criterion by which it holds. On the default stack the judge scores an edit,
-elsewhere S_dir does. Claims that the report holds already stay in it if they were made with the same settings.
+elsewhere S_dir does. Claims that the report holds already stay in it if they were made with the same settings. With
+`torchrun --standalone --nproc_per_node 8` in place of `python`, the images are shared out to 8 processes.
 """
 
 import sys
@@ -37,6 +38,7 @@ from asyrp.curves import find_curve
 from asyrp.data.datasets import load_batch
 from asyrp.data.layouts import open_split
 from asyrp.data.pairs import InvertedPairs
+from asyrp.ranks import together
 from asyrp.settings import Settings, decide_t_edit
 from asyrp.store import Store
 from configs.paths_config import dataset_folder
@@ -62,8 +64,8 @@ def open_images(config, folder=None):
 class World:
     """A model, the networks that score its edits, and test images with their latents in the store."""
 
-    def __init__(self, args):
-        self.args, self.config = args, load_config(args.config)
+    def __init__(self, args, ranks):
+        self.args, self.config, self.ranks = args, load_config(args.config), ranks
         self.dataset = open_images(self.config, args.images)
         self.model = asyrp.open_model(self.config, args.model_path, args.device)
         self.device = self.model.device
@@ -135,12 +137,13 @@ class World:
 
     def subject(self, attributes, t_boost):
         """Half of the images are measured, the other half are donors."""
-        args = self.args
-        batch = self.pairs.batch(self.choose_images(attributes, 2 * args.n), args.batch_size)
+        args, chosen = self.args, self.choose_images(attributes, 2 * self.args.n)
+        self.pairs.fill(chosen, args.batch_size, ranks=self.ranks)
+        batch = self.pairs.load(chosen)
         measured, donors = (
             Images(batch.indices[half], batch.x_0[half], batch.x_T[half]) for half in (slice(args.n), slice(args.n, None))
         )
-        settings = (self.distance, t_boost, args.seed, args.batch_size)
+        settings = (self.distance, t_boost, args.seed, args.batch_size, self.ranks)
         return Subject(self.model.unet, self.model.schedule, self.steps, attributes, measured, donors, *settings)
 
 
@@ -151,9 +154,10 @@ def default_directions(world):
     return ["smiling", "beard"]
 
 
-def run(args):
-    world = World(args)
-    opened = [world.open_attribute(spec) for spec in args.direction or default_directions(world)]
+def run(args, ranks):
+    with ranks.first():
+        world = World(args, ranks)
+        opened = [world.open_attribute(spec) for spec in args.direction or default_directions(world)]
     attributes = [attribute for attribute, _ in opened]
     settings = {
         "config": args.config,
@@ -185,7 +189,10 @@ def run(args):
                 measured = subject(*some)
                 results[measured.name] = CLAIMS[number].measure(measured)
                 bar.update()
-            report.add(found, number, results, time.perf_counter() - started, args.out)
+            if ranks.leads:
+                report.add(found, number, results, time.perf_counter() - started, args.out)
+    if not ranks.leads:
+        return
     for number, claim in found["claims"].items():
         print(f"{number} {claim['name']}: {report.verdict(claim['results']).strip('*')}")
     print(f"report: {args.out / 'report.md'}")
@@ -218,9 +225,12 @@ def main(argv=None):
     add("--out", type=Path, default=Path("runs/analysis"), help="folder for the report and its figures (runs/analysis)")
     args = parser.parse_args(argv)
     logging.basicConfig(level="WARNING", format="%(message)s")
-    if args.n < 2:
-        raise UserError("--n must be 2 or more: a standard error needs two images")
-    run(args)
+    with together() as ranks:
+        if args.n < 2:
+            raise UserError("--n must be 2 or more: a standard error needs two images")
+        ranks.join(args.device)
+        ranks.must_meet("the analysis")
+        run(args, ranks)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,10 @@ turns in one process, and each turn is compared with the plain schedule's of the
 machine that others use too. On a CPU processor time is measured, of all threads together; on a GPU the time that passes.
 Weights that are missing are random ones. The results go into a section of --out, in the place of an earlier one of the same
 name.
+
+    python scripts/bench.py --ranks 2
+
+compares two processes of one thread each with one of them (scripts/bench/scaling.py says how).
 """
 
 import sys
@@ -23,6 +27,7 @@ if __name__ == "__main__":
 
 import argparse
 import copy
+import os
 import time
 from collections import Counter, defaultdict
 from contextlib import contextmanager
@@ -31,6 +36,7 @@ from typing import NamedTuple
 
 import open_clip
 import plain_schedule
+import scaling
 import torch
 import torch.nn.functional as F
 from bench_report import report, write_section
@@ -46,6 +52,7 @@ from asyrp.data.pairs import Batch
 from asyrp.hspace import Edit
 from asyrp.model import load_unet, model_of
 from asyrp.origin import PlainTrajectories
+from asyrp.ranks import ALONE, together
 from configs.paths_config import weight_file, weight_place
 from losses.clip_loss import ClipLoss
 from models import build_unet
@@ -227,6 +234,7 @@ class Ours(Contestant):
     def __init__(self, world, case, model):
         encode = autocast(case.precision, world.device)(world.clip.encode_images)
         super().__init__(world, case, Counted(model.unet, encode))
+        self.ranks = ALONE  # processes that train on one batch
         self.model = copy.copy(model)
         self.model.unet = self.counted
 
@@ -243,7 +251,7 @@ class Ours(Contestant):
         batch = Batch(indices, [str(i) for i in indices], x_0.cpu(), x_T.cpu())
         loss = training.EditLoss(self.counted.clip, world.towards, 1.0, training.Weights(clip=1, l1=1))
         settings = (self.model.schedule, world.edit_steps, loss, optimizer, PlainTrajectories(ENDLESS), world.device)
-        return lambda: training.train_batch(self.counted, block, batch, *settings)
+        return lambda: training.train_batch(self.counted, block, batch, *settings, self.ranks, 1 / self.ranks.world)
 
 
 def contestants(world):
@@ -287,14 +295,33 @@ def parse_args(argv):
     add("--t_edit", type=whole(0), default=513, help="edit while t is at least this (513)")
     add("--rounds", type=whole(1), default=3, help="turns of everybody (3)")
     add("--warmup", type=whole(0), default=1, help="turns before those, which do not count (1)")
+    add("--ranks", type=whole(2), help="compare so many processes, started by torchrun, with one of them")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
     add("--seed", type=whole(0), default=0)
     add("--out", default=str(ROOT / "docs" / "benchmarks.md"), help="Markdown file to write to (docs/benchmarks.md)")
     return parser.parse_args(argv)
 
 
+def measure_ranks(args):
+    """--ranks, in one of the processes."""
+    with together() as ranks:
+        ranks.join(args.device)
+        ranks.must_meet("--ranks")
+        torch.set_num_threads(1)
+        world = World(args)
+        contestant = contestants(world)[1]
+        text = scaling.run(contestant, ranks)
+        if ranks.leads:
+            print(text)
+            write_section(Path(args.out), text)
+
+
 def main(argv=None):
     args = parse_args(argv)
+    if args.ranks and "RANK" not in os.environ:
+        return scaling.launch(args.ranks, __file__, sys.argv[1:] if argv is None else argv)
+    if args.ranks:
+        return measure_ranks(args)
     world = World(args)
     plain, others = run(world)
     text = report(world, plain, others, Hollow(world.config, world.clip))

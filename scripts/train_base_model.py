@@ -8,6 +8,11 @@ Ctrl-C and SIGTERM save first. Where the state was lost, `--init <out> --images_
 them with `--keep float32` for that.
 
 On a CPU `--compile` pays (on two AVX2 cores three times as many images a second), on a GPU `--precision bf16 --compile`.
+
+    torchrun --standalone --nproc_per_node 8 scripts/train_base_model.py ...
+
+shares each batch out to 8 processes: the same training to rounding, whatever their number (docs/scaling.md). On a CPU, start
+one process a core, of one thread each.
 """
 
 import sys
@@ -23,7 +28,7 @@ if __name__ == "__main__":
 import argparse
 import logging
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from types import NoneType
 from typing import get_args, get_type_hints
@@ -36,6 +41,7 @@ from asyrp.base_model.settings import Settings
 from asyrp.base_model.trainer import Trainer, reconstruct_and_sample
 from asyrp.config import load_config, to_dict
 from asyrp.data.datasets import first_images, open_folder
+from asyrp.ranks import together
 from asyrp.report.pictures import labelled_grid, save
 from utils.devices import find_device
 from utils.errors import UserError
@@ -141,21 +147,26 @@ def signals():
 
 def run(argv):
     """-> exit status: 0, or 128 and the number of the signal that stopped the training."""
-    args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    settings, config, files = read_settings(args), load_config(args.config), Files(args.out)
-    device = find_device(args.device)
-    files.prepare(begins_anew=not args.init)
-    with held(files.lock, f"the training of {files.weights}", "--out"):
-        return train(args, settings, config, files, device)
+    with together() as ranks:
+        args = build_parser().parse_args(argv)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+        settings, config, files = read_settings(args), load_config(args.config), Files(args.out)
+        ranks.join(args.device)
+        ranks.must_meet("the training of a base model")
+        device = find_device(args.device)
+        with ranks.first():
+            files.prepare(begins_anew=not args.init)
+        with held(files.lock, f"the training of {files.weights}", "--out") if ranks.leads else nullcontext():
+            ranks.wait()  # nobody reads what the training of somebody else still writes
+            return train(args, settings, config, files, device, ranks)
 
 
-def train(args, settings, config, files, device):
+def train(args, settings, config, files, device, ranks):
     """-> exit status, as `run`."""
     state = files.read_state(model_sections(config))
     dataset = open_folder(args.images, config.data.image_size, recursive=True)
     images = first_images(dataset, SHOWN)
-    trainer = Trainer(config, settings, device, args.init, state)
+    trainer = Trainer(config, settings, device, args.init, state, ranks)
     if state:
         instead = ", not from --init" if args.init else ""
         log.info("going on from %s%s: %s images seen", files.state, instead, f"{trainer.images_seen:,}")
@@ -166,7 +177,8 @@ def train(args, settings, config, files, device):
         draw(images, trainer, files.samples)
 
     if trainer.progress >= 1:
-        save_all()  # the last time they may have found no room, or be wanted in another type
+        if ranks.leads:
+            save_all()  # the last time they may have found no room, or be wanted in another type
         log.info(
             "nothing is left to train: raise --total_images (%s) or --minutes to go on; weights written anew to %s",
             f"{settings.total_images:,}",
@@ -174,12 +186,12 @@ def train(args, settings, config, files, device):
         )
         return 0
     with signals() as received, logging_redirect_tqdm():
-        trainer.run(dataset, save_all, lambda: bool(received))
+        stop = trainer.run(dataset, save_all, lambda: next(iter(received), None)) or next(iter(received), None)
     seen = f"{trainer.images_seen:,} images seen"
-    if received:
-        name = signal.Signals(received[0]).name
+    if stop:
+        name = signal.Signals(stop).name
         log.info("stopped by %s, %s; saved, and the same command goes on from %s", name, seen, files.state)
-        return 128 + received[0]
+        return 128 + stop
     log.info("%s; weights in %s, samples in %s", seen, files.weights, files.samples)
     return 0
 

@@ -34,6 +34,7 @@ from tiny_world import (
 )
 
 import asyrp.directions
+import asyrp.parts
 import asyrp.runner
 from asyrp import curves, hspace, process, training
 from asyrp.acceleration import fast_unet
@@ -159,6 +160,9 @@ EFFECTS = {
     "cache_origin_gib": (KEPT, ("--cache_origin_gib", "0"), "trajectories"),
     "cache_origin_disk_gib": (ON_DISK, ("--cache_origin_disk_gib", "0"), "trajectories"),
     "cache_origin_half": (ON_DISK, ("--cache_origin_half",), "trajectories"),
+    # several processes
+    "slurm_array": (INVERT, ("--slurm_array",), "status"),  # this is no task of one; see test_ranks.py
+    "collect": (TEST, ("--collect",), "status"),
     # inference
     "edit_image": ((*TEST, "--load_from_checkpoint", "smile"), ("--edit_image", "images/2.png"), "status"),
     "hs_coeff_delta_h": (TEST, ("--hs_coeff_delta_h", "2"), "pictures"),
@@ -232,8 +236,8 @@ def outcome(tiny, tmp_path_factory):
         patch.setenv("ASYRP_DATA_IMAGENET", str(world / "classes"))
         patch.setattr(asyrp.runner, "load_lpips", Distance)
         patch.setattr(gauges, "load_lpips", Distance)
-        patch.setattr(asyrp.runner, "IdLoss", Recogniser)
-        patch.setattr(asyrp.runner, "weights_at", lambda place: None)
+        patch.setattr(asyrp.parts, "IdLoss", Recogniser)
+        patch.setattr(asyrp.parts, "weights_at", lambda place: None)
 
         @cache
         def run(flags):

@@ -16,6 +16,7 @@ from utils.files import ROOT
 ROWS = (
     ("main",),
     ("asyrp.runner",),
+    ("asyrp.parts",),
     ("asyrp.uses", "asyrp.learning", "asyrp.results", "asyrp.images", "asyrp.fits", "asyrp.calibrating", "asyrp.components"),
     (
         "asyrp.editing",
@@ -32,13 +33,14 @@ ROWS = (
         *("asyrp.intervals", "asyrp.config", "asyrp.pipeline", "asyrp.parsing", "asyrp.clip"),
     ),
     ("asyrp.noise_maps", "asyrp.hspace", "asyrp.blending", "asyrp.calibration", "asyrp.acceleration", "asyrp.options", "asyrp"),
+    ("asyrp.ranks", "asyrp.watch"),
     ("asyrp.process",),  # it learns of no way to edit and no way to invert
     ("models", "losses"),
     ("configs", "utils"),
 )
 GROUND = ("utils", "models", "losses", "configs")
 # Who may know what a flag is: the command line itself, and the one place where settings are decided.
-KNOW_FLAGS = {"main", "asyrp.parsing", "asyrp.settings", "asyrp.runner", "asyrp.images", "utils.arguments"}
+KNOW_FLAGS = {"main", "asyrp.parsing", "asyrp.settings", "asyrp.runner", "asyrp.parts", "asyrp.images", "utils.arguments"}
 FLAGS = {"asyrp.options", "asyrp.parsing"}
 # The equations: no files, no printing, nothing to configure.
 PURE = (

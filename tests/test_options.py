@@ -21,6 +21,7 @@ GROUPS = {
     "training": "--clip_loss_w",
     "fitting": "--fit_by",
     "speed": "--precision",
+    "several processes": "--collect",
     "inference": "--delta_interpolation",
     "region": "--edit_mask",
     "sharing": "--export",

@@ -30,7 +30,7 @@ SCRIPTS = {
 def called(tmp_path):
     """called(script, *arguments, **variables) -> the calls of Python, each a list of words.
 
-    variables: what is set at the top of the script instead of what stands there.
+    variables: what is set at the top of the script instead of what stands there; environment: more of it.
     """
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     (tmp_path / "bin").mkdir()
@@ -40,14 +40,14 @@ def called(tmp_path):
     calls = tmp_path / "calls"
     env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "CALLS": str(calls), "ASYRP_NO_VENV": "1"}
 
-    def called(script, *arguments, **variables):
+    def called(script, *arguments, environment=(), **variables):
         path = tmp_path / "scripts" / script
         text = path.read_text()
         for name, value in variables.items():
             [line] = [line for line in text.splitlines() if line.startswith(f"{name}=")]
             text = text.replace(line, f'{name}="{value}"')
         path.write_text(text)
-        subprocess.run(["bash", path, *arguments], check=True, env=env, capture_output=True)
+        subprocess.run(["bash", path, *arguments], check=True, env=env | dict(environment), capture_output=True)
         return [shlex.split(line) for line in calls.read_text().splitlines()]
 
     return called
@@ -122,6 +122,22 @@ def test_the_directions_of_the_default_stack(called, tmp_path):
     assert (settings.n_train_img, settings.n_iter, settings.l1_loss_w) == (200, 2, 2.5)
     assert (settings.clip_source, settings.sch_gamma, settings.lpips_edit_th) == ("origin", 0.2, 0.005)
     assert (tmp_path / "pretrained/avatar/directions/beard.pth").read_text() == "the last epoch"
+
+
+@pytest.mark.parametrize(("script", "mode"), [("train.sbatch", "run_train"), ("precompute.sbatch", "just_precompute")])
+def test_the_jobs_for_slurm(called, tmp_path, script, mode):
+    """As sbatch runs them: from where it was called, with what the lines of #SBATCH ask for."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    shutil.copy(tmp_path / "bin/python", tmp_path / "bin/torchrun")
+    asked = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "64"}
+    [call] = called(f"slurm/{script}", environment=asked)
+    if script == "train.sbatch":
+        assert call[:3] == ["--standalone", "--nproc_per_node", "8"]
+    given, settings = settings_of(call[call.index("main.py") :])
+    assert [name for name in MODES if given.get(name)] == [mode]
+    assert settings.slurm_array == (script == "precompute.sbatch")
+    assert settings.config.path.name == "celeba.yml"
 
 
 def test_a_direction_without_settings_is_refused(called, tmp_path):

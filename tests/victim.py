@@ -1,7 +1,7 @@
 """python victim.py WORLD WHERE N FLAG...: main.py on a tiny world, killed without notice at its N-th call of a function.
 
 WHERE: "invert", "generate" or "train_batch", killed before the call; "save" (a checkpoint) or "save_file" (a file of the
-store), killed when half of the file is written; "nowhere".
+store), killed when half of the file is written; "nowhere". Of several processes, the one that VICTIM_RANK names is killed.
 """
 
 import os
@@ -37,7 +37,7 @@ def deadly(function, n, halve):
 
 if __name__ == "__main__":
     world, where, n, *flags = sys.argv[1:]
-    if where != "nowhere":
+    if where != "nowhere" and os.environ.get("RANK") == os.environ.get("VICTIM_RANK"):
         home = HOME[where]
         setattr(home, where, deadly(getattr(home, where), int(n), halve=where.startswith("save")))
     asyrp.runner.load_lpips = Distance

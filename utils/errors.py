@@ -11,5 +11,13 @@ class UserError(Exception):
         return printable(super().__str__())
 
 
+class Ended(Exception):
+    """The program ends with `status`, and without a word: another process of the same job has said it, or will."""
+
+    def __init__(self, status):
+        super().__init__(status)
+        self.status = status
+
+
 class SettingsError(UserError, ValueError):
     """A setting that is missing, unknown, of the wrong type or out of its range."""

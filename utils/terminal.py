@@ -6,7 +6,7 @@ import signal
 import sys
 from contextlib import suppress
 
-from utils.errors import UserError
+from utils.errors import Ended, UserError
 from utils.text import one_line
 
 STOPPED = "stopped"  # what a program says when nothing better is known
@@ -86,6 +86,9 @@ def guarded(main, argv=None, stopped=STOPPED):
         return main(argv) or 0
     except UserError as error:
         return _tell(str(error))
+    except Ended as error:
+        close_bars()
+        return error.status
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -95,7 +98,7 @@ def guarded(main, argv=None, stopped=STOPPED):
     except KeyboardInterrupt as error:
         close_bars()
         print(stopped, file=sys.stderr)
-        return _status(error)
+        return status_of(error)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -109,7 +112,7 @@ def catch_signals_early():
         if not issubclass(kind, KeyboardInterrupt):
             return sys.__excepthook__(kind, error, trace)
         print(STOPPED, file=sys.stderr, flush=True)
-        os._exit(_status(error))
+        os._exit(status_of(error))
 
     sys.excepthook = hook
     _catch_ending()
@@ -173,5 +176,6 @@ def _terminate(number, frame):
     raise Terminated(number)
 
 
-def _status(error):
+def status_of(error):
+    """The exit status of a program that a KeyboardInterrupt has ended."""
     return 128 + (error.args[0] if isinstance(error, Terminated) else signal.SIGINT)

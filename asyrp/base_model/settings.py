@@ -34,7 +34,7 @@ class Settings:
     snr_bounds: tuple[float, float] = setting(
         (0.6, 15.0), above=0, text="smallest and largest weight of snr, before all are divided by their mean"
     )
-    batch_size: int = setting(64, at_least=1, text="images a step")
+    batch_size: int = setting(64, at_least=1, text="images a step, of all processes together")
     lr: float = setting(3e-4, above=0, text="peak learning rate of AdamW")
     lr_schedule: str = setting(
         "cosine", choices=("cosine", "constant"), text="after the warm-up: a cosine to zero, or the peak to the end"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from tqdm import tqdm
 
 from asyrp import process
@@ -20,6 +20,7 @@ from asyrp.base_model.files import model_sections
 from asyrp.base_model.settings import learning_rate, loss_weights
 from asyrp.config import to_dict
 from asyrp.data.datasets import Readable, collate
+from asyrp.ranks import ALONE
 from models import build_unet
 from models.convert import read_weights_of
 from utils import tensors
@@ -63,12 +64,16 @@ class Trainer:
     """A U-Net in training (`unet`), its moving average (`ema`), its optimiser, and how far it has come.
 
     config: a model's settings (`asyrp.config.load_config`). init: a weight file to begin from. state: of `Trainer.state`,
-    to go on from; it comes before `init`. Seeds PyTorch's random numbers, by the images seen.
-    Raises UserError when weights are missing, damaged, or of another network.
+    to go on from; it comes before `init`. Seeds PyTorch's random numbers, by the images seen. ranks: processes that share every
+    batch; each draws the random numbers of the whole batch, so that their number changes nothing but the last digits.
+    Raises UserError when weights are missing, damaged, or of another network, and for a batch of fewer images than processes.
     """
 
-    def __init__(self, config, settings, device="cpu", init=None, state=None):
+    def __init__(self, config, settings, device="cpu", init=None, state=None, ranks=ALONE):
+        if settings.batch_size < ranks.world:
+            raise UserError(f"--batch_size {settings.batch_size} is shared by {ranks.world} processes: give that many or more")
         self.settings, self.device, self.model = settings, torch.device(device), model_sections(config)
+        self.ranks = ranks
         self.images_seen, self.seconds, self.sessions = settings.images_seen, 0.0, []
         if state:
             self.images_seen, self.seconds, self.sessions = (state[key] for key in ("images_seen", "seconds", "sessions"))
@@ -126,41 +131,45 @@ class Trainer:
         return learning_rate(self.settings, self.progress) * (1 - self.cold_steps_left / (COLD_STEPS + 1))
 
     def step(self, x_0):
-        """One step of the optimiser on images (B, 3, H, W) in [-1, 1]."""
-        s = self.settings
+        """One step of the optimiser on images (B, 3, H, W) in [-1, 1]; of several processes, on each one's part of a batch."""
+        s, ranks = self.settings, self.ranks
+        n = s.batch_size if ranks.joined else len(x_0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         x_0 = x_0.to(self.device, non_blocking=True).contiguous(memory_format=self.layout)
         if s.flip:
-            x_0 = torch.where(torch.rand(len(x_0), 1, 1, 1, device=self.device) < 0.5, x_0.flip(3), x_0)
-        t = antithetic_timesteps(len(x_0), len(self.alpha_bars), self.device)
+            x_0 = torch.where(ranks.share(torch.rand(n, 1, 1, 1, device=self.device)) < 0.5, x_0.flip(3), x_0)
+        t = ranks.share(antithetic_timesteps(n, len(self.alpha_bars), self.device))
         alpha_bar = self.alpha_bars[t][:, None, None, None]
-        eps = torch.randn_like(x_0)
+        whole = torch.empty(n, *x_0.shape[1:], device=self.device, memory_format=self.layout)
+        eps = ranks.share(whole.normal_())
         x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
         with autocast(s.precision, self.device):
             prediction, _ = process.split_prediction(self.forward(x_t, t))
         loss = ((prediction.float() - eps).square().mean((1, 2, 3)) * self.weights[t]).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        loss = loss.detach()
+        gradients = [p.grad for p in self.unet.parameters() if p.grad is not None]
+        ranks.average([*gradients, loss], len(x_0) / n)
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), s.clip_norm)
         self.optimizer.step()
         # A short memory at first, so that the average soon forgets the random start (Karras et al. 2019, rampup).
         update_ema(self.ema, self.unet, min(s.ema, (1 + self.images_seen) / (10 * s.batch_size + self.images_seen)))
-        self.images_seen += len(x_0)
+        self.images_seen += n
         self.cold_steps_left = max(0, self.cold_steps_left - 1)
-        loss = loss.detach()
         self.loss = loss if self.loss is None else self.loss.lerp(loss, SMOOTHING)
 
     # ---- all steps ----------------------------------------------------------------------------------------------------------
 
     def loader(self, dataset):
-        """As many batches of the dataset as are left, with each image as often as any other."""
+        """As many batches of the dataset as are left, with each image as often as any other; of each, this process's part."""
         s = self.settings
         steps = math.ceil((s.total_images - self.images_seen) / s.batch_size)
+        order = RandomSampler(dataset, num_samples=steps * s.batch_size)
         return DataLoader(
             Readable(dataset),
-            s.batch_size,
-            sampler=RandomSampler(dataset, num_samples=steps * s.batch_size),
+            batch_sampler=Parts(BatchSampler(order, s.batch_size, drop_last=False), self.ranks),
             num_workers=s.workers,
             collate_fn=collate,
             worker_init_fn=leave_signals_to_the_parent,
@@ -168,11 +177,12 @@ class Trainer:
         )
 
     def run(self, dataset, save, stopped=lambda: False):
-        """Train to the end, or until `stopped()`; `save()` is called every now and then, and at last.
+        """Train to the end, or until `stopped()`; `save()` is called every now and then, and at last. -> what `stopped` said.
 
-        A save that fails (OSError) on the way is told in one line and tried again later; the last one's error is raised.
+        A save that fails (OSError) on the way is told in one line and tried again later; the last one's error is raised. Of
+        several processes, the first one saves and its clock counts; all end when one of them is stopped.
         """
-        told, last = set(), time.monotonic()
+        told, last, stop = set(), time.monotonic(), None
         saved = last
         with tqdm(total=self.settings.total_images, initial=self.images_seen, unit="img", desc="training") as bar:
             for x_0, messages in self.loader(dataset):
@@ -185,12 +195,14 @@ class Trainer:
                 with compiling():
                     self.step(x_0)
                 now = time.monotonic()
-                self.seconds, last = self.seconds + now - last, now
-                if bar.update(len(x_0)):
+                everybody = self.ranks.gather([(self.seconds + now - last, stopped())])
+                (self.seconds, _), last = everybody[0], now
+                if bar.update(self.images_seen - bar.n):
                     bar.set_postfix(loss=f"{self.loss.item():.4f}", done=f"{self.progress:.1%}", refresh=False)
-                if stopped() or self.progress >= 1:
+                stop = next((said for _, said in everybody if said), None)
+                if stop or self.progress >= 1:
                     break
-                if now - saved > 60 * self.settings.save_minutes:
+                if now - saved > 60 * self.settings.save_minutes and self.ranks.leads:
                     self.check()
                     try:
                         save()
@@ -198,7 +210,9 @@ class Trainer:
                         log.warning("%s; what was saved before is kept, and training goes on", line_of(error))
                     saved = last = time.monotonic()
         self.check()
-        save()
+        if self.ranks.leads:
+            save()
+        return stop
 
     def check(self):
         """Raise UserError when the weights are of no use any more, before they are written over good ones."""
@@ -231,6 +245,19 @@ class Trainer:
     def averaged_weights(self, dtype=torch.float32):
         """The moving average as a state dict in `dtype`, on the CPU."""
         return {key: value.to("cpu", dtype).contiguous() for key, value in self.ema.state_dict().items()}
+
+
+class Parts:
+    """Of each batch of a sampler, a process's part."""
+
+    def __init__(self, batches, ranks):
+        self.batches, self.ranks = batches, ranks
+
+    def __iter__(self):
+        return map(self.ranks.share, self.batches)
+
+    def __len__(self):
+        return len(self.batches)
 
 
 @contextmanager

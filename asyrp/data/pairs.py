@@ -11,6 +11,7 @@ from asyrp.acceleration.overlap import prefetched
 from asyrp.data.datasets import load_batch
 from asyrp.data.pixels import PixelIndex
 from asyrp.noise_maps import noise_maps
+from asyrp.ranks import ALONE
 from utils.digests import digest
 from utils.errors import UserError
 
@@ -19,17 +20,35 @@ log = logging.getLogger(__name__)
 
 class Batch(NamedTuple):
     """Images and their latents: indices (list of ints), names, x_0 (or None) and x_T (B, 3, H, W) on the CPU; z, where the
-    latents are noise maps as well (see asyrp/noise_maps.py)."""
+    latents are noise maps as well (see asyrp/noise_maps.py). counts: False where it stands in for another process's images."""
 
     indices: list
     names: list
     x_0: torch.Tensor | None
     x_T: torch.Tensor
     z: torch.Tensor | None = None
+    counts: bool = True
 
     def part(self, rows):
         """A slice of it -> Batch."""
-        return Batch(*(column if column is None else column[rows] for column in self))
+        columns = {name: column[rows] for name, column in self._asdict().items() if isinstance(column, list | torch.Tensor)}
+        return self._replace(**columns)
+
+
+def parts(load, indices, size, ranks):
+    """The batches of a training by several processes, `size` images for each -> yields this one's Batch.
+
+    load: function of indices -> Batch, or None where none of the images can be read. A process without an image in a batch
+    works on another's, which does not count, so that all take the same steps. None where no image of a batch can be read.
+    """
+    for start in range(0, len(indices), size * ranks.world):
+        whole = indices[start : start + size * ranks.world]
+        own = ranks.share(whole)
+        batch = load(own) if own else None
+        if batch is None:
+            others = (load([i]) for i in whole if i not in own)
+            batch = next((other._replace(counts=False) for other in others if other), None)
+        yield batch
 
 
 class DDIM:
@@ -87,30 +106,37 @@ class InvertedPairs:
         self.pixels = PixelIndex(dataset, kept.root / "pixels")
         self.skipped = set()
 
-    def fill(self, indices, batch_size, again=False):
+    def fill(self, indices, batch_size, again=False, ranks=ALONE):
         """Invert the images that have no whole latent yet (all of them when `again`) -> how many have one now.
 
         Images are grouped by their place in `indices`, and a group is inverted as a whole, so that a latent does not depend on
-        which of them a killed run had finished. A group that has all its latents is not even decoded.
+        which of them a killed run had finished, or on how many processes share the groups out. A group that has all its latents
+        is not even decoded.
         """
-        groups, readable = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)], 0
+        groups, seen = ranks.batches(indices, batch_size), []
         loaded = prefetched((None if not again and self._ready(group) else self._load(group) for group in groups), 2)
-        with tqdm(desc="inverting", total=len(indices), unit="img") as bar:
+        with tqdm(desc="inverting", total=sum(map(len, groups)), unit="img") as bar:
             for group, found in zip(groups, loaded, strict=True):
                 if found is None:
-                    readable += len(group)
+                    seen.append((len(group), len(group), []))
                 else:
                     good, x_0, pixels, messages = found
                     self._skip(messages)
-                    readable += len(good)
+                    seen.append((len(group), len(good), messages))
                     missing = [again or self._found(*one) is None for one in zip(good, pixels, strict=True)]
                     if any(missing):
                         self._invert(good, x_0, pixels, missing)
                 bar.update(len(group))
-        if not readable:
-            raise UserError(f"{self.dataset.folder}: none of the {len(indices)} images could be read; check the files")
-        if readable < len(indices):
-            log.warning("%d of %d images could not be read and are left out", len(indices) - readable, len(indices))
+        wanted = readable = 0
+        for n, good, messages in ranks.gather(seen):
+            wanted, readable = wanted + n, readable + good
+            self._skip(messages)
+        if ranks.joined:
+            self.pixels.refresh()
+        if wanted and not readable:
+            raise UserError(f"{self.dataset.folder}: none of the {wanted} images could be read; check the files")
+        if readable < wanted:
+            log.warning("%d of %d images could not be read and are left out", wanted - readable, wanted)
         return readable
 
     def _ready(self, group):
@@ -160,22 +186,26 @@ class InvertedPairs:
 
     def batches(self, indices, batch_size):
         """Batches of up to `batch_size` images with latents, in the order of `indices`; `fill` comes first."""
-        return prefetched(self._batches(indices, batch_size))
+        return (batch for batch in self.parts(indices, batch_size) if batch)
 
-    def _batches(self, indices, batch_size):
-        for start in range(0, len(indices), batch_size):
-            good, x_0, pixels, messages = self._load(indices[start : start + batch_size])
-            self._skip(messages)
-            if not good:
-                continue
-            images = list(zip(good, pixels, strict=True))
+    def parts(self, indices, batch_size, ranks=ALONE):
+        """This process's parts of such batches, of up to `batch_size` images for each: see `parts`."""
+        return prefetched(parts(self.load, indices, batch_size, ranks))
+
+    def load(self, indices):
+        """-> Batch, or None where none of the images can be read."""
+        good, x_0, pixels, messages = self._load(indices)
+        self._skip(messages)
+        if not good:
+            return None
+        images = list(zip(good, pixels, strict=True))
+        found = [self._found(*one) for one in images]
+        missing = [latent is None for latent in found]
+        if any(missing):  # damaged since `fill`, or removed by somebody
+            self._invert(good, x_0, pixels, missing)
             found = [self._found(*one) for one in images]
-            missing = [latent is None for latent in found]
-            if any(missing):  # damaged since `fill`, or removed by somebody
-                self._invert(good, x_0, pixels, missing)
-                found = [self._found(*one) for one in images]
-            latents = {name: torch.stack([latent[name] for latent in found]) for name in self.inversion.shapes}
-            yield Batch(good, [self.dataset.name(i) for i in good], x_0, **latents)
+        latents = {name: torch.stack([latent[name] for latent in found]) for name in self.inversion.shapes}
+        return Batch(good, [self.dataset.name(i) for i in good], x_0, **latents)
 
     def batch(self, indices, batch_size):
         """All of these images as one Batch, inverted first, `batch_size` at a time, where they are not yet."""
@@ -195,11 +225,12 @@ class SampledPairs:
         self.images, self.keep = images, keep
         self.shape = (3, model.image_size, model.image_size)
 
-    def fill(self, indices, batch_size=1, again=False):
+    def fill(self, indices, batch_size=1, again=False, ranks=ALONE):
         """Draw the latents that are to be kept; otherwise there is nothing to do. -> how many there are."""
-        for i in indices if self.keep else []:
+        own = ranks.share(indices)
+        for i in own if self.keep else []:
             self.draw(i)
-        return len(indices)
+        return len(ranks.gather(own))
 
     def draw(self, i):
         key = store.noise_key(self.shape, i)
@@ -214,10 +245,14 @@ class SampledPairs:
         return [digest(self.draw(i)) for i in indices]
 
     def batches(self, indices, batch_size):
-        for start in range(0, len(indices), batch_size):
-            some = indices[start : start + batch_size]
-            x_T = torch.stack([self.draw(i) for i in some])
-            yield Batch(some, [f"noise {i}" for i in some], self._sampled(x_T) if self.images else None, x_T)
+        return self.parts(indices, batch_size)
+
+    def parts(self, indices, batch_size, ranks=ALONE):
+        return parts(self.load, indices, batch_size, ranks)
+
+    def load(self, indices):
+        x_T = torch.stack([self.draw(i) for i in indices])
+        return Batch(indices, [f"noise {i}" for i in indices], self._sampled(x_T) if self.images else None, x_T)
 
     def _sampled(self, x_T):
         keys = [store.sample_key(self.model, self.timesteps, x) for x in x_T]

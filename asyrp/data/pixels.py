@@ -25,6 +25,10 @@ class PixelIndex:
         self.path = Path(folder) / f"{name}.jsonl"
         self.known, self.full = self._read(), False
 
+    def refresh(self):
+        """Read what other processes have noted meanwhile."""
+        self.known |= self._read()
+
     def _read(self):
         known = {}
         with suppress(OSError), ordinary(self.path).open(encoding="utf-8", errors="replace") as lines:

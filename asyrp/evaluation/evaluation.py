@@ -37,9 +37,13 @@ class Evaluation:
             except UserError as error:
                 self.left_out[name] = str(error)
 
-    @torch.no_grad()
     def add(self, batch, before, edited):
         """A Batch; before and edited: lists of (label, images) as the runner makes them, before with the reconstruction."""
+        self.keep(self.see(batch, before, edited))
+
+    @torch.no_grad()
+    def see(self, batch, before, edited, place=0):
+        """Measure the pictures of a batch -> what `keep` takes, of this process or of another: plain data and tensors."""
         reconstruction = dict(before)[RECONSTRUCTION].to(self.device)
         original = batch.x_0.to(self.device)
         columns = {label: {} for label in [RECONSTRUCTION, *(label for label, _ in edited)]}
@@ -51,11 +55,28 @@ class Evaluation:
             except UserError as error:
                 self.gauges.remove(gauge)
                 self.left_out[gauge.name] = str(error)
-        for label, found in columns.items():
-            each = {name: values.tolist() if isinstance(values, torch.Tensor) else values for name, values in found.items()}
+        values = {
+            label: {name: each.tolist() if isinstance(each, torch.Tensor) else list(each) for name, each in found.items()}
+            for label, found in columns.items()
+        }
+        features = {gauge.name: gauge.features.take() for gauge in self.gauges if hasattr(gauge, "features")}
+        names = [printable(Path(name).name) for name in batch.names]
+        return {"names": names, "values": values, "features": features, "left_out": dict(self.left_out)}
+
+    def keep(self, seen):
+        """What `see` returned, in the order of the images."""
+        for name, reason in seen["left_out"].items():
+            if name not in self.left_out:  # it ended in another process
+                self.left_out[name] = reason
+                self.gauges = [gauge for gauge in self.gauges if gauge.name != name]
+        columns = seen["values"]
+        for label, each in columns.items():
             for name, values in each.items():
                 self.moments[label][name].add([value for value in values if value is not None])
-            self._write_rows(batch.names, label, each, [name for found in columns.values() for name in found])
+            self._write_rows(seen["names"], label, each, [name for found in columns.values() for name in found])
+        for gauge in self.gauges:
+            for label, features in seen["features"].get(gauge.name, {}).items():
+                gauge.features.add(label, features)
 
     def _write_rows(self, images, label, each, names):
         """A row an image, into a file that nobody sees until `save`. A metric that ends early leaves its column empty."""
@@ -67,7 +88,7 @@ class Evaluation:
             self.writer.writeheader()
         for i, image in enumerate(images):
             values = {name: values[i] for name, values in each.items() if values[i] is not None}
-            self.writer.writerow({"image": printable(Path(image).name), "picture": label} | values)
+            self.writer.writerow({"image": image, "picture": label} | values)
 
     def result(self):
         """What was found, as evaluation.json holds it."""

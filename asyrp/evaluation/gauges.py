@@ -44,6 +44,11 @@ class Features:
     def add(self, label, features):
         self.sets.setdefault(label, []).append(features.cpu())
 
+    def take(self):
+        """{label: features} that came since the last call; they are not kept here then."""
+        taken, self.sets = {label: torch.cat(chunks) for label, chunks in self.sets.items()}, {}
+        return taken
+
     def distances(self, name, kernel=True):
         """-> {label of an edit: {metric: value or {"mean", ...}}} against the originals."""
         whole = {label: torch.cat(chunks) for label, chunks in self.sets.items()}

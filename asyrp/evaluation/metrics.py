@@ -114,7 +114,7 @@ def frechet_distance(a, b):
     """Fréchet distance of two sets of features (n, D), taken as Gaussians (Heusel et al. 2017); FID on Inception's."""
     features = torch.nn.Identity()
     features.num_features = a.shape[1]
-    metric = FrechetInceptionDistance(feature=features)
+    metric = FrechetInceptionDistance(feature=features, sync_on_compute=False)  # the sets are whole: there is nothing to sync
     metric.update(a, real=True)
     metric.update(b, real=False)
     return metric.compute().item()
@@ -126,7 +126,8 @@ def kernel_distance(a, b):
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)  # that it keeps all features
         torch.manual_seed(0)  # the same subsets, and so the same number, at every call
-        metric = KernelInceptionDistance(feature=torch.nn.Identity(), subsets=SUBSETS, subset_size=size)
+        how = {"subsets": SUBSETS, "subset_size": size, "sync_on_compute": False}
+        metric = KernelInceptionDistance(feature=torch.nn.Identity(), **how)
         metric.update(a, real=True)
         metric.update(b, real=False)
         mean, deviation = metric.compute()

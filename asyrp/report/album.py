@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from asyrp.report import pictures as drawing
+from utils.text import printable
 
 OVERVIEW_ROWS = 64  # images in the picture of all
 
@@ -21,18 +22,30 @@ class Album:
 
     def add(self, batch, before, edited):
         """A Batch, and its pictures: lists of (label, images (B, 3, H, W)), what stands before the edits and the edits."""
-        self.labels = [label for label, _ in before] + self.columns
+        self.keep(self.see(batch, before, edited, len(self.strips)))
+
+    def see(self, batch, before, edited, place):
+        """Draw the pictures of a batch, the first of whose images is number `place` of the test -> what `keep` takes, of this
+        process or of another: plain data and tensors."""
+        labels, first = [label for label, _ in before] + self.columns, []
         for i, index in enumerate(batch.indices):
             pictures = [column[i] for _, column in edited]
             grid = drawing.in_rows([column[i] for _, column in before], pictures, len(self.columns))
-            self.later(drawing.save_grid, self.folder / f"{index:06d}.png", grid, self.labels, self.row_names)
+            self.later(drawing.save_grid, self.folder / f"{index:06d}.png", grid, labels, self.row_names)
             if self.animation:
                 path = self.folder / f"{index:06d}.{self.animation}"
                 self.later(drawing.save_animation, [pictures], self.strengths, path)
-            if len(self.rows) < OVERVIEW_ROWS:
-                self.strips.append(pictures)
-                self.rows += grid
-                self.names += [f"{Path(batch.names[i]).stem} {name}".strip() for name in self.row_names or [""]]
+            if (place + i) * len(grid) < OVERVIEW_ROWS:
+                first.append((printable(Path(batch.names[i]).stem), grid, pictures))
+        return labels, first
+
+    def keep(self, seen):
+        """What `see` returned, in the order of the images."""
+        self.labels, first = seen
+        for stem, grid, pictures in first:
+            self.strips.append(pictures)
+            self.rows += grid
+            self.names += [f"{stem} {name}".strip() for name in self.row_names or [""]]
 
     def save(self):
         """Write the picture of all -> where it lies, as text."""

@@ -78,10 +78,20 @@ class Export:
 
     def add(self, batch, before, edited):
         """A Batch and its pictures, as `Editor.pictures_of` returns them."""
+        self.keep(self.see(batch, before, edited, len(self.rows)))
+
+    def see(self, batch, before, edited, place):
+        """The pictures of a batch, the first of whose images is number `place` of the test -> what `keep` takes, of this
+        process or of another: plain data and tensors."""
         columns = edited if batch.x_0 is None else [("original", batch.x_0), *edited]
-        self.labels = [label for label, _ in columns]
-        for i in range(min(len(batch.indices), ROWS - len(self.rows))):
-            self.rows.append([images[i].cpu() for _, images in columns])
+        room = max(0, ROWS - place)
+        rows = [[images[i].cpu() for _, images in columns] for i in range(min(len(batch.indices), room))]
+        return [label for label, _ in columns], rows
+
+    def keep(self, seen):
+        """What `see` returned, in the order of the images."""
+        self.labels, rows = seen
+        self.rows += rows
 
     def save(self):
         """Write the three files -> what to print. The card comes first: without it the others are nobody's."""

@@ -63,16 +63,26 @@ class Gallery:
 
     def add(self, batch, before, edited):
         """A Batch, and its pictures: lists of (label, images (B, 3, H, W)), what stands before the edits and the edits."""
+        self.keep(self.see(batch, before, edited, len(self.shown)))
+
+    def see(self, batch, before, edited, place):
+        """The pictures of a batch, the first of whose images is number `place` of the test -> what `keep` takes, of this
+        process or of another: plain data."""
         columns = [*before, *edited]
         # Sampled latents have no image when nobody asked for one.
         if columns[0][0] != "original" and batch.x_0 is not None:
             columns = [("original", batch.x_0), *columns]
-        self.labels = [label for label, _ in columns]
-        room = min(MOST_IMAGES, max(1, MOST_PICTURES // len(columns))) - len(self.shown)
-        for i, name in enumerate(batch.names[:room]):
-            self.shown.append(
-                {"name": printable(Path(name).stem), "pictures": [data_uri(pictures[i]) for _, pictures in columns]}
-            )
+        room = max(0, min(MOST_IMAGES, max(1, MOST_PICTURES // len(columns))) - place)
+        first = [
+            {"name": printable(Path(name).stem), "pictures": [data_uri(pictures[i]) for _, pictures in columns]}
+            for i, name in enumerate(batch.names[:room])
+        ]
+        return [label for label, _ in columns], first
+
+    def keep(self, seen):
+        """What `see` returned, in the order of the images."""
+        self.labels, first = seen
+        self.shown += first
 
     def save(self):
         write_text(self.folder / PICTURES, json.dumps({**self.about, "labels": self.labels, "images": self.shown}))

@@ -6,6 +6,7 @@ A measurement is a function of a subject -> Result. What a claim says, and the c
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -63,7 +64,7 @@ def trajectory(subject, where):
         return both
 
     x_0 = subject.walk(predict, lambda t, P_t: steps[t].append(P_t.cpu()))
-    return x_0, {t: torch.cat(chunks) for t, chunks in steps.items()}
+    return x_0, {t: subject.together(chunks) for t, chunks in steps.items()}
 
 
 def one_pass(subject):
@@ -106,39 +107,36 @@ def left_of_constant_shift(subject):
 
 def linearity(subject):
     """The strength of delta_h against the score; for a calibrated direction, over steps of equal change too."""
-    known = {0.0: subject.plain, 1.0: subject.edited}
 
+    @cache
     def at(strength):
-        if strength not in known:
-            known[strength] = subject.generate(lambda rows: subject.edit(strength=strength))
-        return known[strength]
+        known = {0.0: "plain", 1.0: "edited"}
+        if strength in known:
+            return getattr(subject, known[strength])
+        return subject.generate(lambda rows: subject.edit(strength=strength))
 
     [attribute] = subject.attributes
-    ways = {"strength": STRENGTHS}
-    record = getattr(attribute.direction, "record", {})
-    if calibration := Calibration.of_record(record, attribute.name):
-        ways["change"] = tuple(calibration.spaced(STRENGTHS[0], STRENGTHS[-1], len(STRENGTHS)))
-    table, fits, graded = [], {}, {}
+    ways, table, graded, fits = {"strength": STRENGTHS}, [], {}, {}
+    calibration = Calibration.of_record(getattr(attribute.direction, "record", {}), attribute.name)
+    if calibration:
+        ways["change"] = calibration.spaced(STRENGTHS[0], STRENGTHS[-1], len(STRENGTHS))
     for steps, strengths in ways.items():
         graded[steps] = [attribute.score.graded(at(strength), subject.plain) for strength in strengths]
-        # The pictures of a strip: one like the other apart, whatever their strengths.
+        # Over their places in the strip, whatever their strengths.
         fits[steps] = r_squared(range(len(strengths)), [values.mean().item() for values in graded[steps]])
-        table += [
-            ({"steps of equal": steps} if len(ways) > 1 else {})
-            | {"strength": strength, "score": summary(subject.score(at(strength))), "graded score": summary(values)}
-            | {"LPIPS to plain": summary(subject.lpips(at(strength), subject.plain))}
-            for strength, values in zip(strengths, graded[steps], strict=True)
-        ]
+        for strength, values in zip(strengths, graded[steps], strict=True):
+            found = {"strength": strength, "score": summary(subject.score(at(strength))), "graded score": summary(values)}
+            found["LPIPS to plain"] = summary(subject.lpips(at(strength), subject.plain))
+            table.append(({"steps of equal": steps} if calibration else {}) | found)
     values = graded["strength"]
-    pairs = zip(pairwise(STRENGTHS), pairwise(values), strict=True)
-    falls = [f"{a:+g} to {b:+g}" for (a, b), (before, after) in pairs if surely(before - after)]
+    falls = [f"{STRENGTHS[i]:+g} to {STRENGTHS[i + 1]:+g}" for i in range(len(values) - 1) if surely(values[i] - values[i + 1])]
     holds = not falls and fits["strength"] >= LINEAR and surely(values[-1] - values[0])
     because = f"a straight line explains {fits['strength']:.2f} of the mean graded score's variance; it falls " + (
         f"from {', '.join(falls)}" if falls else "nowhere"
     )
     if calibration:
         because += f"; over steps of equal change ({calibration.measure}) a straight line explains {fits['change']:.2f}"
-    return Result(holds, because, table, {f"{strength:+.2g}": at(strength) for strength in STRENGTHS})
+    return Result(holds, because, table, {f"{strength:+g}": at(strength) for strength in STRENGTHS})
 
 
 # ---- 3 ----------------------------------------------------------------------------------------------------------------------

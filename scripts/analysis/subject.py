@@ -1,5 +1,6 @@
 """What the claims are measured with: images, their latents and directions, the process in variants, and gauges of a result."""
 
+import math
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import torch
 
 from asyrp import hspace, process
 from asyrp.evaluation import metrics
+from asyrp.ranks import ALONE
 
 MOST_CERTAIN = 1e-6  # probabilities nearer to 0 or 1 than this are not told apart
 NOISE_LEVELS = (50, 100, 200, 300)  # timesteps at which an image's denoising error is measured
@@ -140,13 +142,16 @@ class Subject:
 
     images: whose edits are measured; donors: as many others, from which delta_h is taken. steps: ascending timesteps.
     distance: LPIPS, (B, 3, H, W) twice -> (B, 1, 1, 1). t_boost: the chosen one. What takes `rows` is called for one batch
-    of images after the other, with the slice they are.
+    of images after the other, with the slice they are. ranks: processes that share these batches; all get all results.
     """
 
-    def __init__(self, unet, schedule, steps, attributes, images, donors, distance, t_boost=0, seed=0, batch_size=32):
+    def __init__(
+        self, unet, schedule, steps, attributes, images, donors, distance, t_boost=0, seed=0, batch_size=32, ranks=ALONE
+    ):
         self.unet, self.schedule, self.steps = unet, schedule, steps
         self.attributes, self.images, self.donors = attributes, images, donors
-        self.distance, self.t_boost, self.seed, self.batch_size = distance, t_boost, seed, batch_size
+        self.distance, self.t_boost, self.seed, self.ranks = distance, t_boost, seed, ranks
+        self.batch_size = min(batch_size, math.ceil(len(images.indices) / ranks.world))  # one for each process
         self.name = " + ".join(attribute.name for attribute in attributes)
         self.t_edit = max(attribute.t_edit for attribute in attributes)
         self.n = len(images.indices)
@@ -161,7 +166,11 @@ class Subject:
     def batched(self, run, images):
         """run(x_T, rows) -> the results (n, 3, H, W) on the CPU."""
         slices = [slice(i, i + self.batch_size) for i in range(0, len(images.indices), self.batch_size)]
-        return torch.cat([run(images.x_T[rows].to(self.device), rows).cpu() for rows in slices])
+        return self.together([run(images.x_T[rows].to(self.device), rows).cpu() for rows in self.ranks.share(slices)])
+
+    def together(self, own):
+        """Tensors of the batches that this process has run -> those of all batches, as one."""
+        return torch.cat(self.ranks.gather(own))
 
     def generate(self, edit=None, t_edit=None, t_boost=0, images=None):
         """`process.generate` -> x_0. edit(rows) -> an edit; None: plain generation."""
@@ -207,16 +216,18 @@ class Subject:
             return self.edit(recorders[-1])
 
         self.generate(record, images=self.donors)
-        return {t: torch.cat([recorder.deltas[t].cpu() for recorder in recorders]) for t in recorders[0].deltas}
+        deltas = self.ranks.gather([{t: delta.cpu() for t, delta in recorder.deltas.items()} for recorder in recorders])
+        return {t: torch.cat([of_batch[t] for of_batch in deltas]) for t in deltas[0]}
 
     def score(self, images, attribute=None):
         return (attribute or self.attributes[0]).score(images, self.plain)
 
     def lpips(self, images, reference):
         """LPIPS per image (n,)."""
-        pairs = zip(images.split(self.batch_size), reference.split(self.batch_size), strict=True)
+        pairs = list(zip(images.split(self.batch_size), reference.split(self.batch_size), strict=True))
         with torch.no_grad():
-            return torch.cat([self.distance(a.to(self.device), b.to(self.device)).flatten().cpu() for a, b in pairs])
+            own = [self.distance(a.to(self.device), b.to(self.device)).flatten().cpu() for a, b in self.ranks.share(pairs)]
+            return self.together(own)
 
     def denoising_error(self, images):
         """How unlikely the diffusion model itself finds images -> (n,): RMS of P_t - x_0 after noise of a few levels was added,
