@@ -117,8 +117,7 @@ def linearity(subject):
 
     [attribute] = subject.attributes
     ways, table, graded, fits = {"strength": STRENGTHS}, [], {}, {}
-    calibration = Calibration.of_record(getattr(attribute.direction, "record", {}), attribute.name)
-    if calibration:
+    if calibration := Calibration.of_record(getattr(attribute.direction, "record", {}), attribute.name):
         ways["change"] = calibration.spaced(STRENGTHS[0], STRENGTHS[-1], len(STRENGTHS))
     for steps, strengths in ways.items():
         graded[steps] = [attribute.score.graded(at(strength), subject.plain) for strength in strengths]
@@ -131,9 +130,8 @@ def linearity(subject):
     values = graded["strength"]
     falls = [f"{STRENGTHS[i]:+g} to {STRENGTHS[i + 1]:+g}" for i in range(len(values) - 1) if surely(values[i] - values[i + 1])]
     holds = not falls and fits["strength"] >= LINEAR and surely(values[-1] - values[0])
-    because = f"a straight line explains {fits['strength']:.2f} of the mean graded score's variance; it falls " + (
-        f"from {', '.join(falls)}" if falls else "nowhere"
-    )
+    where = f"from {', '.join(falls)}" if falls else "nowhere"
+    because = f"a straight line explains {fits['strength']:.2f} of the mean graded score's variance; it falls {where}"
     if calibration:
         because += f"; over steps of equal change ({calibration.measure}) a straight line explains {fits['change']:.2f}"
     return Result(holds, because, table, {f"{strength:+g}": at(strength) for strength in STRENGTHS})
