@@ -121,7 +121,6 @@ def linearity(subject):
         ways["change"] = calibration.spaced(STRENGTHS[0], STRENGTHS[-1], len(STRENGTHS))
     for steps, strengths in ways.items():
         graded[steps] = [attribute.score.graded(at(strength), subject.plain) for strength in strengths]
-        # Over their places in the strip, whatever their strengths.
         fits[steps] = r_squared(range(len(strengths)), [values.mean().item() for values in graded[steps]])
         for strength, values in zip(strengths, graded[steps], strict=True):
             found = {"strength": strength, "score": summary(subject.score(at(strength))), "graded score": summary(values)}
