@@ -16,7 +16,10 @@ from utils.files import ROOT
 ROWS = (
     ("main",),
     ("asyrp.runner",),
-    ("asyrp.uses", "asyrp.learning", "asyrp.results", "asyrp.images", "asyrp.fits", "asyrp.calibrating", "asyrp.components"),
+    (
+        *("asyrp.uses", "asyrp.learning", "asyrp.results", "asyrp.images", "asyrp.fits", "asyrp.calibrating"),
+        *("asyrp.components", "asyrp.session"),
+    ),
     (
         "asyrp.editing",
         "asyrp.training",
