@@ -43,7 +43,6 @@ from utils.files import write_text
 FACES = 8  # test faces to choose from
 SHOWN, CELL = 384, 160  # pixels that a picture has at least: under the slider, elsewhere
 REST = 0.2  # seconds for which a slider must stand still
-LARGEST_UPLOAD = "20mb"
 
 
 def faces(model, folder, split, n):
@@ -54,8 +53,7 @@ def faces(model, folder, split, n):
         from avatar.render import render_face
     except ImportError as error:
         raise UserError(f"no faces can be drawn ({error}): pip install -r requirements.txt") from error
-    size = model.image_size
-    return torch.stack([to_unit_range(render_face(split, i, size)[0], size) for i in range(n)])
+    return torch.stack([to_unit_range(render_face(split, i, model.image_size)[0], model.image_size) for i in range(n)])
 
 
 class Visit(Session):
@@ -66,8 +64,9 @@ class Visit(Session):
         self.folder, self.files, self.stopped = Path(tempfile.mkdtemp(dir=folder)), {}, threading.Event()
 
     def offer(self, name, write, *content):
-        write(*content, self.folder / name)
-        self.files[name] = str(self.folder / name)
+        path = Path(tempfile.mkdtemp(dir=self.folder)) / name  # a browser shows a file that it knows as it was
+        write(*content, path)
+        self.files[name] = str(path)
 
     def close(self):
         self.stopped.set()
@@ -109,7 +108,8 @@ def page(gr, model, images, folder):
         return visit, time.monotonic()
 
     def close(request: gr.Request):
-        visits.pop(request.session_hash).close()
+        if visit := visits.pop(request.session_hash, None):
+            visit.close()
 
     def choose(visit, event: gr.SelectData):
         visit.image = shelf[event.index]
@@ -121,8 +121,8 @@ def page(gr, model, images, folder):
         if t_edit and not t_edit.isdecimal():
             raise UserError(f"t_edit {t_edit}: must be a whole number, 0 or more, or empty")
         visit.set_region(*region)
-        numbers = (n_steps or own["n_steps"], int(t_edit) if t_edit else None, t_boost or 0, seed or 0)
-        visit.settings = dict(zip(own, numbers, strict=True))
+        visit.settings = {"n_steps": n_steps or own["n_steps"], "t_edit": int(t_edit) if t_edit else None}
+        visit.settings |= {"t_boost": t_boost or 0, "seed": seed or 0}
 
     def follow(visit, name, position):
         visit.positions[name] = position or 0  # None: a number that is half typed
@@ -141,9 +141,9 @@ def page(gr, model, images, folder):
 
     def draw_strip(visit):
         strip = visit.strip()
-        drawn = pictures.labelled_grid([[*strip.values()]], [*strip], least=CELL)
-        visit.offer("strip.png", pictures.save, drawn)
-        return drawn, [*visit.files.values()]
+        picture = pictures.labelled_grid([[*strip.values()]], [*strip], least=CELL)
+        visit.offer("strip.png", pictures.save, picture)
+        return picture, [*visit.files.values()]
 
     def learn(visit, src, trg, n, progress=gr.Progress()):  # noqa: B008 - how gradio hands it over
         def report(done, total):
@@ -154,10 +154,11 @@ def page(gr, model, images, folder):
         visit.stopped.clear()
         made = visit.learn(faces(model, images, "train", n), src, trg, progress=report)
         visit.offer(re.sub(r"\W+", "_", made.name)[:80] + ".safetensors", directions.save, made)
-        return time.monotonic(), f"Learned: {html.escape(made.name)}"
+        return time.monotonic(), html.escape(f"Learned: {made.name}")
 
     queue = {"concurrency_id": "model", "concurrency_limit": 1}  # one call of the model at a time
     small, number = [pictures.enlarged(face, CELL) for face in shelf], partial(gr.Number, precision=0, minimum=0)
+    drawn = partial(gr.Image, show_label=False, format="png", interactive=False, buttons=["fullscreen"])
     with gr.Blocks(title="Asyrp", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         visit, renewed = gr.State(), gr.State(0)
         gr.Markdown(f"## Edits in h-space: {config.path.stem}")
@@ -175,15 +176,14 @@ def page(gr, model, images, folder):
                         at.change(told(draw_at), given, shown, trigger_mode="always_last", **queue)
 
             with gr.Column(scale=3):
-                pair = gr.ImageSlider(label="Reconstruction and edit", format="png", interactive=False)
-                sides = gr.Image(show_label=False, format="png", interactive=False, buttons=["fullscreen"])
+                pair = gr.ImageSlider(label="Reconstruction and edit", format="png", interactive=False, elem_id="pair")
+                sides = drawn(elem_id="sides")
                 strip_button = gr.Button("Draw a strip")
-                strip = gr.Image(show_label=False, format="png", interactive=False, buttons=["fullscreen"])
-                files = gr.File(label="Downloads", interactive=False)
+                strip = drawn(elem_id="strip")
+                files = gr.File(label="Downloads", interactive=False, elem_id="files")
         with gr.Accordion("Settings", open=False):
             with gr.Row():
-                settings = [number(own["n_steps"], label="Steps", maximum=model.T)]
-                settings += [gr.Textbox(label="t_edit (empty: each direction's own)")]
+                settings = [number(own["n_steps"], label="Steps", maximum=model.T), gr.Textbox(label="t_edit (empty: its own)")]
                 settings += [number(own["t_boost"], label="t_boost", maximum=model.T), number(0, label="Seed")]
             with gr.Row():
                 settings += [gr.Dropdown(segments, value=[], multiselect=True, label="Region: segments")]
@@ -232,7 +232,7 @@ def main(argv=None):
         except ImportError as error:
             raise UserError(f"the page needs gradio ({error}): pip install -r requirements-app.txt") from error
         demo = page(gradio, asyrp.open_model(args.config, args.weights, args.device), args.images, folder)
-        how = {"share": False, "max_file_size": LARGEST_UPLOAD, "footer_links": [], "quiet": True, "prevent_thread_lock": True}
+        how = {"share": False, "max_file_size": "20mb", "footer_links": [], "quiet": True, "prevent_thread_lock": True}
         try:
             demo.launch(server_name=args.host, server_port=args.port, **how)
         except OSError as error:
