@@ -1,5 +1,7 @@
 """scripts/app.py in a real browser, on a tiny U-Net; and what it says where it cannot start."""
 
+import base64
+import copy
 import importlib.util
 import io
 import json
@@ -33,6 +35,15 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import app
 
+# The last picture that a selector finds, as a data: URI.
+PIXELS = """
+const picture = [...document.querySelectorAll(arguments[0])].pop();
+if (!picture || !picture.complete || !picture.naturalWidth) return null;
+const canvas = document.createElement("canvas");
+[canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
+canvas.getContext("2d").drawImage(picture, 0, 0);
+return canvas.toDataURL("image/png");
+"""
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
 
 
@@ -90,8 +101,7 @@ class Page:
     """A page of the app, just opened: what a user sees and does."""
 
     def __init__(self, browser, served):
-        self.browser, self.session = browser, served.session
-        self.session.positions, self.session.region = {}, None
+        self.browser, self.session = browser, copy.copy(served.session)
         browser.get(served.url)
         self.wait(lambda: self.sliders() and self.find("#pair img"))
         self.shows_the_edit()
@@ -126,8 +136,12 @@ class Page:
         return self.sliders()[f"range slider for {name}"]
 
     def picture(self, selector):
-        """The pixels of the last picture there, as the browser fetches them."""
-        return fetched(self.find(selector)[-1].get_attribute("src"))
+        """The pixels of the last picture there, as the browser has them; None before it has any."""
+        uri = self.browser.execute_script(PIXELS, selector)
+        return uri and pixels(base64.b64decode(uri.partition(",")[2]))
+
+    def width(self, selector):
+        return self.wait(lambda: (shown := self.picture(selector)) is not None and shown.shape[1])
 
     def shows_the_edit(self):
         """Wait for what the library makes of where the sliders are said to be."""
@@ -149,8 +163,8 @@ def read(url):
         return answer.read()
 
 
-def fetched(url):
-    with Image.open(io.BytesIO(read(url))) as picture:
+def pixels(png):
+    with Image.open(io.BytesIO(png)) as picture:
         return np.asarray(picture.convert("RGB"))
 
 
@@ -167,7 +181,7 @@ def page(served, browser):
 def test_a_page_shows_a_picture_and_a_slider_for_every_direction(page, served):
     assert [name for name in page.sliders() if "Region" not in name] == ["range slider for smile"]
     assert (page.picture("#pair img") == np.asarray(enlarged(served.session.inverted()[1][0], app.SHOWN))).all()
-    assert page.picture("#sides img").shape[1] > 3 * app.CELL
+    assert page.width("#sides img") > 3 * app.CELL
     fetched_from = page.browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert fetched_from and {url for url in fetched_from if not url.startswith(served.url)} == set()
 
@@ -188,11 +202,10 @@ def test_a_slider_changes_the_picture(page):
         page.shows_the_edit()
     # What it offers is what it shows.
     page.wait(lambda: "edit.png" in page.downloads())
-    assert (fetched(page.downloads()["edit.png"]) == np.asarray(to_pil(page.session.edit()))).all()
+    assert (pixels(read(page.downloads()["edit.png"])) == np.asarray(to_pil(page.session.edit()))).all()
     assert json.loads(read(page.downloads()["edit.json"])) == page.session.about()
     page.click("Draw a strip")
-    page.wait(lambda: page.find("#strip img"))
-    assert page.picture("#strip img").shape[1] > 5 * app.CELL
+    assert page.width("#strip img") > 5 * app.CELL
     assert "strip.png" in page.wait(lambda: "strip.png" in page.downloads() and page.downloads())
 
 
@@ -202,7 +215,7 @@ def test_a_picture_of_ones_own_with_settings_of_ones_own(page, served):
     path = served.folder / "mine.jpg"
     to_pil(smooth_images(1, size=40, seed=9)[0]).convert("L").save(path)
     page.find("input[type=file]")[0].send_keys(str(path))
-    page.session.image, before = read_image(path, 16), page.session.image
+    page.session.image = read_image(path, 16)
     page.shows_the_edit()
     page.slider("smile").send_keys(Keys.END)
     page.session.positions = {"smile": 1.5}
@@ -213,11 +226,9 @@ def test_a_picture_of_ones_own_with_settings_of_ones_own(page, served):
         page.fill(name, text)
     page.fill("number input for Region: what changes most, above this quantile", "0.5")
     page.click("Apply")
-    own = dict(page.session.settings)
     page.session.settings = {"n_steps": 5, "t_edit": 900, "t_boost": 400, "seed": 7}
     page.session.set_region(threshold=0.5)
     page.shows_the_edit()
-    page.session.settings, page.session.image = own, before
     page.fill(own_t_edit, "900x")
     page.click("Apply")
     assert "t_edit 900x: must be a whole number, 0 or more, or empty" in page.toast()
@@ -233,9 +244,9 @@ def test_a_direction_is_learned(page, served):
     path.write_bytes(read(page.downloads()["face_to_sad_face.safetensors"]))
     found = asyrp.load_direction(path, page.session.model)
     assert found.record["prompts"] == ["face", "sad face"]
-    page.session.directions["face to sad face"], page.session.positions = found, {"face to sad face": 1.0}
+    page.session.directions = {"face to sad face": found}
+    page.session.positions = {"face to sad face": 1.0}
     page.shows_the_edit()
-    del page.session.directions["face to sad face"]
 
 
 def test_learning_can_be_stopped_and_the_page_goes_on(page):
