@@ -183,7 +183,8 @@ def page(gr, model, images, folder):
                 files = gr.File(label="Downloads", interactive=False, elem_id="files")
         with gr.Accordion("Settings", open=False):
             with gr.Row():
-                settings = [number(own["n_steps"], label="Steps", maximum=model.T), gr.Textbox(label="t_edit (empty: its own)")]
+                settings = [number(own["n_steps"], label="Steps", maximum=model.T)]
+                settings += [gr.Textbox(label="t_edit (empty: each direction's own)")]
                 settings += [number(own["t_boost"], label="t_boost", maximum=model.T), number(0, label="Seed")]
             with gr.Row():
                 settings += [gr.Dropdown(segments, value=[], multiselect=True, label="Region: segments")]
@@ -195,7 +196,7 @@ def page(gr, model, images, folder):
                 what = [gr.Textbox("face", label="What there is"), gr.Textbox(label="What it should become")]
                 what += [gr.Slider(2, 200, 24, step=1, label="Training images")]
                 learn_button, cancel_button = gr.Button("Learn", variant="primary"), gr.Button("Cancel")
-            learned = gr.Markdown(container=True)
+            learned = gr.Markdown(container=True, min_height=60)
         gr.Markdown(config.data.credit)
 
         shown = [pair, sides, files]

@@ -221,7 +221,7 @@ def test_a_picture_of_ones_own_with_settings_of_ones_own(page, served):
     page.session.positions = {"smile": 1.5}
     page.shows_the_edit()
     page.click("Settings")
-    own_t_edit = "t_edit (empty: its own)"
+    own_t_edit = "t_edit (empty: each direction's own)"
     for name, text in (("Steps", "5"), ("t_boost", "400"), ("Seed", "7"), (own_t_edit, "900")):
         page.fill(name, text)
     page.fill("number input for Region: what changes most, above this quantile", "0.5")
