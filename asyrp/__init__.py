@@ -19,6 +19,7 @@ _PUBLIC = {
     "Direction": "asyrp.directions",
     "train_direction": "asyrp.training",
     "calibrate": "asyrp.calibrating",
+    "Session": "asyrp.session",
 }
 __all__ = [*_PUBLIC]
 

@@ -4,6 +4,7 @@ The change is a distance of the edited picture from the plain one (LPIPS), or S_
 sliders then move by equal changes in place of equal strengths; strengths keep their meaning.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,6 +112,16 @@ class Calibration:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the calibration of {name} is damaged: --calibrate measures it anew") from error
         return cls(strengths, changes, measure, limits, about)
+
+
+def strength_at(record, name, position, reach):
+    """The strength at a slider's position, -reach to reach: the position itself, or, of a calibrated direction, the strength
+    whose change is the position's share of that at the end. record, name: of the direction."""
+    calibration = Calibration.of_record(record, name)
+    if calibration is None or not position:
+        return float(position)
+    end = math.copysign(reach, position)
+    return calibration.strength(position / end * calibration.change(end))
 
 
 def _line(x, xs, ys):

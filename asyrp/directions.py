@@ -18,6 +18,7 @@ Strength 1 is what a direction was trained as.
 import json
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,7 @@ AGAIN = "fetch it again, or train it again"
 FLAG = {"delta_block": "--train_delta_block", "delta_h": "--train_delta_h"}
 # Of the files of the 2023 release, and ours: <experiment>_LC_<category>_t<t_0>_ninv<n>_ngen<n>[_<epoch>[_<images>]]
 NAME = re.compile(r"(?P<experiment>.+)_LC_(?P<category>.+)_t(?P<t_0>\d+)_ninv(?P<n_inv>\d+)_ngen(?P<n_train>\d+)(?:_\d+)*")
+EPOCH = re.compile(r"(.+_LC_.+_ngen\d+)_(\d+)(_\d+)?")  # of a checkpoint: experiment, epoch, images within it
 
 
 class Direction(nn.Module):
@@ -342,6 +344,25 @@ def shipped(category):
     """The directions that ship with the model of a category -> {name: path}."""
     folder = SHIPPED / category.lower() / "directions"
     return {path.stem: path for end in reversed(SUFFIXES) for path in sorted(folder.glob(f"*{end}"))}
+
+
+def fitting(model):
+    """The directions there are for a model -> {name: Direction}: those that ship with it, and those under checkpoint/, of an
+    experiment its last epoch, by its name. What is damaged or belongs to another architecture is not among them."""
+    found = shipped(model.config.data.category)
+    epochs = {}
+    for path in (path for end in SUFFIXES for path in CHECKPOINTS.glob(f"*{end}")):
+        stem, epoch, images = match.groups() if (match := EPOCH.fullmatch(path.stem)) else (path.stem, 0, None)
+        if images is None:  # else within an epoch
+            epochs.setdefault(stem, []).append((int(epoch), path))
+    for stem, paths in sorted(epochs.items()):
+        experiment = stem.partition("_LC_")[0]
+        found[stem if experiment in found else experiment] = max(paths)[1]
+    built = {}
+    for name, path in found.items():
+        with suppress(UserError):
+            built[name] = build(read(path), model)
+    return built
 
 
 def _only_experiment(name, category, images):

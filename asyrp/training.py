@@ -248,6 +248,7 @@ def train_direction(
     mask_of=None,
     seed=0,
     callback=None,
+    progress=None,
     **settings,
 ):
     """Learn a direction from images and two prompts -> Direction.
@@ -255,7 +256,8 @@ def train_direction(
     images: (N, 3, H, W) in [-1, 1], which are inverted first. src, trg: the prompts; or, alone, a direction in CLIP's space
     (1, D), normalised. clip: a ClipLoss, or what names one; by default the config's.
     kind: "delta_block" or "delta_h". id_loss: an IdLoss, for `id_w` above 0. mask_of: see `train_epoch`. callback(epoch, Batch,
-    Result) sees each batch.
+    Result) sees each batch. progress(done, total) is called after each batch that was inverted, and after each that was
+    trained; what it raises ends the training.
 
     settings: n_steps, epochs, batch_size, lr, lr_step, lr_gamma (see `learning_rate`), clip_w, l1_w, id_w, clip_source (see
     `EditLoss`), t_edit, lpips_edit_th, t_0. Those that are not given are what the model's config says in its section `editing`,
@@ -281,11 +283,15 @@ def train_direction(
         curve, _ = find_curve(Store(), model)
         t_edit = choose_t_edit(curve, clip.cosine(src, trg) if prompts else 1.0, s["lpips_edit_th"])
     steps = edit_steps(timesteps, t_edit)
+    parts = torch.arange(len(images)).split(s["batch_size"])
+    report = progress or (lambda done, total: None)
+    total = len(parts) * (1 + s["epochs"])
     batches = []
-    for some in torch.arange(len(images)).split(s["batch_size"]):
+    for done, some in enumerate(parts, 1):
         names = [f"image {i}" for i in some.tolist()]
         x_T = model.invert(images[some], s["n_steps"], s["t_0"]).cpu()
         batches.append(Batch(some.tolist(), names, images[some].cpu(), x_T))
+        report(done, total)
     function = new_function(model, kind, ignore_timesteps, [t for t, _ in steps], seed)
     weights = Weights(s["clip_w"], s["l1_w"], s["id_w"])
     loss = new_loss(clip, prompts or src, weights, s["clip_source"], id_loss, model.precision)
@@ -293,9 +299,11 @@ def train_direction(
     plain = PlainTrajectories(ram=2**31 if s["epochs"] > 1 else 0)
     for epoch in range(s["epochs"]):
         set_learning_rate(optimizer, learning_rate(s["lr"], s["lr_step"], s["lr_gamma"], epoch))
-        for batch, result in train_epoch(model, function, batches, steps, loss, optimizer, plain, mask_of):
+        trained = train_epoch(model, function, batches, steps, loss, optimizer, plain, mask_of)
+        for done, (batch, result) in enumerate(trained, len(parts) * (1 + epoch) + 1):
             if callback is not None:
                 callback(epoch, batch, result)
+            report(done, total)
     made = {flag: s[name] for name, (flag, _) in SETTINGS.items() if flag not in ("n_train_step", "user_defined_t_edit", "t_0")}
     made |= {"seed": seed, "n_images": len(images)}
     record = new_record(model, kind, ignore_timesteps, prompts, t_edit, timesteps, len(timesteps), made)

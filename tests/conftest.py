@@ -23,6 +23,10 @@ if DEVICE != "cpu":
     torch.backends.cudnn.deterministic = True
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+QUIET = "headless no-sandbox disable-gpu no-first-run disable-background-networking disable-component-update disable-sync"
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """The files of the tiny world; leave them as they are."""
@@ -163,3 +167,20 @@ def place(server, tmp_path, monkeypatch):
     monkeypatch.delenv("ASYRP_MODEL_CELEBA_HQ", raising=False)
     monkeypatch.setitem(PUBLISHED, "CELEBA_HQ", published(server.url("/first.pt")))
     return paths_config.PLACES["CelebA_HQ", "CelebA_HQ"]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium without a window, driven from here."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    programs = [found for name in BROWSERS if (found := shutil.which(name))]
+    driver = shutil.which("chromedriver")
+    if not programs or not driver:
+        pytest.skip("there is no Chromium with chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for flag in (*QUIET.split(), f"user-data-dir={tmp_path_factory.mktemp('chromium')}", "window-size=1200,900"):
+        options.add_argument(f"--{flag}")
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()

@@ -12,7 +12,7 @@ from tiny_world import DELTA_H, TEST, TRAIN, Distance, call, names, open_tiny, s
 
 import asyrp
 from asyrp import calibrating, directions
-from asyrp.calibration import STRENGTHS, Calibration
+from asyrp.calibration import STRENGTHS, Calibration, strength_at
 from asyrp.evaluation import gauges
 from utils.errors import UserError
 
@@ -44,6 +44,17 @@ def test_steps_are_equal_in_change_and_keep_the_ends():
     assert np.ptp(np.diff([found.change(s) for s in strip])) < 1e-9
     assert np.ptp(np.diff(strip)) > 0.1  # and not in strength
     assert found.spaced(2, -1, 7) == pytest.approx(strip[::-1])
+
+
+def test_a_slider_moves_in_equal_steps_of_a_calibrated_direction():
+    found = of(lambda s: s**2)
+    at = [strength_at({"calibration": found.record()}, "smiling", position, 1.5) for position in np.linspace(-1.5, 1.5, 7)]
+    assert (at[0], at[3], at[-1]) == pytest.approx((-1.5, 0, 1.5))
+    assert np.ptp(np.diff([found.change(s) for s in at])) < 1e-9
+    assert np.ptp(np.diff(at)) > 0.1
+    assert [strength_at({}, "smiling", position, 1.5) for position in (-1, 0, 0.5)] == [-1, 0, 0.5]
+    with pytest.raises(UserError, match="the calibration of smiling is damaged"):
+        strength_at({"calibration": {}}, "smiling", 1, 1.5)
 
 
 def test_the_change_of_a_straight_line_leaves_a_strip_as_it_is():

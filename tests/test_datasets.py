@@ -10,7 +10,7 @@ from PIL import Image, features
 from tiny_world import SIZE, SMILE, names, smooth_images
 
 from asyrp.data import folders
-from asyrp.data.datasets import ImageFolder, LmdbImages, UnreadableImage, load_batch
+from asyrp.data.datasets import ImageFolder, LmdbImages, UnreadableImage, load_batch, read_image
 from asyrp.report.pictures import labelled_grid, to_pil
 from utils.errors import UserError
 
@@ -201,6 +201,15 @@ def test_an_opaque_image_is_taken_as_it_is(tmp_path, caplog):
     colour(3).convert("RGBA").save(tmp_path / "x.png")
     assert which(ImageFolder(tmp_path, SIZE)) == [3]
     assert not caplog.messages
+
+
+def test_one_picture_is_read_as_those_of_a_folder_are(tmp_path):
+    to_pil(smooth_images(1, size=24)[0]).convert("RGBA").save(tmp_path / "x.png")
+    assert torch.equal(read_image(tmp_path / "x.png", SIZE), ImageFolder(tmp_path, SIZE)[0])
+    (tmp_path / "y.png").write_bytes(b"nothing")
+    for path, reason in ((tmp_path / "y.png", "unknown format"), (tmp_path / "gone.png", "No such file")):
+        with pytest.raises(UserError, match=f"{path} cannot be read as an image .*{reason}"):
+            read_image(str(path), SIZE)
 
 
 def test_grey_of_32_bits_is_refused(tmp_path):

@@ -116,6 +116,27 @@ def test_a_published_block_without_timesteps_has_to_be_told(model, tmp_path):
     assert directions.build(directions.read(tmp_path / "new.pth"), model, False).function.ignore_timesteps is True
 
 
+def test_the_directions_there_are_for_a_model(model, tiny, tmp_path, monkeypatch):
+    """The last whole epoch of each experiment, and files of other names; none that is damaged or of another architecture."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(directions, "SHIPPED", tmp_path / "pretrained")
+    assert directions.fitting(model) == {}
+    steps = "LC_CUSTOM_t999_ninv4_ngen4"
+    wanted = {"smile": f"smile_{steps}_10.pth", "twice": f"twice_{steps}_0.pth", "twice_LC_CUSTOM_t999_ninv8_ngen8": None}
+    wanted["twice_LC_CUSTOM_t999_ninv8_ngen8"] = "twice_LC_CUSTOM_t999_ninv8_ngen8_0.pth"
+    wanted |= {"mine_2": "mine_2.safetensors", "shipped": "shipped.pth"}
+    for seed, name in enumerate([*wanted.values(), f"smile_{steps}_9.pth", f"smile_{steps}_11_50.pth"]):
+        folder = tmp_path / ("pretrained/custom/directions" if name == "shipped.pth" else "checkpoint")
+        directions.save(new_direction(model, seed=seed), folder / name)
+    directions.save(new_direction(open_tiny(tiny, "adm")), tmp_path / "checkpoint/other.pth")
+    torch.save({"0": torch.zeros(1, 5, 1, 1)}, tmp_path / "checkpoint/no_record.pth")
+    (tmp_path / "checkpoint/damaged.pth").write_bytes(b"no direction")
+    found = directions.fitting(model)
+    assert {name: direction.name for name, direction in found.items()} == wanted
+    for seed, direction in enumerate(found[name] for name in wanted):
+        assert direction.digest() == new_direction(model, seed=seed).digest()
+
+
 def test_strength_one_is_what_it_was_trained_as(model):
     """Over 4 steps in training: over 2 each counts twice."""
     direction = new_direction(model)

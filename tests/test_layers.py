@@ -17,7 +17,10 @@ ROWS = (
     ("main",),
     ("asyrp.runner",),
     ("asyrp.parts",),
-    ("asyrp.uses", "asyrp.learning", "asyrp.results", "asyrp.images", "asyrp.fits", "asyrp.calibrating", "asyrp.components"),
+    (
+        *("asyrp.uses", "asyrp.learning", "asyrp.results", "asyrp.images", "asyrp.fits", "asyrp.calibrating"),
+        *("asyrp.components", "asyrp.session"),
+    ),
     (
         "asyrp.editing",
         "asyrp.training",

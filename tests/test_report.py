@@ -25,8 +25,6 @@ from asyrp.report.pictures import save_animation, to_pil
 from asyrp.training import COLUMNS
 
 STRIP = ("--delta_interpolation", "--min_delta", "-1", "--max_delta", "1", "--num_delta", "3", "--save_x_origin")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-QUIET = "headless no-sandbox disable-gpu no-first-run disable-background-networking disable-component-update disable-sync"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -48,23 +46,6 @@ def strip(tiny, learned, tmp_path_factory):
 def results(strip, tmp_path):
     """A copy of that folder, to be changed."""
     return shutil.copytree(strip[0], tmp_path / "smile_LC_copy")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """Chromium without a window, driven from here."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    programs = [found for name in BROWSERS if (found := shutil.which(name))]
-    driver = shutil.which("chromedriver")
-    if not programs or not driver:
-        pytest.skip("there is no Chromium with chromedriver on this machine")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for flag in (*QUIET.split(), f"user-data-dir={tmp_path_factory.mktemp('chromium')}", "window-size=1200,900"):
-        options.add_argument(f"--{flag}")
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
 
 
 def decoded(uri):

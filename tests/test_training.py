@@ -316,6 +316,18 @@ def test_the_callback_sees_every_batch(learn):
     assert seen == [(epoch, indices, shape) for epoch in (0, 1) for indices, shape in (([0, 1], one), ([2], two))]
 
 
+def test_progress_counts_inversions_and_trainings_and_may_end_them(learn):
+    seen = []
+    learn(epochs=2, n=3, batch_size=2, progress=lambda *counted: seen.append(counted))
+    assert seen == [(done, 6) for done in range(1, 7)]  # two batches, each inverted once and trained twice
+
+    def stop(done, total):
+        raise UserError(f"stopped at {done}")
+
+    with pytest.raises(UserError, match="stopped at 1"):
+        learn(progress=stop)
+
+
 def test_the_identity_loss_of_the_library(learn):
     faces = SimpleNamespace(embed=lambda x: F.normalize(F.avg_pool2d(x, 4).flatten(1)))
     assert apart(learn(), learn(id_loss=faces, id_w=1.0)) > 1e-7

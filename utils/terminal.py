@@ -84,17 +84,13 @@ def guarded(main, argv=None, stopped=STOPPED):
         before = _catch_ending()
     try:
         return main(argv) or 0
-    except UserError as error:
-        return _tell(str(error))
     except Ended as error:
         close_bars()
         return error.status
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+    except (UserError, MemoryError, RuntimeError, OSError) as error:
+        if (line := plain_line(error)) is None:
             raise
-        return _tell(NO_MEMORY)
-    except OSError as error:
-        return _tell(line_of(error))
+        return _tell(line)
     except KeyboardInterrupt as error:
         close_bars()
         print(stopped, file=sys.stderr)
@@ -102,6 +98,15 @@ def guarded(main, argv=None, stopped=STOPPED):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def plain_line(error):
+    """What there is to say, in one line, about an error that the user can put right; None where the program is at fault."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return line_of(error)
+    return NO_MEMORY if _is_out_of_memory(error) else None
 
 
 def catch_signals_early():

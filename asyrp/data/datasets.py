@@ -267,6 +267,15 @@ def open_folder(folder, image_size, align=None, recursive=False):
     return ImageFolder(folder, image_size, align=align, recursive=recursive)
 
 
+def read_image(path, image_size):
+    """One picture -> (3, image_size, image_size) in [-1, 1], read as those of a folder are. Raises UserError that names it."""
+    path = Path(path)
+    try:
+        return ImageFolder(path.parent, image_size, [path.name])[0]
+    except UnreadableImage as error:
+        raise UserError(str(error)) from error
+
+
 # ---- images that cannot be read ---------------------------------------------------------------------------------------------
 
 

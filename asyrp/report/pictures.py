@@ -21,14 +21,19 @@ def to_pil(image):
     return to_pil_image(image.detach().float().cpu().clamp(-1, 1).add(1).div(2).mul(255).round().div(255))
 
 
-def labelled_grid(rows, columns, names=None):
+def enlarged(image, least=SMALLEST_CELL):
+    """Tensor (3, H, W) in [-1, 1], square -> PIL image of `least` pixels a side or more, a whole multiple of the tensor's."""
+    side = image.shape[-1] * max(1, -(-least // image.shape[-1]))
+    return to_pil(image).resize((side, side), Image.NEAREST)
+
+
+def labelled_grid(rows, columns, names=None, least=SMALLEST_CELL):
     """Rows of images -> one PIL image, with a label above every column and, if given, a name before every row.
 
     rows: list of lists of tensors (3, H, W) in [-1, 1], all of one size, or None for an empty cell; columns: list of str;
-    names: list of str.
+    names: list of str. least: pixels a side of an image.
     """
-    size = rows[0][-1].shape[-1]
-    cell = size * max(1, -(-SMALLEST_CELL // size))
+    cell = enlarged(rows[0][-1], least).width
     font = ImageFont.load_default(12)
     labels = [textwrap.fill(printable(text), max(8, cell // 7)) for text in columns]
     names = names and [printable(name) for name in names]
@@ -45,7 +50,7 @@ def labelled_grid(rows, columns, names=None):
             draw.text((left - 6, upper + cell // 2), names[y], "black", font, anchor="rm")
         for x, image in enumerate(row):
             if image is not None:
-                canvas.paste(to_pil(image).resize((cell, cell), Image.NEAREST), (left + x * (cell + GAP), upper))
+                canvas.paste(enlarged(image, least), (left + x * (cell + GAP), upper))
     return canvas
 
 
