@@ -2,6 +2,7 @@
 
 import torch
 
+from asyrp import process
 from asyrp.calibration import STRENGTHS, Calibration
 from asyrp.evaluation import gauges
 from losses.clip_loss import ClipLoss
@@ -40,7 +41,10 @@ class Measuring:
 
 
 def open_gauge(measure, clip, prompts, device):
-    """clip: function without arguments -> ClipLoss, and prompts (source, target), for s_dir. Raises UserError: no weights."""
+    """clip: function without arguments -> ClipLoss, and prompts (source, target), for s_dir. Raises UserError: no weights, no
+    such measure."""
+    if measure not in METRICS:
+        raise UserError(f"a change is measured by {' or '.join(METRICS)}, not by {measure}")
     return gauges.Lpips(device) if measure == "lpips" else gauges.Clip(clip(), *prompts)
 
 
@@ -66,7 +70,9 @@ def calibrate(model, direction, images, measure="lpips", *, clip=None, n_steps=4
     for some in images.split(batch_size):
         x_T = model.invert(some, n_steps)
         edited = [model.edit(x_T, direction, [s], n_steps, t_edit, t_boost) for s in STRENGTHS]
-        measuring.add(some, model.generate(x_T, n_steps), edited)
+        noise = process.image_noise(0, range(len(x_T)))  # what `edit` boosts with: boosting is no change by the direction
+        plain = model.run(x_T, model.timesteps(n_steps), t_boost=t_boost, noise=noise)
+        measuring.add(some, plain, edited)
     found = measuring.result(t_edit=t_edit, t_boost=t_boost, n_test_step=n_steps)
     direction.record["calibration"] = found.record()
     return found

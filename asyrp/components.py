@@ -73,8 +73,8 @@ def nearest(change, words):
 class Sheet:
     """Directions drawn on a few images, a row each: backward, not at all, forward.
 
-    draw: function (direction, strength or None) -> images (IMAGES, 3, H, W), the plain ones for None. strength: how far.
-    clip: a ClipLoss, and words: Words; without them directions are not named.
+    draw: function (direction, strength), or (None, None) for the plain ones -> images (N, 3, H, W), N up to IMAGES. strength:
+    how far. clip: a ClipLoss, and words: Words; without them directions are not named.
     """
 
     def __init__(self, draw, strength, clip=None, words=None):

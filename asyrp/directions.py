@@ -210,12 +210,15 @@ def convert(stored, path):
 
 
 def write_record(path, record):
-    """Put another record into a direction's file; everything else in it stays as it is."""
+    """Put another record into a direction's file; everything else in it stays as it is -> the file. What ships is not written
+    over: a copy under checkpoint/ is, which is found first from then on."""
     contents = tensors.load(path)
+    target = CHECKPOINTS / path.name if path.resolve().is_relative_to(SHIPPED) else path
     if tensors.is_safetensors(path):
-        _save_safetensors(contents, record, path)
+        _save_safetensors(contents, record, target)
     else:
-        tensors.save(contents | {"record": record}, path)
+        tensors.save(contents | {"record": record}, target)
+    return target
 
 
 def _save_safetensors(state, record, path):
@@ -299,6 +302,14 @@ def check_model(stored, model):
             made.get("identity"),
             model.identity,
         )
+
+
+def check_replaceable(experiment):
+    """Raise UserError where an experiment of this name has a checkpoint that a fit would write over, or that would be found in
+    its place."""
+    for path in _epochs(re.escape(experiment), None):
+        if not str(read(path).record.get("origin")).startswith("fitted"):
+            raise UserError(f"{path} was trained: give another --exp, or --retrain 1, which writes over its epoch 0")
 
 
 # ---- where they lie ---------------------------------------------------------------------------------------------------------

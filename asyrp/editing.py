@@ -189,5 +189,6 @@ class Editor:
         deltas = {None if over_timesteps else int(t): delta for t, delta in found.items()}
         record = use.direction.record | {"kind": "delta_h", "ignore_timesteps": over_timesteps}
         record |= {"origin": f"mean of {len(indices)} images"}
+        record.pop("calibration", None)  # it is of another function
         function = hspace.GivenDirection(deltas)
         return Direction(function, record, f"mean of {use.direction.name}").requires_grad_(False).to(self.model.device)

@@ -135,7 +135,7 @@ class Fit:
     def _direction(self, deltas, t_edit, t_boost, every, about, origin):
         s = self.settings
         n_inv = len(self.model.timesteps(s.n_inv_step, s.t_0))
-        prompts = self.prompts[0] if self.prompts else ()
+        prompts = self.prompts[0] if self.prompts and s.fit_direction == "labels" else ()
         record = training.new_record(self.model, "delta_h", False, prompts, t_edit, every, n_inv, about, t_boost)
         record |= {"origin": f"fitted: {origin}", "prompts": list(prompts) or None}
         return Direction(hspace.GivenDirection(deltas), record, origin).requires_grad_(False).to(self.model.device)

@@ -84,6 +84,8 @@ class Learning:
         log.info("resuming after epoch %d: %s", done[-1], stored.path)
         if todo and follows:
             self._follow_2023(stored)
+        if not todo and "calibration" in stored.record:
+            self.record["calibration"] = stored.record["calibration"]
         return todo
 
     def _check_name(self, last):

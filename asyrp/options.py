@@ -89,8 +89,8 @@ g.switch("lpips", "measure the LPIPS curves that t_edit and t_boost are read fro
 g.switch("just_precompute", "invert the images of the training and test sets and stop")
 g.switch("run_train", "learn a direction")
 text = (
-    "make one without prompts: fit it to labels (two folders, a table, or what CLIP reads), or to the principal components of "
-    "h, in seconds; or learn those of CLIP's features, a training each"
+    "make one from labels (two folders, a table, or what CLIP reads from the prompts), or from images alone: the principal "
+    "components of h, in seconds, or of CLIP's features, a training each"
 )
 g.value("fit_direction", str, None, text, choices=("labels", "h_pca", "clip_pca"))
 text = "measure how far a direction moves training images at each strength, by lpips (the default) or s_dir; into its file"
@@ -176,7 +176,7 @@ g.switch("save_checkpoint_only_last_iter", "write no checkpoint before the last 
 g.switch("save_checkpoint_during_iter", "write checkpoints within an epoch as well")
 g.value("save_checkpoint_step", int, 200, "images between two such checkpoints", 1, MANY)
 
-g = Group("fitting (directions without prompts, from the training images)")
+g = Group("fitting (directions from labels, or from images alone)")
 g.value("fit_by", str, "svm", "of labels: the normal of a linear SVM, or the difference of the means", choices=("svm", "mean"))
 g.value("positive", str, None, "folder of images that have the attribute")
 g.value("negative", str, None, "folder of images that do not")
@@ -223,7 +223,7 @@ g.switch("delta_interpolation", "a strip of strengths from --min_delta to --max_
 g.value("max_delta", float, 1.0, "highest factor of the strip", -1000, 1000)
 g.value("min_delta", float, 0.0, "lowest factor of the strip", -1000, 1000)
 g.value("num_delta", int, 5, "pictures of the strip", 2, 1000)
-text = "a strip of a calibrated direction moves by equal changes of the picture; 0: by equal strengths"
+text = "a strip of a calibrated direction, drawn or measured, moves by equal changes of the picture; 0: by equal strengths"
 g.zero_one("equal_steps", 1, text)
 g.value("multiple_attr", str, None, 'combine these experiments or attributes, in one string ("smiling beard")')
 g.value("multiple_hs_coeff", str, None, 'their factors, in one string ("1 0.5")')

@@ -11,8 +11,8 @@ from utils.errors import UserError
 DESCRIPTION = """Edit images with a frozen diffusion model by moving its bottleneck features, h-space (Asyrp, ICLR 2023).
 
 Seven modes, in the order of a usual piece of work: --lpips measures where an edit should act, --just_precompute inverts
-images, --run_train learns a direction, --fit_direction makes one in seconds, --calibrate makes its steps equal, --run_test
-edits images with it, --evaluate measures what the edit did.
+images, --run_train learns a direction, --fit_direction makes one from labels or from images alone, --calibrate makes its
+steps equal, --run_test edits images with it, --evaluate measures what the edit did.
 
 A setting has one value: that of its flag; else what the direction was trained with; else that of the section `editing` of the
 YAML; else the default that stands here."""
@@ -195,8 +195,9 @@ def check_together(given):
         raise UserError("--train_delta_block and --train_delta_h are two kinds of direction: give one of them")
     if has("run_train") and not has("just_precompute"):
         check_training(given, has)
-    if has("track") and not (has("run_train") or has("edit_image") or value_of(given, "fit_direction") == "clip_pca"):
-        raise UserError("--track watches a training: give --run_train with it, or leave it out")
+    trains = has("run_train") or has("edit_image") or value_of(given, "fit_direction") == "clip_pca"
+    if has("track") and (has("just_precompute") or not trains):
+        raise UserError("--track watches a training: give --run_train, --edit_image or --fit_direction clip_pca with it")
     check_fit(given, has)
     check_one_image(given, has)
     check_calibrate(given, has)
@@ -244,6 +245,8 @@ def check_fit(given, has):
         raise UserError("--train_delta_block and --train_delta_h are for trainings: --fit_direction makes a delta_h")
     if kind == "clip_pca" and value_of(given, "precision") == "fp16":
         raise UserError(NO_FP16)
+    if has("multiple_attr"):
+        raise UserError(f"--fit_direction {kind} makes directions: --multiple_attr is for --run_test")
     if kind != "labels" and (has("run_test") or has("evaluate")):
         raise UserError(f"--fit_direction {kind} makes several directions: test one by its name later, as --exp runs/x_pc1")
     for one, other in (("positive", "negative"), ("labels", "label")):
@@ -260,7 +263,7 @@ def check_fit(given, has):
 
 
 def check_calibrate(given, has):
-    if "equal_steps" in given and not has("delta_interpolation"):
+    if "equal_steps" in given and not (has("delta_interpolation") or has("export") or has("edit_image")):
         raise UserError("--equal_steps needs --delta_interpolation: it spaces the strip")
     if not has("calibrate"):
         if "n_calibrate_img" in given:
@@ -270,7 +273,7 @@ def check_calibrate(given, has):
         if has(name):
             raise UserError(f"--calibrate measures one direction of a file, by itself: leave out --{name}")
     name = given.get("manual_checkpoint_name") or given.get("load_from_checkpoint") or ""
-    if name.startswith("hf:"):
+    if name.startswith("hf:") and not has("run_train"):
         copy = f"hf download {name.removeprefix('hf:')} direction.safetensors --local-dir DIR"
         raise UserError(f"--calibrate writes into the direction's file, and not into the hub's cache: {copy}; name that file")
     if value_of(given, "fit_direction") not in (None, "labels"):
@@ -296,7 +299,7 @@ def check_noise_maps(given, has):
     for mode in ("run_train", "fit_direction", "edit_image"):
         if has(mode) and not has("just_precompute"):
             raise UserError(f"--{mode} learns from DDIM latents: leave out --inversion ddpm, which is for the tests")
-    if not (has("just_precompute") or has("run_test") or has("evaluate")):
+    if not any(has(mode) for mode in ("just_precompute", "calibrate", "run_test", "evaluate")):
         raise UserError("--inversion ddpm needs --just_precompute, --run_test or --evaluate")
     if has("load_random_noise"):
         raise UserError("--load_random_noise inverts nothing: leave out --inversion ddpm")
@@ -308,7 +311,8 @@ def check_region(given, has):
     ways = [name for name in ("edit_mask", "edit_region", "edit_threshold") if name in given]
     if len(ways) > 1:
         raise UserError(f"{' and '.join(f'--{name}' for name in ways)} both say where to edit: give one of them")
-    if ways and not (has("run_train") or has("run_test") or has("evaluate")):
+    components = value_of(given, "fit_direction") in ("h_pca", "clip_pca")
+    if ways and not (components or any(has(mode) for mode in ("run_train", "calibrate", "run_test", "evaluate"))):
         raise UserError(f"--{ways[0]} needs an edit: --run_train, --run_test or --evaluate")
     for name, takes in (("region_dilation", ["edit_region"]), ("region_smoothing", ["edit_region", "edit_threshold"])):
         if name in given and ways[:1] not in [[way] for way in takes]:

@@ -44,6 +44,11 @@ class Parts:
         draw = partial(self.later, pictures.save_grid)
         return Editor(self.model, reverse, Experiment(s).folder / "image_samples", draw, self.region())
 
+    def conditions(self, s, t_boost):
+        """What else the effect of a direction depends on in a run with these settings, as plain data. t_boost: a Value."""
+        found = {"t_boost": t_boost.value, "inversion": s.inversion, "hs_coeff_origin_h": s.hs_coeff_origin_h}
+        return found | {"region": self.region() and self.region().about}
+
     def plain_trajectories(self, epochs, n_steps, n_images):
         """What --cache_origin keeps of the plain trajectories in a training of so many epochs."""
         s = self.settings

@@ -154,8 +154,9 @@ class Asyrp(Parts):
             t_boost = settings.decide_t_boost(s, [], self.curve) if s.do_test or s.run_test or s.evaluate else None
         return self.learn(Experiment(s), prompts, t_edit, t_boost)
 
-    def learn(self, experiment, aim, t_edit, t_boost=None, **about):
-        """A training -> the Direction, and its file. aim: see `training.new_loss`. about: what its record says besides."""
+    def learn(self, experiment, aim, t_edit, t_boost=None, inverted=False, **about):
+        """A training -> the Direction, and its file. aim: see `training.new_loss`. inverted: whether this run has the latents
+        already. about: what its record says besides."""
         s, ranks, prompts = self.settings, self.ranks, () if isinstance(aim, torch.Tensor) else aim
         # Everything that can be missing is asked for here, before the hours of inversion and training.
         timesteps = self.model.timesteps(s.n_train_step, s.t_0)
@@ -173,7 +174,7 @@ class Asyrp(Parts):
                 log.info("t_edit %s · %d of %d steps trained · %d images", t_edit, len(steps), len(timesteps), len(indices))
                 loss = self.loss_of(aim) if todo else None
             if todo:
-                pairs.fill(indices, s.bs_precompute, s.re_precompute, ranks)
+                pairs.fill(indices, s.bs_precompute, s.re_precompute and not inverted, ranks)
                 found = {"prompts": [prompts] if prompts else [], "t_edit": t_edit.value, "t_boost": t_boost and t_boost.value}
                 if ranks.leads:
                     experiment.write_settings("train", **found, record=record, decided={"t_edit": t_edit.source})
@@ -207,10 +208,13 @@ class Asyrp(Parts):
     def fit_alone(self, experiment, prompts, t_edit, t_boost):
         """-> list of Directions on the CPU, each with the checkpoint it was written to."""
         s, made = self.settings, []
+        parts = [f"_pc{k + 1}" for k in range(s.n_components)] if s.fit_direction == "h_pca" else [""]
         with held(experiment.lock, f"the experiment {experiment.name}"):
+            for part in parts if not s.retrain else ():
+                directions.check_replaceable(Experiment(s, part).name)
             found = Fit(s, self.model, self.images, self.clip, prompts).run(t_edit, t_boost)
-            for k, (direction, said) in enumerate(found):
-                path = Experiment(s, f"_pc{k + 1}" if s.fit_direction == "h_pca" else "").checkpoint(0)
+            for part, (direction, said) in zip(parts, found, strict=True):
+                path = Experiment(s, part).checkpoint(0)
                 directions.save(direction, path)
                 made.append((direction.cpu(), path))
                 log.info("%s: %s", path, said)
@@ -231,13 +235,15 @@ class Asyrp(Parts):
         for k, (aim, share) in enumerate(self.ranks.from_first(found)):
             log.info("component %d: %.1f %% of the variance of CLIP's features", k + 1, 100 * share)
             aim = aim.to(self.model.device)
-            made.append(self.learn(Experiment(s, f"_pc{k + 1}"), aim, t_edit, clip_component=k + 1))
+            experiment = Experiment(s, f"_pc{k + 1}")
+            made.append(self.learn(experiment, aim, t_edit, inverted=True, clip_component=k + 1))
         return made
 
     def contact_sheet(self, experiment, made):
         """components.png: what directions do to a few training images -> what each is called."""
         s, path = self.settings, experiment.folder / "components.png"
-        pairs, indices = self.images.pairs("train", min(components.IMAGES, s.n_train_img), self.model)
+        pairs, indices = self.images.pairs("train", s.n_train_img, self.model)
+        indices = indices[: components.IMAGES]
         pairs.fill(indices, s.bs_precompute)
         [batch] = pairs.batches(indices, len(indices))
         mask = self.region() and self.region().mask_of(batch.x_0)
@@ -264,18 +270,19 @@ class Asyrp(Parts):
         device = self.model.device
         measuring = Measuring(s.calibrate, open_gauge(s.calibrate, lambda: self.clip().loss, prompts[0], device), device)
         uses, t_boost = uses_of(s, [direction], self.prompts(), self.curve, self.cosine)
-        editor, edits = self.editor(s, uses, t_boost), edits_of(uses, points_of(1, [STRENGTHS]))
+        editor = self.editor(s, uses, t_boost)
+        edits = edits_of(uses, points_of(1, [STRENGTHS]), origin=s.hs_coeff_origin_h)
         pairs, indices = RunImages(s, self.store).pairs("train", s.n_calibrate_img, self.model)
         pairs.fill(indices, s.bs_precompute, s.re_precompute)
         with tqdm(total=len(indices), desc="calibrating", unit="img") as bar:
             for batch in pairs.batches(indices, s.bs_test):
-                before, edited = editor.pictures_of(batch, edits, original=True, plain=True)
+                before, edited = editor.pictures_of(batch, edits, original=True, plain=True, boost_plain=True)
                 measuring.add(*(images for _, images in before), [images for _, images in edited])
                 bar.update(len(batch.indices))
-        about = {"t_edit": uses[0].t_edit.value, "t_boost": t_boost.value, "n_test_step": s.steps("n_test_step")}
-        found = measuring.result(**about, inversion=s.inversion, region=self.region() and self.region().about)
-        directions.write_record(path, direction.record | {"calibration": found.record()})
-        log.info("%s: %s", path, found)
+        found = measuring.result(t_edit=uses[0].t_edit.value, **self.conditions(s, t_boost))
+        log.info("%s: %s", direction.name, found)
+        copy = directions.write_record(path, direction.record | {"calibration": found.record()})
+        log.info("calibrated: %s", copy)
         return found.record()
 
     def test(self, found):
@@ -293,7 +300,8 @@ class Asyrp(Parts):
         if s.num_mean_of_delta_hs:
             uses = [self.global_use(editor, use, len(uses), s) for use in uses]
         each = strengths(s.multiple_hs_coeff)
-        points = points_of(len(uses), strip_axes(s, uses, each) if s.delta_interpolation else None)
+        strip = strip_axes(s, uses, each, self.conditions(s, t_boost)) if s.delta_interpolation else None
+        points = points_of(len(uses), strip)
         edits = edits_of(uses, points, s.hs_coeff_delta_h, each, s.hs_coeff_origin_h) if uses else [("no edit", None)]
         decided = {"t_edit": common_t_edit(uses), "t_boost": t_boost.value, "strengths": [label for label, _ in edits]}
         decided["decided"] = tell(uses, t_boost, s, region)

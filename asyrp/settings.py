@@ -127,6 +127,8 @@ def check_settings(settings, T):
     if (settings.run_train or settings.fit_direction == "clip_pca") and not settings.just_precompute:
         if settings.use_id_loss != (settings.id_loss_w != 0):
             raise UserError("the identity loss needs both --use_id_loss and --id_loss_w above 0")
+        if settings.fit_direction == "clip_pca" and settings.clip_loss_w == 0:
+            raise UserError("--fit_direction clip_pca knows a component by the CLIP loss alone: set --clip_loss_w")
         if settings.clip_loss_w == settings.l1_loss_w == settings.id_loss_w == 0:
             raise UserError("all weights of the loss are 0: nothing would be trained; set --clip_loss_w")
 

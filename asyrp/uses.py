@@ -74,8 +74,9 @@ def _asked(name, direction, flags, n):
     return direction.name, direction.record, flags[0]
 
 
-def strip_axes(s, uses, each):
-    """The strengths of a strip, for each direction -> list of lists. each: factors of the single directions, [] for none.
+def strip_axes(s, uses, each, conditions):
+    """The strengths of a strip, for each direction -> list of lists. each: factors of the single directions, [] for none;
+    conditions: of the run, see `Parts.conditions`.
 
     Those of a calibrated direction are equal changes of the picture apart, unless the settings say otherwise; it is told.
     """
@@ -89,9 +90,11 @@ def strip_axes(s, uses, each):
             continue
         axes.append([strength / effective for strength in calibration.spaced(low * effective, high * effective, n)])
         log.info("%s: steps of equal change (%s); --equal_steps 0 takes equal strengths", name, calibration.measure)
-        if calibration.about.get("t_edit") not in (None, use.t_edit.value):
-            said = "%s was calibrated at t_edit %s: at %s its steps are equal by and large; --calibrate measures anew"
-            log.warning(said, name, calibration.about["t_edit"], use.t_edit.value)
+        for what, here in (conditions | {"t_edit": use.t_edit.value}).items():
+            there = calibration.about.get(what, here)
+            if there != here and not (what == "t_edit" and there is None):  # None: that of the record
+                said = "%s was calibrated with %s %s, here it is %s: its steps may differ in size; --calibrate measures anew"
+                log.warning(said, name, what, there, here)
         for limit in calibration.beyond(*sorted((low * effective, high * effective))):
             log.warning("%s is saturated at strength %+g: beyond it the picture changes little", name, limit)
     return axes

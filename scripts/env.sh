@@ -19,8 +19,8 @@ if [ -z "${ASYRP_NO_VENV:-}" ]; then
   source .venv/bin/activate
 fi
 
-# The faces of the default stack, drawn when first needed: render_faces TRAIN TEST. Its models have seen no glasses.
+# The faces of the default stack, drawn when first needed: render_faces TRAIN TEST.
 render_faces() {
-  python scripts/avatar/render.py --split train --count "$1" --size 32 --glasses 0 --out data/avatar/train
-  python scripts/avatar/render.py --split test --count "$2" --size 32 --glasses 0 --out data/avatar/test
+  python scripts/avatar/render.py --split train --count "$1" --size 32 --out data/avatar/train
+  python scripts/avatar/render.py --split test --count "$2" --size 32 --out data/avatar/test
 }

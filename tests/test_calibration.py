@@ -13,7 +13,9 @@ from tiny_world import DELTA_H, TEST, TRAIN, Distance, call, names, open_tiny, s
 import asyrp
 from asyrp import calibrating, directions
 from asyrp.calibration import STRENGTHS, Calibration, strength_at
+from asyrp.directions import Direction
 from asyrp.evaluation import gauges
+from asyrp.hspace import GivenDirection
 from utils.errors import UserError
 
 RESULTS = Path("runs/smile_LC_CUSTOM_t999_ninv4_ngen4")
@@ -183,6 +185,44 @@ def test_training_and_calibrating_in_one_command(tiny, tmp_path, monkeypatch):
     assert torch.load(last, weights_only=True)["record"]["calibration"]["measure"] == "s_dir"
     assert call(tiny, *TRAIN, "--n_iter", "3") == 0  # a calibration is no reason not to go on
     assert names(Path("checkpoint"))[-1].endswith("_2.pth")
+
+
+def test_boosting_is_no_change_by_the_direction(tiny):
+    """The plain pictures are boosted with the same noise: a direction that does nothing changes nothing."""
+    model, images = open_tiny(tiny), smooth_images(2, seed=5)
+    size = (1, model.unet.h_ch, model.unet.h_size, model.unet.h_size)
+    nothing = Direction(GivenDirection({None: torch.zeros(size)}), {"n_train_step": 4, "t_edit": 500}, "nothing")
+    with pytest.raises(UserError, match="changes nothing"):
+        asyrp.calibrate(model, nothing, images, n_steps=4, t_boost=700)
+    with pytest.raises(UserError, match="lpips or s_dir, not by ssim"):
+        asyrp.calibrate(model, nothing, images, "ssim", n_steps=4)
+
+
+def test_a_finished_training_keeps_its_calibration_and_a_mean_has_none(tiny, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    learn = ("--run_train", *DELTA_H, "--do_test", "0", "--lr_training", "50")
+    assert call(tiny, *learn) == call(tiny, "--calibrate", *DELTA_H) == 0
+    strip = ("--delta_interpolation", "--num_delta", "3", "--max_delta", "2")
+    assert call(tiny, *learn[:-4], "--do_test", "1", "--lr_training", "50", *strip) == 0
+    assert strengths_of() != pytest.approx([0, 1, 2], abs=0.02)
+    assert call(tiny, "--run_test", *DELTA_H, *strip, "--num_mean_of_delta_hs", "2") == 0
+    assert strengths_of() == pytest.approx([0, 1, 2], abs=0.02)
+    assert "was calibrated with" not in caplog.text
+    assert call(tiny, "--run_test", *DELTA_H, *strip, "--edit_threshold", "0.5") == 0
+    assert "was calibrated with region None, here it is {'threshold': 0.5" in caplog.text
+
+
+def test_what_ships_is_not_written_over(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(tiny, *TRAIN) == 0
+    shipped = tmp_path / "shipped" / "smile.pth"
+    shipped.parent.mkdir()
+    CHECKPOINT.rename(shipped)
+    monkeypatch.setattr(directions, "SHIPPED", shipped.parent)
+    before = shipped.read_bytes()
+    assert call(tiny, "--calibrate", "--manual_checkpoint_name", shipped, "--n_calibrate_img", "1") == 0
+    assert shipped.read_bytes() == before
+    assert "calibration" in directions.read(Path("checkpoint/smile.pth")).record
 
 
 def test_the_library_calibrates_and_saves(tiny, tmp_path):

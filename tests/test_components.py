@@ -142,7 +142,7 @@ def test_without_prompts_the_threshold_is_reached_as_it_is(tiny, tmp_path, monke
     [
         (("--fit_direction", "clip_pca", "--evaluate"), "--fit_direction clip_pca makes several directions"),
         (("--fit_direction", "clip_pca", "--precision", "fp16"), "fp16 cannot train"),
-        (("--fit_direction", "clip_pca", "--clip_loss_w", "0"), "all weights of the loss are 0"),
+        (("--fit_direction", "clip_pca", "--clip_loss_w", "0"), "knows a component by the CLIP loss alone"),
         (("--run_test", "--words", "x.txt"), "--words needs --fit_direction h_pca or clip_pca"),
         ((*CLIP_PCA, "--words", "nowhere.txt"), "--words nowhere.txt: it cannot be read"),
     ],

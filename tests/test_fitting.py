@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_world import open_tiny, smooth_images
+from tiny_world import NAME, open_tiny, smooth_images
 
 from asyrp import directions, fitting, process
 from asyrp.data import labels
@@ -181,6 +181,16 @@ def test_what_is_held_is_no_part_of_the_direction(table):
 def test_a_delta_block_cannot_be_held(run_learned, tmp_path):
     (tmp_path / "labels.csv").write_text("file,hair\n00.png,blond\n01.png,blond\n02.png,black\n03.png,black\n")
     assert "a delta block differs by image" in run_learned.error(*HAIR, "--n_train_img", "4", "--hold", "smile")
+
+
+def test_a_fit_does_not_write_over_a_training(run_learned):
+    """The experiment of the fixture was trained."""
+    flags = ("--fit_direction", "h_pca", "--n_components", "1", "--n_train_img", "4", "--exp", "runs/x")
+    assert run_learned(*flags) == 0
+    assert run_learned(*flags) == 0  # its own fit
+    Path("checkpoint").joinpath(f"{NAME}_0.pth").rename(next(Path("checkpoint").glob("x_pc1*")))
+    assert "was trained: give another --exp, or --retrain 1" in run_learned.error(*flags)
+    assert run_learned(*flags, "--retrain", "1") == 0
 
 
 def test_components_are_directions_of_their_own(run, capsys):

@@ -100,7 +100,7 @@ class Stage:
         self.test, self.test_labels = self._faces(args.test)
         curve, _ = find_curve(Store(), self.model)
         threshold = config.editing.given().get("lpips_edit_th", 0.33)
-        self.t_edit = {a: choose_t_edit(curve, self.clip.cosine(*self.prompts(a)), threshold) for a in self.attributes}
+        self.t_edit = {a: choose_t_edit(curve, self.clip.cosine(*self.prompts(a)), threshold) for a in self.aims}
 
     def _faces(self, folder):
         dataset, labels = open_faces(folder, self.model.image_size)
@@ -129,6 +129,8 @@ class Stage:
     @cache  # noqa: B019 - there is one stage
     def learned_from(self):
         """The training faces that directions are made of -> Batch."""
+        if len(self.train_labels) < self.args.n_train:
+            raise UserError(f"--n_train {self.args.n_train}: there are {len(self.train_labels)} training faces; render more")
         return self.train.batch(list(range(self.args.n_train)), self.args.batch_size)
 
     # ---- what an edit does --------------------------------------------------------------------------------------------------
@@ -185,20 +187,17 @@ class Stage:
 
     @cache  # noqa: B019
     def h(self):
-        """{t: h} of the training faces over the longest of the intervals, and what it cost."""
+        """{t: h} of the training faces over the longest of the intervals."""
         lowest = min(self.t_edit.values())
         timesteps = [t for t in self.timesteps if t >= lowest]
-        with self.cost() as spent:
-            size, batch = self.args.batch_size, self.learned_from()
-            found = fitting.bottlenecks(self.model, batch.x_T.split(size), timesteps)
-        return found, spent
+        return fitting.bottlenecks(self.model, self.learned_from().x_T.split(self.args.batch_size), timesteps)
 
     @cache  # noqa: B019
     def fitted(self, attribute, by):
         """{t: delta_h} from the labels of the training faces."""
         label, wanted = self.aims[attribute]
         positive = torch.tensor([self.train_labels[i][label] == wanted for i in self.learned_from().indices])
-        h = {t: x for t, x in self.h()[0].items() if t >= self.t_edit[attribute]}
+        h = {t: x for t, x in self.h().items() if t >= self.t_edit[attribute]}
         return fitting.mean_difference(h, positive) if by == "mean" else fitting.boundary_normals(h, positive)[0]
 
     def held(self, attribute, by):
@@ -211,7 +210,7 @@ class Stage:
 
     @cache  # noqa: B019
     def components_of_h(self):
-        found, _ = fitting.principal_components(self.h()[0], self.args.n_components)
+        found, _ = fitting.principal_components(self.h(), self.args.n_components)
         attribute = min(self.t_edit, key=self.t_edit.get)
         return [self.given(attribute, deltas, f"component {k + 1} of h") for k, deltas in enumerate(found)]
 
@@ -295,7 +294,7 @@ def as_markdown(report):
         f"{settings['n_tune']} training faces; made from {settings['n_train']} training faces. EPR: mean change of the logit "
         "aimed at over that of the judge's other logits. Passes: of the U-Net's encoder and decoder, an edit of one image. "
         "Seconds: to make the direction, on the machine of this run; what several share (h of the training faces, the "
-        "components) counts where it was computed first.",
+        "components) counts where it was computed first, and what is trained inverts the faces itself.",
         "",
     ]
     attributes = list(dict.fromkeys(row["attribute"] for row in rows))
@@ -340,12 +339,17 @@ def _line(rows, way, place, labels):
 
 
 def kept_rows(path, settings):
-    """Rows of an earlier run with the same settings."""
+    """Rows of an earlier run. Raises UserError where they were made with other settings."""
+    if not path.exists():
+        return []
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        return report["rows"] if report["settings"] == settings else []
-    except (OSError, ValueError, KeyError, TypeError):  # no report, or a damaged one: it is made anew
-        return []
+        made_with, rows = report["settings"], report["rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: delete it, or give another --out") from error
+    if made_with != settings:
+        raise UserError(f"{path} holds rows that were made with other settings: give another --out, or delete it")
+    return rows
 
 
 def run(args):

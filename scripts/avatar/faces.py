@@ -27,7 +27,8 @@ def open_faces(folder, image_size=32):
     dataset = ImageFolder(folder, image_size)
     try:
         rows = {row["file"]: row for row in read_labels(folder)}
-        labels = [{label: rows[file][label] for label in LABELS} for file in dataset.names]
+        no_glasses = {"glasses": "no"}  # folders that were drawn before there were any
+        labels = [{label: (no_glasses | rows[file])[label] for label in LABELS} for file in dataset.names]
         if unknown := [row for row in labels if any(row[label] not in names for label, names in LABELS.items())]:
             raise ValueError(f"it has {unknown[0]}")
     except (OSError, KeyError, ValueError) as error:

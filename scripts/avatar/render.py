@@ -66,10 +66,11 @@ GLASSES = (
 )
 
 
+GLASSES_WORN = 0.25  # share of the faces that wear them where models are to know glasses
 CHECKED = 50  # faces of a folder that is there already, whose glasses are looked at
 
 
-def draw_labels(split, index, glasses=0.25):
+def draw_labels(split, index, glasses):
     """Labels of face `index` of `split` ("train" or "test") -> (a dict of LABELS' keys, the random.Random for the rest).
 
     They are independent draws, so that no label foretells another. glasses: share of the faces that wear them; nothing else
@@ -114,7 +115,7 @@ def artwork():
     return Style(json.loads(files("dicebear_styles").joinpath("toon-head.json").read_text("utf-8")))
 
 
-def render_face(split, index, size=64, glasses=0.25):
+def render_face(split, index, size=64, glasses=0.0):
     """Face `index` of `split` -> (PIL image of size x size, labels); see `draw_labels`."""
     labels, rng = draw_labels(split, index, glasses)
     return draw(artwork_options(labels, rng), size), labels
@@ -144,12 +145,13 @@ def save_face(index, split, size, out, glasses):
     return {"file": name, **labels}
 
 
-def render_folder(split, count, out, size=64, workers=None, glasses=0.25):
+def render_folder(split, count, out, size=64, workers=None, glasses=0.0):
     """Write `count` faces and labels.csv into the folder `out`; a folder that is already complete is left as it is."""
     out = Path(out)
     table = out / "labels.csv"
     if table.exists() and len(rows := read_labels(out)) >= count:
-        if any(row.get("glasses") != draw_labels(split, i, glasses)[0]["glasses"] for i, row in enumerate(rows[:CHECKED])):
+        worn = [draw_labels(split, i, glasses)[0]["glasses"] for i in range(min(CHECKED, len(rows)))]
+        if worn != [row.get("glasses", "no") for row in rows[:CHECKED]]:
             raise UserError(f"{out} holds faces of another share of --glasses: give another --out, or delete it")
         with Image.open(out / rows[0]["file"]) as face:
             if face.size != (size, size):
@@ -178,7 +180,7 @@ def main(argv=None):
     parser.add_argument("--count", type=whole(1), required=True, help="number of faces; face i is the same whatever the count")
     parser.add_argument("--out", type=Path, required=True, help="folder for the images and labels.csv")
     parser.add_argument("--size", type=whole(8), default=64, help="pixels a side (default 64)")
-    parser.add_argument("--glasses", type=real(0, 1), default=0.25, help="share of the faces that wear glasses (0.25)")
+    parser.add_argument("--glasses", type=real(0, 1), default=0.0, help="share of the faces that wear glasses (none)")
     parser.add_argument("--workers", type=whole(1), help="processes (default: one a core)")
     args = parser.parse_args(argv)
     render_folder(args.split, args.count, args.out, args.size, args.workers, args.glasses)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from render import EXPRESSIONS, LABELS, artwork_options, draw, draw_labels
+from render import EXPRESSIONS, GLASSES_WORN, LABELS, artwork_options, draw, draw_labels
 
 from utils.terminal import leave_signals_to_the_parent
 
@@ -45,7 +45,7 @@ def edit_options(options, label, name):
 def twin(change, split, size):
     """change: (index of a face, label, new class or None for one drawn at random) -> (face, edited, label, old, new)."""
     index, label, new = change
-    labels, rng = draw_labels(split, index)
+    labels, rng = draw_labels(split, index, GLASSES_WORN)
     options = artwork_options(labels, rng)
     old = LABELS[label].index(labels[label])
     if new is None:
@@ -74,6 +74,6 @@ def all_twins(split, count, size=32):
     """Every change of one label of the faces 0 ... count - 1 of `split`."""
     changes = []
     for i in range(count):
-        labels, _ = draw_labels(split, i)
+        labels, _ = draw_labels(split, i, GLASSES_WORN)
         changes += [(i, k, v) for k, names in LABELS.items() for v in range(len(names)) if names[v] != labels[k]]
     return collect(changes, split, size)
