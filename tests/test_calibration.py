@@ -149,7 +149,7 @@ def strengths_of(mode="test"):
     return [float(label) for label in settings(RESULTS, mode)["strengths"]]
 
 
-def test_a_calibrated_direction_has_strips_of_equal_change(tiny, tmp_path, monkeypatch, caplog):
+def test_a_calibrated_direction_has_strips_of_equal_change(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call(tiny, "--run_train", *DELTA_H, "--do_test", "0", "--lr_training", "50") == 0
     before = torch.load(CHECKPOINT, weights_only=True)
@@ -198,7 +198,7 @@ def test_boosting_is_no_change_by_the_direction(tiny):
         asyrp.calibrate(model, nothing, images, "ssim", n_steps=4)
 
 
-def test_a_finished_training_keeps_its_calibration_and_a_mean_has_none(tiny, tmp_path, monkeypatch, caplog):
+def test_a_finished_training_keeps_its_calibration_and_a_mean_has_none(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     learn = ("--run_train", *DELTA_H, "--do_test", "0", "--lr_training", "50")
     assert call(tiny, *learn) == call(tiny, "--calibrate", *DELTA_H) == 0
@@ -207,9 +207,9 @@ def test_a_finished_training_keeps_its_calibration_and_a_mean_has_none(tiny, tmp
     assert strengths_of() != pytest.approx([0, 1, 2], abs=0.02)
     assert call(tiny, "--run_test", *DELTA_H, *strip, "--num_mean_of_delta_hs", "2") == 0
     assert strengths_of() == pytest.approx([0, 1, 2], abs=0.02)
-    assert "was calibrated with" not in caplog.text
+    assert "was calibrated with" not in capsys.readouterr().err
     assert call(tiny, "--run_test", *DELTA_H, *strip, "--edit_threshold", "0.5") == 0
-    assert "was calibrated with region None, here it is {'threshold': 0.5" in caplog.text
+    assert "was calibrated with region None, here it is {'threshold': 0.5" in capsys.readouterr().err
 
 
 def test_what_ships_is_not_written_over(tiny, tmp_path, monkeypatch):
