@@ -73,6 +73,14 @@ def test_glasses_change_nothing_else_of_a_face():
     assert 0.18 < share < 0.32
 
 
+def test_grain_belongs_to_the_face():
+    image, _ = render.render_face("test", 3, 32)
+    grained, again, other = (render.with_grain(image, "test", i, 0.02) for i in (3, 3, 4))
+    assert grained.tobytes() == again.tobytes() != other.tobytes()
+    change = (np.asarray(grained).astype(float) - np.asarray(image)) / 127.5
+    assert 0.015 < change.std() < 0.025 and abs(change.mean()) < 0.002
+
+
 def test_a_folder_of_another_share_of_glasses_is_refused(tmp_path):
     render.render_folder("test", 12, tmp_path / "faces", 32, 1, glasses=0.5)
     render.render_folder("test", 12, tmp_path / "faces", 32, 1, glasses=0.5)

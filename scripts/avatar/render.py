@@ -27,6 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from importlib.resources import files
 
+import numpy as np
 import resvg_py
 from dicebear import Avatar, Style
 from PIL import Image
@@ -137,15 +138,27 @@ def draw(options, size):
     return Image.open(io.BytesIO(png)).convert("RGB").resize((size, size), Image.BOX)
 
 
-def save_face(index, split, size, out, glasses):
+def with_grain(image, split, index, grain):
+    """A picture with noise of this standard deviation (images are in [-1, 1]) that belongs to the face, as film has grain.
+
+    DDIM inversion takes an image for the state at t = 0, which has noise of sqrt(1 - alpha_bar_0) = 0.01. A model that has
+    learned that flat colours carry none inverts them to latents that are too small, and reconstructs them poorly.
+    """
+    noise = np.random.default_rng(list(f"avatar/{split}/{index}/grain".encode())).standard_normal((*image.size, 3))
+    return Image.fromarray((np.asarray(image) + 127.5 * grain * noise).round().clip(0, 255).astype(np.uint8))
+
+
+def save_face(index, split, size, out, glasses, grain):
     image, labels = render_face(split, index, size, glasses)
+    if grain:
+        image = with_grain(image, split, index, grain)
     name = f"{index:06d}.png"
     with naming(out / name):
         image.save(out / name)
     return {"file": name, **labels}
 
 
-def render_folder(split, count, out, size=64, workers=None, glasses=0.0):
+def render_folder(split, count, out, size=64, workers=None, glasses=0.0, grain=0.0):
     """Write `count` faces and labels.csv into the folder `out`; a folder that is already complete is left as it is."""
     out = Path(out)
     table = out / "labels.csv"
@@ -158,7 +171,7 @@ def render_folder(split, count, out, size=64, workers=None, glasses=0.0):
                 raise UserError(f"{out} holds faces of {face.width} pixels: give another --out, or delete it")
         return
     out.mkdir(parents=True, exist_ok=True)
-    job = partial(save_face, split=split, size=size, out=out, glasses=glasses)
+    job = partial(save_face, split=split, size=size, out=out, glasses=glasses, grain=grain)
     with ProcessPoolExecutor(workers, initializer=leave_signals_to_the_parent) as pool:
         rows = list(tqdm(pool.map(job, range(count), chunksize=32), total=count, desc=f"rendering {split} faces"))
     # The table comes last: where it stands, the folder is complete.
@@ -181,9 +194,12 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, required=True, help="folder for the images and labels.csv")
     parser.add_argument("--size", type=whole(8), default=64, help="pixels a side (default 64)")
     parser.add_argument("--glasses", type=real(0, 1), default=0.0, help="share of the faces that wear glasses (none)")
+    parser.add_argument(
+        "--grain", type=real(0, 1), default=0.0, help="noise of the pictures, standard deviation in [-1, 1] (none)"
+    )
     parser.add_argument("--workers", type=whole(1), help="processes (default: one a core)")
     args = parser.parse_args(argv)
-    render_folder(args.split, args.count, args.out, args.size, args.workers, args.glasses)
+    render_folder(args.split, args.count, args.out, args.size, args.workers, args.glasses, args.grain)
 
 
 if __name__ == "__main__":
