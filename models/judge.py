@@ -54,7 +54,11 @@ class Judge(nn.Module):
 
     def names(self, images):
         """images (B, 3, H, W) in [-1, 1] -> label -> names of the most probable classes (list of str)."""
-        return {label: [self.labels[label][i] for i in p.argmax(1).tolist()] for label, p in self.read(images).items()}
+        return self.named(self.read(images))
+
+    def named(self, read):
+        """What `read` returns -> label -> names of the most probable classes (list of str)."""
+        return {label: [self.labels[label][i] for i in p.argmax(1).tolist()] for label, p in read.items()}
 
 
 def save_judge(judge, path):

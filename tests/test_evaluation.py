@@ -225,8 +225,8 @@ class Colours:
     def read(self, images):
         return {"bright": self._sure(images.mean((1, 2, 3))), "red": self._sure(images[:, 0].mean((1, 2)))}
 
-    def names(self, images):
-        return {label: [self.labels[label][i] for i in p.argmax(1).tolist()] for label, p in self.read(images).items()}
+    def named(self, read):
+        return {label: [self.labels[label][i] for i in p.argmax(1).tolist()] for label, p in read.items()}
 
     def _sure(self, x):
         return torch.stack([-10 * x, 10 * x], 1).softmax(1)

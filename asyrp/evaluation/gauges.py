@@ -169,8 +169,9 @@ class Judged:
         self.score = f"judge: probability of {self.label} {self.wanted}"
 
     def before(self, original, reconstruction):
-        self.truth = self.judge.names(original)
-        self.logits = self._logits(self.judge.read(original))
+        read = self.judge.read(original)
+        self.truth = self.judge.named(read)
+        self.logits = self._logits(read)
         return self.after("reconstruction", reconstruction)
 
     def _logits(self, read):
@@ -184,7 +185,8 @@ class Judged:
         return metrics.log_odds(aim), metrics.log_odds(torch.cat(rest, 1)) if rest else None
 
     def after(self, label, edited):
-        found, read = self.judge.names(edited), self.judge.read(edited)
+        read = self.judge.read(edited)
+        found = self.judge.named(read)
         position = self.judge.labels[self.label].index(self.wanted)
         lacking = [value != self.wanted for value in self.truth[self.label]]
         values = {self.score: read[self.label][:, position].tolist()}
