@@ -5,12 +5,11 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 from huggingface_hub import constants
+from local_server import answering
 
 from utils.files import ROOT
 
@@ -91,15 +90,6 @@ class Answers(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
 def serving_hub(cache):
-    """-> a Hub that answers until the block ends."""
-    server = Hub(cache)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    """A Hub that answers within a `with` block."""
+    return answering(Hub(cache))

@@ -78,9 +78,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving():
-    """-> a Server that answers until the block ends."""
-    server = Server()
+def answering(server):
+    """-> the server, which answers until the block ends."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -89,6 +88,10 @@ def serving():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def serving():
+    return answering(Server())
 
 
 def published(*sources, **more):
