@@ -106,16 +106,9 @@ class Parts:
     @cache  # noqa: B019
     def region(self):
         """The Region that edits stay in, or None."""
-        s, size = self.settings, self.model.image_size
-        dilation, smoothing = (
-            max(1, size // 32) if pixels is None else pixels for pixels in (s.region_dilation, s.region_smoothing)
-        )
-        if s.edit_mask:
-            return regions.from_picture(s.edit_mask, size)
-        if s.edit_region:
-            segmenter = segmenter_of(s)
-            return regions.from_segments(s.edit_region, segmenter, self.model.device, size, dilation, smoothing)
-        return None if s.edit_threshold is None else regions.from_changes(s.edit_threshold, smoothing)
+        s = self.settings
+        given = (s.edit_mask, s.edit_region, s.edit_threshold, lambda: segmenter_of(s), s.region_dilation, s.region_smoothing)
+        return regions.choose(self.model.image_size, self.model.device, *given)
 
     def loss_of(self, aim):
         """The loss of a training, with the networks that it takes."""

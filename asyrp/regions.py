@@ -27,6 +27,20 @@ class Region:
     mask_of: Callable = field(compare=False)
 
 
+def choose(size, device, mask=None, segments=None, threshold=None, segmenter=None, dilation=None, smoothing=None):
+    """The Region of a mask (path), segments (names in one string) or a threshold (a quantile), whichever is given, or None.
+
+    segmenter: function without arguments -> what `find_segmenter` returns. dilation, smoothing: in pixels, by default 1/32 of
+    the image's side. Raises UserError as those below.
+    """
+    dilation, smoothing = (max(1, size // 32) if pixels is None else pixels for pixels in (dilation, smoothing))
+    if mask:
+        return from_picture(mask, size)
+    if segments:
+        return from_segments(segments, segmenter(), device, size, dilation, smoothing)
+    return None if threshold is None else from_changes(threshold, smoothing)
+
+
 def from_picture(path, size):
     """A picture: white where the edit acts, black where it does not, grey between. Raises UserError when it cannot be read."""
     try:

@@ -36,16 +36,8 @@ class Session:
         (a quantile, 0 to 1); without any, everywhere. Raises UserError for more than one, and as `regions` does."""
         if bool(segments) + bool(mask) + bool(threshold) > 1:
             raise UserError("an edit has one region: choose segments, or a mask, or a threshold")
-        size, pixels = self.model.image_size, max(1, self.model.image_size // 32)  # pixels: as main.py has them
-        region = None
-        if segments:
-            found = self.model.config.segmenter_path()
-            region = regions.from_segments(" ".join(segments), found, self.model.device, size, pixels, pixels)
-        elif mask:
-            region = regions.from_picture(mask, size)
-        elif threshold:
-            region = regions.from_changes(threshold, pixels)
-        self.region = region
+        given = (mask, " ".join(segments), threshold or None, self.model.config.segmenter_path)
+        self.region = regions.choose(self.model.image_size, self.model.device, *given)
 
     def inverted(self):
         """-> (x_T, reconstruction), each (1, 3, H, W); computed once for a picture and a number of steps. Raises UserError:

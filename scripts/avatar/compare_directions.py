@@ -139,9 +139,7 @@ class Stage:
         """-> for each strength {success, kept: {label: share}, EPR, LPIPS}, and the passes of an edit of one image."""
         judged = gauges.Judged(self.judge, self.aims[attribute], self.kept)
         sums = {strength: {} for strength in strengths}
-        region = None
-        if segments is not None:
-            region = regions.from_segments(segments, self.segmenter, self.model.device, self.model.image_size, 1, 1)
+        region = self.region(segments)
         for i in range(0, len(batch.indices), self.args.batch_size):
             part = batch.part(slice(i, i + self.args.batch_size))
             plain = self.model.generate(part.x_T, STEPS)
@@ -156,6 +154,10 @@ class Stage:
                 for name, values in found.items():
                     sums[strength].setdefault(name, metrics.Moments()).add([float(v) for v in values if v is not None])
         return {strength: self._figures(judged, moments) for strength, moments in sums.items()}, passes
+
+    @cache  # noqa: B019
+    def region(self, segments):
+        return regions.choose(self.model.image_size, self.model.device, segments=segments, segmenter=lambda: self.segmenter)
 
     def _figures(self, judged, moments):
         means = {name: found.mean for name, found in moments.items() if found.n}
