@@ -34,6 +34,6 @@ try:
     edited = model.edit(x_T, direction, [args.strength], t_edit=args.t_edit)
 except asyrp.UserError as error:
     sys.exit(f"error: {error}")
-labels = ["original", "reconstruction", f"{args.direction} {args.strength:+g}"]
+labels = ["original", "no edit", f"{args.direction} {args.strength:+g}"]
 asyrp.labelled_grid([[image, plain[0], edited[0]]], labels).save(args.out)
 print(args.out)

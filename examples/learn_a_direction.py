@@ -36,5 +36,5 @@ try:
     rows = [[*pair] for pair in zip(test, model.generate(x_T), model.edit(x_T, direction), strict=False)]
 except asyrp.UserError as error:
     sys.exit(f"error: {error}")
-asyrp.labelled_grid(rows, ["original", "reconstruction", args.target]).save("learned.png")
+asyrp.labelled_grid(rows, ["original", "no edit", args.target]).save("learned.png")
 print(f"learned.safetensors, learned.png: t_edit {direction.record['t_edit']}")
