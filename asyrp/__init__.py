@@ -3,7 +3,8 @@
     import asyrp
     model = asyrp.open_model("avatar.yml")
     smiling = asyrp.load_direction("smiling", model)
-    x_T = model.invert(images)                             # images (B, 3, H, W) in [-1, 1]
+    images = asyrp.read_folder("my_pictures", model.image_size)  # (N, 3, H, W) in [-1, 1]
+    x_T = model.invert(images)
     edited = model.edit(x_T, [smiling], strengths=[1.0])
 
 Nothing here knows a flag of the command line; what is imported is loaded when it is first used.
@@ -20,6 +21,10 @@ _PUBLIC = {
     "train_direction": "asyrp.training",
     "calibrate": "asyrp.calibrating",
     "Session": "asyrp.session",
+    "read_image": "asyrp.data.datasets",
+    "read_folder": "asyrp.data.datasets",
+    "labelled_grid": "asyrp.report.pictures",
+    "UserError": "utils.errors",
 }
 __all__ = [*_PUBLIC]
 

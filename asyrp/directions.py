@@ -66,6 +66,10 @@ class Direction(nn.Module):
             return {"0": self.function.block.state_dict()}
         return {str(0 if t is None else t): delta for t, delta in self.function.items()}
 
+    def save(self, path):
+        """Write the direction with its record to a file, .safetensors or .pth, that `load_direction` reads."""
+        save(self, path)
+
     def digest(self):
         """Sixteen digits that change with what was learned."""
         return digest(self.kind, self.record.get("ignore_timesteps", False), self.state())

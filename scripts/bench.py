@@ -1,13 +1,14 @@
 """How fast inversion, editing and training are, beside a plain schedule that saves nothing (scripts/bench/plain_schedule.py).
 
     python scripts/bench.py --config avatar.yml --images data/avatar/test --direction smiling --batch 1 8
-    python scripts/bench.py --config celeba.yml --precision fp32 tf32 bf16 --compile off on --batch 1 8 32   # on a GPU
+    python scripts/bench.py --config celeba.yml --precision fp32 tf32 bf16 --compile off on --batch 1 8 32 \\
+      --out docs/benchmarks.md   # on a GPU
 
 Every combination of precision, compilation, memory layout and batch size is a contestant. They and the plain schedule take
 turns in one process, and each turn is compared with the plain schedule's of the same round, so that the ratio holds on a
-machine that others use too. On a CPU processor time is measured, of all threads together; on a GPU the time that passes.
-Weights that are missing are random ones. The results go into a section of --out, in the place of an earlier one of the same
-name.
+machine that others use too. On a CPU processor time is measured, of all threads together, and only ratios are reported; on a
+GPU the time that passes, and images a second are reported too. Weights that are missing are random. The report is printed; with
+--out it also becomes a section of that Markdown file, and replaces an earlier section with the same heading.
 
     python scripts/bench.py --ranks 2
 
@@ -59,7 +60,6 @@ from models import build_unet
 from utils.arguments import whole
 from utils.devices import find_device, to_device
 from utils.errors import UserError
-from utils.files import ROOT
 
 ENDLESS = 2**62  # bytes of memory for the plain trajectory
 
@@ -298,8 +298,15 @@ def parse_args(argv):
     add("--ranks", type=whole(2), help="compare so many processes, started by torchrun, with one of them")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
     add("--seed", type=whole(0), default=0)
-    add("--out", default=str(ROOT / "docs" / "benchmarks.md"), help="Markdown file to write to (docs/benchmarks.md)")
+    add("--out", type=Path, help="Markdown file to add the report to, such as docs/benchmarks.md (default: none)")
     return parser.parse_args(argv)
+
+
+def publish(text, out):
+    """Print a section, and put it into the Markdown file `out` where there is one."""
+    print(text)
+    if out is not None:
+        write_section(out, text)
 
 
 def measure_ranks(args):
@@ -312,8 +319,7 @@ def measure_ranks(args):
         contestant = contestants(world)[1]
         text = scaling.run(contestant, ranks)
         if ranks.leads:
-            print(text)
-            write_section(Path(args.out), text)
+            publish(text, args.out)
 
 
 def main(argv=None):
@@ -325,8 +331,7 @@ def main(argv=None):
     world = World(args)
     plain, others = run(world)
     text = report(world, plain, others, Hollow(world.config, world.clip))
-    print(text)
-    write_section(Path(args.out), text)
+    publish(text, args.out)
 
 
 if __name__ == "__main__":

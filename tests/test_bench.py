@@ -64,6 +64,25 @@ def test_rehearsal(tables, tiny, tmp_path):
     assert "Weights: trained; images: a folder; 4 steps, of which 2 are edited" in text
 
 
+def test_a_report_of_a_cpu_has_ratios_and_no_folders_of_this_machine(tables, tiny, tmp_path, monkeypatch):
+    given = ["--config", f"{tiny.folder}/ddpm.yml", f"--model_path={tiny.folder}/ddpm.pt", "--images", f"{ROOT}/examples"]
+    monkeypatch.setattr(sys, "argv", ["bench.py", *given])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    _, speed, _ = tables()
+    text = (tmp_path / "b.md").read_text()
+    assert speed[2][4:9] == ["1x"] * 5
+    assert all(cell.strip("*")[-1] == "x" for cell in speed[3][4:9])
+    assert text.startswith("# Benchmarks\n\n## ddpm.yml on ")
+    assert "`OMP_NUM_THREADS=1 python scripts/bench.py --config ddpm.yml --model_path=ddpm.pt --images examples`" in text
+    assert str(tmp_path) not in text and str(tiny.folder) not in text
+
+
+def test_without_out_the_report_is_printed_only(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "write_section", lambda *_: pytest.fail("nobody asked for a file"))
+    bench.publish("## a section", bench.parse_args([]).out)
+    assert capsys.readouterr().out == "## a section\n"
+
+
 def test_the_layout_is_the_one_of_main_by_default(tables):
     _, speed, _ = tables()
     assert [row[:4] for row in speed[3:]] == [["fp32", "off", "channels_last", "1"]]

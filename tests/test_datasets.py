@@ -10,7 +10,7 @@ from PIL import Image, features
 from tiny_world import SIZE, SMILE, names, smooth_images
 
 from asyrp.data import folders
-from asyrp.data.datasets import ImageFolder, LmdbImages, UnreadableImage, load_batch, read_image
+from asyrp.data.datasets import ImageFolder, LmdbImages, UnreadableImage, load_batch, read_folder, read_image
 from asyrp.report.pictures import labelled_grid, to_pil
 from utils.errors import UserError
 
@@ -217,6 +217,18 @@ def test_grey_of_32_bits_is_refused(tmp_path):
     Image.fromarray(np.full((SIZE, SIZE), 2**20, np.int32)).save(tmp_path / "y.tif")
     _, _, messages = load_batch(ImageFolder(tmp_path, SIZE), [0, 1])
     assert [message.endswith("(grey of 32 bits; save it with 8 or 16)") for message in messages] == [True, True]
+
+
+def test_a_folder_as_one_tensor(tmp_path):
+    """In the order of names, without what cannot be read."""
+    for i in range(4):
+        to_pil(smooth_images(1, seed=i)[0]).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(b"damaged")
+    dataset = ImageFolder(tmp_path, SIZE)
+    assert torch.equal(read_folder(tmp_path, SIZE), torch.stack([dataset[i] for i in (0, 2, 3)]))
+    assert torch.equal(read_folder(str(tmp_path), SIZE, 2), torch.stack([dataset[i] for i in (0, 2)]))
+    with pytest.raises(UserError, match="no folder of images"):
+        read_folder(tmp_path / "nowhere", SIZE)
 
 
 def test_names_in_any_bytes(tmp_path):

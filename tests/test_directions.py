@@ -52,7 +52,7 @@ def test_saved_and_loaded(model, tmp_path, suffix, kind, ignore):
     """All of it: numbers, record, and what it does to h; a file of a few hundred KB that loads without running code."""
     direction = new_direction(model, kind, ignore)
     path = tmp_path / f"sad{suffix}"
-    directions.save(direction, path)
+    direction.save(path)
     found = asyrp.load_direction(path, model)
     assert tensors_equal(found.state(), direction.state())
     assert found.record == direction.record

@@ -276,6 +276,15 @@ def read_image(path, image_size):
         raise UserError(str(error)) from error
 
 
+def read_folder(folder, image_size, n=None):
+    """The images of a folder or LMDB, sorted by name, or the first n of them -> (N, 3, image_size, image_size) in [-1, 1].
+
+    Those that cannot be read are left out. Raises UserError where there is no image.
+    """
+    dataset = open_folder(folder, image_size)
+    return first_images(dataset, len(dataset) if n is None else n)
+
+
 # ---- images that cannot be read ---------------------------------------------------------------------------------------------
 
 

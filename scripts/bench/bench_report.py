@@ -1,5 +1,6 @@
 """What bench.py found, as a section of Markdown."""
 
+import os
 import platform
 import re
 import shlex
@@ -10,12 +11,13 @@ from pathlib import Path
 import torch
 
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import ROOT, write_text
 
 MODES = ("invert", "edit", "invert and edit", "first epoch", "further epoch")
 PASSES = {"encoder": ("encode",), "decoder": ("decode", "decode and back"), "CLIP": ("clip", "clip and back")}
 REMEMBERED = ("invert", "edit", "first epoch")  # modes whose peak memory is told
 GIB = 2**30
+THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")  # environment variables that change what is measured
 
 
 def table(head, rows):
@@ -30,6 +32,21 @@ def machine(device):
     cpu = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", cpu.read_text(encoding="utf-8")) if cpu.exists() else None
     return model[1] if model else platform.processor() or platform.machine()
+
+
+def without_folders(word):
+    """A word of the command line; an absolute path as seen from the repository, or its last part if it lies elsewhere."""
+    flag, equals, value = word.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return word
+    return flag + equals + (str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name)
+
+
+def command_line():
+    """The command that was given, with the environment variables that matter and without folders of this machine."""
+    variables = [f"{name}={os.environ[name]}" for name in THREADS if name in os.environ]
+    return shlex.join([*variables, "python", "scripts/bench.py", *map(without_folders, sys.argv[1:])])
 
 
 def seconds(contestant, mode):
@@ -50,8 +67,8 @@ def gigamacs(passes, costs):
 
 
 def work_table(plain, ours, costs):
-    """Passes and multiply-adds of an image in every mode."""
-    head = ["an image", *PASSES, "10⁹ multiply-adds", *(f"plain: {name}" for name in PASSES), "10⁹ multiply-adds", "ratio"]
+    """Passes and multiply-adds per image in every mode."""
+    head = ["per image", *PASSES, "10⁹ multiply-adds", *(f"plain: {name}" for name in PASSES), "10⁹ multiply-adds", "ratio"]
     rows = []
     for mode in ours.passes:
         row, macs = [mode], [gigamacs(c.passes[mode], costs) for c in (ours, plain)]
@@ -69,8 +86,9 @@ def differences(plain, contestant):
     return (a - b).abs().max().item(), (a - b).abs().mean().item()
 
 
-def speed_table(plain, others):
-    """Images a second and times the plain schedule; memory where the device tells it; differences of the pictures."""
+def speed_table(plain, others, rates):
+    """Times as fast as the plain schedule, with images a second where `rates` are wanted; memory where the device tells it;
+    differences of the pictures."""
     head = ["precision", "compiled", "layout", "batch", *MODES]
     if plain.memory:
         head += [f"GiB, {mode}" for mode in REMEMBERED]
@@ -82,8 +100,8 @@ def speed_table(plain, others):
             if not seconds(contestant, mode):
                 row.append("")
                 continue
-            cell = f"{1 / statistics.median(seconds(contestant, mode)):.3g}"
-            row.append(cell if contestant is plain else f"{cell} (**{ratio(plain, contestant, mode):.2f}x**)")
+            times = "1x" if contestant is plain else f"**{ratio(plain, contestant, mode):.2f}x**"
+            row.append(f"{1 / statistics.median(seconds(contestant, mode)):.3g} ({times})" if rates else times)
         for mode in REMEMBERED if plain.memory else ():
             row.append(f"{contestant.memory[mode] / GIB:.2f}" if mode in contestant.memory else "")
         largest, mean = differences(plain, contestant)
@@ -120,24 +138,23 @@ def report(world, plain, others, hollow):
     """-> the section: where and how it was measured, and the tables."""
     args, cuda = world.args, world.device.type == "cuda"
     where = machine(world.device)
-    command = shlex.join(["python", "scripts/bench.py", *sys.argv[1:]])
     versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
     threads = torch.get_num_threads()
-    unit = "second" if cuda else f"second of processor time ({threads} thread{'s' * (threads > 1)})"
+    measured = "Images per second, and in brackets" if cuda else f"In processor time, {threads} thread{'s' * (threads > 1)}:"
     step = [hollow.training_peak(recompute) / GIB for recompute in (False, True)]
     parts = [
-        f"## {args.config} on {where}",
-        f"`{command}`",
+        f"## {without_folders(args.config)} on {where}",
+        f"`{command_line()}`",
         f"{where}; {versions}. {args.rounds} rounds. Weights: {'trained' if world.trained else 'random'}; images: "
         f"{'a folder' if args.images else 'random'}; {args.steps} steps, of which {len(world.edit_steps)} are edited.",
         work_table(plain, others[0], hollow.passes()),
-        f"Images a {unit}, and how many times as many as the plain schedule's. Differences of the edited pictures from the "
-        "plain schedule's are in 8-bit steps.",
-        speed_table(plain, others),
+        f"{measured} how many times as fast as the plain schedule. The differences of the edited pictures from those of the "
+        "plain schedule are in 8-bit steps.",
+        speed_table(plain, others, rates=cuda),
         wanted_table(plain, others, cuda),
-        f"A training step of one image in float32 holds {step[0]:.3g} GiB at most, {step[1]:.3g} GiB with "
-        "--checkpoint_decoder: weights of U-Net and CLIP and all tensors, counted without computing them; workspaces of the "
-        "kernels come on top.",
+        f"A training step on one image in float32 needs at most {step[0]:.3g} GiB, or {step[1]:.3g} GiB with "
+        "--checkpoint_decoder: the weights of the U-Net and CLIP and all tensors, counted without computing them. Workspaces "
+        "of the kernels are not included.",
     ]
     return "\n\n".join(part for part in parts if part)
 

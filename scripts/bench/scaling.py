@@ -6,7 +6,6 @@ compared with the one of the same round. It is the time that passes which counts
 
 import copy
 import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from collections import defaultdict
 from functools import cache
 
 import torch
-from bench_report import machine, table
+from bench_report import command_line, machine, table, without_folders
 from tqdm import tqdm
 
 from asyrp.ranks import ALONE
@@ -71,17 +70,21 @@ def run(contestant, ranks):
 
 
 def report(contestant, n, alone, together):
-    args, where, rows = contestant.world.args, machine(contestant.world.device), []
+    world = contestant.world
+    args, where, rates, rows = world.args, machine(world.device), world.device.type == "cuda", []
     for mode, times in alone.items():
         ratio = statistics.median(n * one / several for one, several in zip(times, together[mode], strict=True))
         images = [contestant.batch / statistics.median(times), n * contestant.batch / statistics.median(together[mode])]
-        rows.append([mode, *(f"{rate:.3g}" for rate in images), f"**{ratio:.2f}x**", f"{WANTED[mode] * n:.3g}x"])
+        row = [mode, *(f"{rate:.3g}" for rate in images if rates)]
+        rows.append([*row, f"**{ratio:.2f}x**", f"{WANTED[mode] * n:.3g}x"])
+    head = ["mode", *(["images per second, one process", f"{n} processes"] if rates else []), "ratio", "wanted"]
     versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
     parts = [
-        f"## {args.config} on {where}, {n} processes",
-        f"`{shlex.join(['python', 'scripts/bench.py', *sys.argv[1:]])}`",
-        f"{where}; {versions}. {args.rounds} rounds; {args.steps} steps, {len(contestant.world.edit_steps)} of them edited. "
-        f"Each process has one thread and {contestant.batch} images at a time; training averages gradients at every step.",
-        table(["mode", "images a second, one process", f"{n} processes", "ratio", "wanted"], rows),
+        f"## {without_folders(args.config)} on {where}, {n} processes",
+        f"`{command_line()}`",
+        f"{where}; {versions}. {args.rounds} rounds; {args.steps} steps, {len(world.edit_steps)} of them edited. "
+        f"Each process has one thread and {contestant.batch} images at a time; training averages gradients at every step. "
+        "The ratio is that of the images per second: all processes to one.",
+        table(head, rows),
     ]
     return "\n\n".join(parts)
