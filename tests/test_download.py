@@ -430,7 +430,7 @@ def test_a_changed_file_is_reported(kept):
 
 
 def test_an_untouched_file_is_not_read_again(kept, monkeypatch):
-    monkeypatch.setattr(download, "_sha256", None)
+    monkeypatch.setattr(download, "sha256_of", None)
     download.verify(kept)
     download.verify(kept.with_name("of_ones_own.pt"))
 
@@ -438,7 +438,7 @@ def test_an_untouched_file_is_not_read_again(kept, monkeypatch):
 def test_a_file_with_another_time_is_read_once(kept, monkeypatch):
     os.utime(kept, (1, 1))
     download.verify(kept)
-    monkeypatch.setattr(download, "_sha256", None)
+    monkeypatch.setattr(download, "sha256_of", None)
     download.verify(kept)
 
 
