@@ -341,7 +341,7 @@ def test_without_gradio(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     line = refused()
     assert line.startswith("error: the page needs gradio (")
-    assert line.endswith("): pip install -r requirements-app.txt")
+    assert line.endswith('): pip install -e ".[app]"')
 
 
 @needs_gradio
@@ -367,6 +367,6 @@ def test_the_faces_of_the_default_stack_are_drawn():
 
 
 def test_without_a_renderer_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "avatar.render", None)
-    with pytest.raises(UserError, match=r"no faces can be drawn \(.*\): pip install -r requirements.txt"):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(UserError, match=r"drawing faces needs resvg_py \(.*\): pip install -e \"\.\[avatar\]\""):
         app.faces(SimpleNamespace(config=load_config("avatar.yml"), image_size=32), None, "test", 2)
