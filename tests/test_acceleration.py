@@ -186,6 +186,7 @@ def test_what_a_precision_cannot_do(run):
     assert run.error(*train, "--precision", "tf32", "--device", "cpu").startswith("--precision tf32 is for CUDA devices")
 
 
+@pytest.mark.subprocess
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_freed_memory_is_used_again():
     """Without the call each of these blocks is mapped and cleared anew, which the kernel counts page by page."""

@@ -9,6 +9,8 @@ from test_extras import PROJECT
 
 from utils.files import ROOT
 
+pytestmark = pytest.mark.subprocess
+
 # What pip writes into the folder of programs.
 PROGRAM = """import sys
 sys.path.insert(0, {root!r})

@@ -334,6 +334,7 @@ def test_a_file_of_the_hub_lies_in_its_cache_once(hub, faces, path):
     assert hub.files_asked() == set()
 
 
+@pytest.mark.subprocess
 def test_the_variables_of_the_library(hub, faces, path):
     """HF_ENDPOINT, HF_HOME and HF_TOKEN at first; then HF_HUB_OFFLINE, with nobody to ask."""
     code = f"""

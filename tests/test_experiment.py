@@ -76,6 +76,7 @@ def repository(tmp_path):
     commit.cache_clear()
 
 
+@pytest.mark.subprocess
 def test_the_commit(repository):
     head = git(repository, "rev-parse", "HEAD")
     git(repository, "tag", "v1")
@@ -94,6 +95,7 @@ def test_the_commit_is_written_with_the_settings(tmp_path, monkeypatch):
         assert yaml.safe_load((found.folder / "settings_test.yml").read_text()).get("commit") == known
 
 
+@pytest.mark.subprocess
 def test_without_git_there_is_no_commit(repository, monkeypatch):
     (repository / "inner").mkdir()
     assert commit(repository / "inner") is None  # the repository around it is another one
@@ -101,6 +103,7 @@ def test_without_git_there_is_no_commit(repository, monkeypatch):
     assert commit(repository) is None
 
 
+@pytest.mark.subprocess
 def test_a_damaged_repository_has_no_commit(repository):
     (repository / ".git" / "HEAD").write_text("nonsense")
     assert commit(repository) is None

@@ -76,6 +76,7 @@ def test_every_metric_of_torchmetrics_says_so(monkeypatch, metric):
         metric(images, images)
 
 
+@pytest.mark.subprocess
 def test_the_library_is_imported_without_any_of_them():
     code = f"""
 import sys

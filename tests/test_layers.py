@@ -152,6 +152,7 @@ def test_no_file_is_longer_than_400_lines(path):
 HEAVY = ("torch", "numpy", "PIL", "open_clip", "yaml", "matplotlib", "diffusers", "huggingface_hub")
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("flags", "status", "said"),
     [

@@ -26,6 +26,7 @@ def started(tmp_path, monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_it_runs_from_top_to_bottom(started, tmp_path):
     names = {}
     for i, source in enumerate(CODE):

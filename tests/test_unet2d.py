@@ -204,6 +204,7 @@ def test_without_diffusers_one_line_says_how_to_get_it(monkeypatch, tmp_path):
     assert asyrp.open_model("avatar.yml", device="cpu").image_size == 32
 
 
+@pytest.mark.subprocess
 def test_other_models_do_without_it():
     code = "import sys, asyrp; asyrp.open_model('avatar.yml', device='cpu'); sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

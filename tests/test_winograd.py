@@ -150,6 +150,7 @@ def test_without_nnpack_the_network_is_left_alone(monkeypatch):
     assert (unet.winograd, unet.layout, convolutions(unet)) == (False, layout_for("cpu"), [])
 
 
+@pytest.mark.subprocess
 @needs_nnpack
 def test_a_process_that_asked_nothing_can_convolve():
     """NNPACK has to be made ready first; this process has done so long ago."""
@@ -194,6 +195,7 @@ def test_it_compiles_without_a_break(monkeypatch):
     assert len(graphs) == 2 and all("asyrp.winograd" in graph for graph in graphs)
 
 
+@pytest.mark.slow
 @needs_nnpack
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 @pytest.mark.skipif(torch.__version__ < COMPILE_ON_A_CPU, reason="this PyTorch is too old to compile on a CPU")
