@@ -1,7 +1,8 @@
 # Sourced by the other scripts: goes to the repository's root and makes sure of .venv with what they need.
 # A second call installs nothing. To use an environment of your own, set ASYRP_NO_VENV=1.
 # extras: of pyproject.toml, set by the script that sources this; by default what draws the faces of the default stack.
-# ASYRP_RESOLUTION=lowest-direct: the oldest versions that are allowed, in .venv-lowest; needs uv.
+# ASYRP_RESOLUTION=lowest-direct: the oldest versions that are allowed, in .venv-lowest. Needs uv, and Python 3.10 or 3.11
+# (UV_PYTHON=3.10): those versions are older than newer Pythons.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,9 +16,7 @@ if [ -z "${ASYRP_NO_VENV:-}" ]; then
   if [ ! -f "$stamp-$extras" ] && [ ! -f "$stamp-dev" ]; then
     if command -v uv >/dev/null; then
       uv venv --quiet --allow-existing "$venv"
-      # Wheels alone for the oldest versions: of some there is nothing but a source that takes a compiler.
-      uv pip install --quiet --python "$venv/bin/python" ${resolution:+--resolution "$resolution" --only-binary :all:} \
-        --editable ".[$extras]"
+      uv pip install --quiet --python "$venv/bin/python" ${resolution:+--resolution "$resolution"} --editable ".[$extras]"
     elif [ -n "$resolution" ]; then
       echo "ASYRP_RESOLUTION needs uv: pip install uv" >&2
       exit 1
