@@ -26,23 +26,22 @@ def fetch(name, files, revision=None, anew=False):
     revision: a commit, which is what the folder of an earlier call is called; by default the newest. anew: fetch also what the
     cache has. Raises UserError when neither the hub nor its cache gives any.
     """
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, XetDownloadError
 
-    # Before version 1.0 the library raises errors of requests, which are OSErrors.
-    faults = [getattr(errors, name) for name in ("HTTPError", "XetDownloadError") if hasattr(errors, name)]
     try:
         alone = not _answers()
         found = snapshot_download(
             name, revision=revision, allow_patterns=files, local_files_only=alone, force_download=anew and not alone
         )
         return Path(found)
-    except errors.RepositoryNotFoundError as error:
+    except RepositoryNotFoundError as error:
         why = "it shows no model of this name: check the name, or set HF_TOKEN to a token that may read it"
         raise UserError(f"{name} cannot be had from the Hugging Face hub; {why}") from error
-    except errors.LocalEntryNotFoundError as error:
+    except LocalEntryNotFoundError as error:
         why = "it cannot be reached, and its cache here lacks the model: check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
         raise UserError(f"{name} cannot be had from the Hugging Face hub; {why}") from error
-    except (*faults, OSError, ValueError, RuntimeError) as error:
+    except (HTTPError, XetDownloadError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} cannot be had from the Hugging Face hub: {one_line(error)[:LONGEST]}") from error
 
 
