@@ -1,50 +1,13 @@
-"""Asyrp on the command line: flags -> settings -> runner. `python main.py --help` lists the flags."""
+"""Asyrp on the command line; `python main.py --help` lists the flags. What it runs is asyrp/cli.py."""
 
-import os
-import sys
-
-STOPPED = (
-    "stopped; latents, finished epochs and measured curves are kept, and the same command goes on from there; "
-    "pictures and metrics of a test are made anew"
-)
-
-
-def main(argv=None):
-    """Run the modes the flags ask for -> exit status: 0, or 2 after an error that the user can put right."""
-    from utils.terminal import guarded
-
-    return guarded(run, argv, STOPPED)
-
-
-def run(argv):
-    import logging
-
-    from asyrp.parsing import parse_args
-    from asyrp.ranks import together
-
-    with together() as ranks:
-        given, notices = parse_args(argv)
-        logging.basicConfig(level=given.get("verbose", "info").upper(), format="%(message)s", force=True)
-        ranks.join(given.get("device"), given.get("slurm_array", False))
-        for notice in notices:
-            logging.warning(notice)
-        # Imported here: torch takes seconds, and neither --help nor a wrong flag needs it.
-        from asyrp.config import load_config
-        from asyrp.runner import Asyrp
-        from asyrp.settings import Settings
-
-        Asyrp(Settings(given, load_config(given["config"])), ranks).run()
-
+from utils.terminal import catch_signals_early
 
 if __name__ == "__main__":
-    try:
-        status = main()
-    except KeyboardInterrupt:  # in the first moments, while modules are imported
-        print(STOPPED, file=sys.stderr)
-        status = 130
-    if status > 128:
-        # Stopped by a signal: threads that still read or draw are not waited for.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    catch_signals_early()
+
+from asyrp.cli import STOPPED, command, main
+
+__all__ = ["STOPPED", "command", "main"]
+
+if __name__ == "__main__":
+    command()

@@ -12,6 +12,7 @@ import yaml
 
 from asyrp.directions import CHECKPOINTS
 from utils.files import write_text
+from utils.revision import commit
 
 
 class Experiment:
@@ -44,13 +45,15 @@ class Experiment:
         return CHECKPOINTS / f".{self.name}.lock"
 
     def write_settings(self, mode, **found):
-        """settings_<mode>.yml beside the results: date, flags and where each is from, model, versions, what was found out."""
+        """settings_<mode>.yml beside the results: date, flags and where each is from, model, versions, commit, what was
+        found out."""
         settings = {
             "date": datetime.now().isoformat(timespec="seconds"),
             "flags": self.settings.values(),
             "sources": self.settings.sources(),
             "config": asdict(self.settings.config),
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+            **({"commit": found_at} if (found_at := commit()) else {}),
             **found,
         }
         self.folder.mkdir(parents=True, exist_ok=True)

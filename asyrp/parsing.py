@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 import re
+import sys
 
 from asyrp.options import DEFAULTS, FLAGS, MODES, WITHOUT_EFFECT
 from utils.errors import UserError
@@ -33,7 +34,7 @@ class Parser(argparse.ArgumentParser):
     """argparse that raises UserError instead of ending the program."""
 
     def error(self, message):
-        raise UserError(f"{message}; see python main.py --help")
+        raise UserError(f"{message}; see {called()} --help")
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -43,6 +44,11 @@ class Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=34, width=100)
 
 
+def called():
+    """What the program is called: "asyrp" where it is installed and was started so."""
+    return "asyrp" if os.path.splitext(os.path.basename(sys.argv[0]))[0] == "asyrp" else "python main.py"
+
+
 def _help(flag):
     return flag.text if flag.default in (None, False) else f"{flag.text} (default: {flag.default})"
 
@@ -50,8 +56,8 @@ def _help(flag):
 def build_parser():
     """The parser of main.py; `main.py --help` prints it."""
     parser = Parser(
-        prog="main.py",
-        usage="main.py --config YAML (--lpips | --just_precompute | --run_train | --run_test | ...) [flags]",
+        prog=called().split()[-1],
+        usage=f"{called().split()[-1]} --config YAML (--lpips | --just_precompute | --run_train | --run_test | ...) [flags]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=Help,

@@ -5,10 +5,11 @@ from importlib.util import find_spec
 
 from models.schedule import Diffusion, Schedule
 from utils.errors import SettingsError, UserError
+from utils.extras import install
 from utils.sections import ANY, checked, one_name, setting
 from utils.text import one_line
 
-NEEDS_DIFFUSERS = 'type unet2d needs the library diffusers: pip install "diffusers>=0.42"'
+NEEDS_DIFFUSERS = f"type unet2d needs the library diffusers: {install('diffusers')}"
 
 
 @dataclass(frozen=True, kw_only=True)

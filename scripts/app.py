@@ -2,7 +2,7 @@
 
     python scripts/app.py [--config avatar.yml] [--weights FILE] [--images FOLDER] [--host 127.0.0.1] [--port 7860]
 
-It needs gradio: pip install -r requirements-app.txt. What the page does, and what it keeps: docs/app.md.
+It needs gradio: pip install -e ".[app]". What the page does, and what it keeps: docs/app.md.
 """
 
 import sys
@@ -38,6 +38,7 @@ from asyrp.report import pictures
 from asyrp.session import REACH, Session
 from utils.arguments import whole
 from utils.errors import UserError
+from utils.extras import load
 from utils.files import write_text
 
 FACES = 8  # test faces to choose from
@@ -49,10 +50,8 @@ def faces(model, folder, split, n):
     """The first of a folder, or of the config's "train" or "test", (n, 3, H, W). Those of the default stack are drawn."""
     if folder is not None or model.config.data.dataset != "AVATAR":
         return first_images(open_split(model.config, split, folder), n)
-    try:
-        from avatar.render import render_face
-    except ImportError as error:
-        raise UserError(f"no faces can be drawn ({error}): pip install -r requirements.txt") from error
+    from avatar.render import render_face
+
     return torch.stack([to_unit_range(render_face(split, i, model.image_size)[0], model.image_size) for i in range(n)])
 
 
@@ -228,10 +227,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory(prefix="asyrp-app-", ignore_cleanup_errors=True) as folder:
         # Uploads go there too; nothing is sent anywhere, and the browser keeps no history.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
-        try:
-            import gradio
-        except ImportError as error:
-            raise UserError(f"the page needs gradio ({error}): pip install -r requirements-app.txt") from error
+        gradio = load("gradio", "the page")
         demo = page(gradio, asyrp.open_model(args.config, args.weights, args.device), args.images, folder)
         how = {"share": False, "max_file_size": "20mb", "footer_links": [], "quiet": True, "prevent_thread_lock": True}
         try:

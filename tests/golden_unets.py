@@ -3,11 +3,16 @@
 from functools import cache
 
 import numpy as np
+import pytest
 import torch
 from golden_weights import GOLDEN, filled, golden_json
 
+from asyrp.acceleration.fast_unet import layout_for
 from models import build_unet
 
+needs_channels_last = pytest.mark.skipif(
+    layout_for("cpu") != "channels_last", reason="this PyTorch is too old for channels_last"
+)
 MANIFEST = golden_json("manifest.json")
 ARCHITECTURES = tuple(MANIFEST["architectures"])
 

@@ -14,7 +14,7 @@ from tiny_world import DEVICE, SMILE, losses, stored
 
 from asyrp import process, runner
 from asyrp.acceleration import fast_unet as acceleration
-from asyrp.acceleration.fast_unet import FastUNet, set_tf32
+from asyrp.acceleration.fast_unet import FastUNet, layout_for, set_tf32
 from asyrp.config import ROOT
 from utils.errors import UserError
 
@@ -116,6 +116,34 @@ def test_what_a_replay_returned_outlives_the_next_one():
     assert torch.equal(torch.cat(results[:2]), torch.cat(results[2:]))
 
 
+@pytest.mark.parametrize(
+    ("version", "device", "layout"),
+    [
+        ("2.6.0+cpu", "cpu", "contiguous"),
+        ("2.6.0+cu124", "cuda", "channels_last"),
+        ("2.14.1", "cpu", "channels_last"),
+    ],
+)
+def test_older_versions_take_contiguous_memory_on_a_cpu(monkeypatch, version, device, layout):
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+    assert layout_for(device) == layout
+    assert layout_for(device, "contiguous") == "contiguous"
+
+
+def test_older_versions_refuse_channels_last_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1"))
+    said = "channels_last on a CPU needs torch 2.14 or newer, and this is 2.9.1: upgrade torch, or take contiguous"
+    with pytest.raises(UserError, match=said):
+        FastUNet(copy.deepcopy(golden_unet("ddpm")[0]), layout="channels_last")
+
+
+def test_older_versions_do_not_compile_on_a_cpu(run, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1"))
+    monkeypatch.setattr(acceleration, "COMPILE_ON_A_CPU", "2.14")
+    said = "--compile on a CPU needs torch 2.14 or newer, and this is 2.9.1: upgrade torch, or leave --compile out"
+    assert run.error("--just_precompute", "--compile", "--device", "cpu") == said
+
+
 def test_tf32_is_refused_on_a_cpu_and_off_unless_wanted(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     with pytest.raises(UserError, match="--precision tf32 is for CUDA devices, and this one is cpu: give fp32 or bf16"):
@@ -158,6 +186,7 @@ def test_what_a_precision_cannot_do(run):
     assert run.error(*train, "--precision", "tf32", "--device", "cpu").startswith("--precision tf32 is for CUDA devices")
 
 
+@pytest.mark.subprocess
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_freed_memory_is_used_again():
     """Without the call each of these blocks is mapped and cleared anew, which the kernel counts page by page."""

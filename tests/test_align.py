@@ -111,4 +111,5 @@ def test_a_run_on_portraits(run_learned, library, tmp_path):
 
 def test_without_the_library_it_is_said_at_once(run, monkeypatch):
     monkeypatch.setattr(utils.align, "find_spec", lambda name: None)
-    assert "--align_face needs the library face_alignment: pip install" in run.error(*TEST, "--align_face")
+    said = '--align_face needs the library face_alignment: pip install -e ".[align]"'
+    assert said in run.error(*TEST, "--align_face")

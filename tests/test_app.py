@@ -178,6 +178,8 @@ def page(served, browser):
 # ---- in a browser -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.browser
+@pytest.mark.subprocess
 def test_a_page_shows_a_picture_and_a_slider_for_every_direction(page, served):
     assert [name for name in page.sliders() if "Region" not in name] == ["range slider for smile"]
     assert (page.picture("#pair img") == np.asarray(enlarged(served.session.inverted()[1][0], app.SHOWN))).all()
@@ -186,6 +188,8 @@ def test_a_page_shows_a_picture_and_a_slider_for_every_direction(page, served):
     assert fetched_from and {url for url in fetched_from if not url.startswith(served.url)} == set()
 
 
+@pytest.mark.browser
+@pytest.mark.subprocess
 def test_a_slider_changes_the_picture(page):
     from selenium.webdriver import ActionChains, Keys
 
@@ -209,6 +213,8 @@ def test_a_slider_changes_the_picture(page):
     assert "strip.png" in page.wait(lambda: "strip.png" in page.downloads() and page.downloads())
 
 
+@pytest.mark.browser
+@pytest.mark.subprocess
 def test_a_picture_of_ones_own_with_settings_of_ones_own(page, served):
     from selenium.webdriver import Keys
 
@@ -234,6 +240,8 @@ def test_a_picture_of_ones_own_with_settings_of_ones_own(page, served):
     assert "t_edit 900x: must be a whole number, 0 or more, or empty" in page.toast()
 
 
+@pytest.mark.browser
+@pytest.mark.subprocess
 def test_a_direction_is_learned(page, served):
     page.click("Learn a new direction")
     learn(page, "sad face", 2)
@@ -249,6 +257,8 @@ def test_a_direction_is_learned(page, served):
     page.shows_the_edit()
 
 
+@pytest.mark.browser
+@pytest.mark.subprocess
 def test_learning_can_be_stopped_and_the_page_goes_on(page):
     from selenium.webdriver import Keys
 
@@ -269,6 +279,8 @@ def learn(page, prompt, n_images):
     page.browser.find_element("xpath", "//button[normalize-space()='Learn']").click()
 
 
+@pytest.mark.browser
+@pytest.mark.subprocess
 def test_an_upload_that_is_no_picture(page, served):
     """A line in a toast, and the page goes on."""
     from selenium.webdriver import Keys
@@ -284,6 +296,8 @@ def test_an_upload_that_is_no_picture(page, served):
     page.shows_the_edit()
 
 
+@pytest.mark.browser
+@pytest.mark.subprocess
 def test_a_strip_of_nothing(page):
     page.click("Draw a strip")
     assert "a strip needs an edit: move a slider first" in page.toast()
@@ -306,16 +320,19 @@ def upload(served, size):
     return urllib.request.Request(f"{served.url}/gradio_api/upload", b"\r\n".join(lines), headers)
 
 
+@pytest.mark.subprocess
 def test_uploads_are_bounded(served):
     assert status(upload(served, 1000)) == 200
     assert status(upload(served, 21_000_000)) == 413
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("path", [ROOT / "README.md", "own.yml", "images/00.png", "/etc/passwd"], ids=str)
 def test_no_other_file_is_served(served, path):
     assert status(f"{served.url}/gradio_api/file={served.folder / path}") == 403
 
 
+@pytest.mark.subprocess
 def test_it_listens_on_this_machine_alone(served):
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", served.port), timeout=5)
@@ -341,7 +358,7 @@ def test_without_gradio(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     line = refused()
     assert line.startswith("error: the page needs gradio (")
-    assert line.endswith("): pip install -r requirements-app.txt")
+    assert line.endswith('): pip install -e ".[app]"')
 
 
 @needs_gradio
@@ -367,6 +384,6 @@ def test_the_faces_of_the_default_stack_are_drawn():
 
 
 def test_without_a_renderer_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "avatar.render", None)
-    with pytest.raises(UserError, match=r"no faces can be drawn \(.*\): pip install -r requirements.txt"):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(UserError, match=r"drawing faces needs resvg_py \(.*\): pip install -e \"\.\[avatar\]\""):
         app.faces(SimpleNamespace(config=load_config("avatar.yml"), image_size=32), None, "test", 2)

@@ -114,6 +114,7 @@ def flags_of(script, config, tmp_path):
     return flags
 
 
+@pytest.mark.subprocess
 def test_another_config_in_the_training_script_is_all_it_takes(tmp_path):
     """With celeba.yml it does what the paper did: at cosine 0.90 t_edit is 514, and so are steps, rate and weights."""
     config = load_config("celeba.yml")
@@ -125,6 +126,7 @@ def test_another_config_in_the_training_script_is_all_it_takes(tmp_path):
     assert (found.clip_loss_w, found.l1_loss_w, found.clip_source, found.n_train_img) == (0.8, 3, "x0", 1000)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("script", "own"),
     [

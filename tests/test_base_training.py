@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from golden_unets import needs_channels_last
 from tiny_base import T, settings, trained, write_config
 from tiny_world import smooth_images, tensors_equal
 
@@ -109,7 +110,7 @@ def test_flip_mirrors_half_of_the_images(config, flip):
     assert 2 < sum(mirrored) < 14 if flip else not any(mirrored)
 
 
-def test_settings_of_layout_precision_and_compilation_are_followed(config, monkeypatch):
+def test_settings_of_precision_and_compilation_are_followed(config, monkeypatch):
     monkeypatch.setattr(
         torch, "compile", lambda unet: lambda x, t: calls.append(torch.is_autocast_enabled("cpu")) or unet(x, t)
     )
@@ -118,8 +119,13 @@ def test_settings_of_layout_precision_and_compilation_are_followed(config, monke
     trained(config, 1, compile=True)
     trained(config, 1, precision="bf16")
     assert calls == [True, False]
-    weights = {kind: trained(config, 0, memory_format=kind).unet.conv_in.weight for kind in ("auto", "channels_last")}
-    assert weights["auto"].is_contiguous()
+    assert trained(config, 0).unet.conv_in.weight.is_contiguous()
+
+
+@needs_channels_last
+def test_the_layout_is_the_one_that_was_asked_for(config):
+    weights = {kind: trained(config, 0, memory_format=kind).unet.conv_in.weight for kind in ("contiguous", "channels_last")}
+    assert weights["contiguous"].is_contiguous()
     assert weights["channels_last"].is_contiguous(memory_format=torch.channels_last)
     assert not weights["channels_last"].is_contiguous()
 

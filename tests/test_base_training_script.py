@@ -236,6 +236,7 @@ def test_ctrl_c_that_is_ignored_stays_so(train, out, monkeypatch, request):
     assert state_of(out)["images_seen"] == 8
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_leaves_the_readers_at_work(train, out, monkeypatch, number):
     step = Trainer.step

@@ -6,11 +6,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_unets import golden_unet
+from golden_unets import golden_unet, needs_channels_last
 from tiny_world import smooth_images
 
 from asyrp import process, training
 from asyrp.acceleration import winograd
+from asyrp.acceleration.fast_unet import layout_for
 from asyrp.config import load_config
 from asyrp.data.pairs import Batch
 from asyrp.hspace import BlockDirection
@@ -44,6 +45,7 @@ def tables(tiny, tmp_path, monkeypatch):
     return tables
 
 
+@needs_channels_last
 def test_rehearsal(tables, tiny, tmp_path):
     flags = ("--precision", "fp32", "bf16", "fp16", "--batch", "1", "2", "--layout", "channels_last", "contiguous")
     work, speed, wanted = tables("--images", tiny.test, *flags)
@@ -85,10 +87,11 @@ def test_without_out_the_report_is_printed_only(capsys, monkeypatch):
 
 def test_the_layout_is_the_one_of_main_by_default(tables):
     _, speed, _ = tables()
-    assert [row[:4] for row in speed[3:]] == [["fp32", "off", "channels_last", "1"]]
+    assert [row[:4] for row in speed[3:]] == [["fp32", "off", layout_for("cpu"), "1"]]
 
 
 @pytest.mark.skipif(not winograd.available(), reason="no NNPACK in this PyTorch, or no processor for it")
+@needs_channels_last
 def test_winograds_convolutions_are_named():
     world = bench.World(
         bench.parse_args(["--config", "avatar.yml", "--device", "cpu", "--layout", "contiguous", "channels_last"])

@@ -198,6 +198,7 @@ def test_every_key_of_editing_is_a_flag():
     assert {f.name for f in fields(Editing)} <= FLAGS.keys()
 
 
+@pytest.mark.subprocess
 def test_a_file_is_read_as_utf_8_whatever_the_computer_speaks(tmp_path):
     (tmp_path / "mine.yml").write_bytes("\ufeff# Zoë\n".encode() + (BASE + PLAN).replace("B", "häuser").encode())
     code = "from asyrp.config import load_config; import sys; print(ascii(load_config(sys.argv[1]).data.category))"
@@ -207,6 +208,7 @@ def test_a_file_is_read_as_utf_8_whatever_the_computer_speaks(tmp_path):
     assert told.stdout.strip() == ascii("häuser"), told.stderr
 
 
+@pytest.mark.subprocess
 def test_settings_are_read_without_torch():
     code = "import sys, asyrp.config; asyrp.config.load_config('avatar'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -334,6 +334,7 @@ def test_a_file_of_the_hub_lies_in_its_cache_once(hub, faces, path):
     assert hub.files_asked() == set()
 
 
+@pytest.mark.subprocess
 def test_the_variables_of_the_library(hub, faces, path):
     """HF_ENDPOINT, HF_HOME and HF_TOKEN at first; then HF_HUB_OFFLINE, with nobody to ask."""
     code = f"""
@@ -430,7 +431,7 @@ def test_a_changed_file_is_reported(kept):
 
 
 def test_an_untouched_file_is_not_read_again(kept, monkeypatch):
-    monkeypatch.setattr(download, "_sha256", None)
+    monkeypatch.setattr(download, "sha256_of", None)
     download.verify(kept)
     download.verify(kept.with_name("of_ones_own.pt"))
 
@@ -438,7 +439,7 @@ def test_an_untouched_file_is_not_read_again(kept, monkeypatch):
 def test_a_file_with_another_time_is_read_once(kept, monkeypatch):
     os.utime(kept, (1, 1))
     download.verify(kept)
-    monkeypatch.setattr(download, "_sha256", None)
+    monkeypatch.setattr(download, "sha256_of", None)
     download.verify(kept)
 
 

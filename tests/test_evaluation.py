@@ -364,6 +364,7 @@ def test_metrics_that_come_late_or_end_early_have_a_column_or_leave_it_empty(tmp
     assert "b" not in result["summary"]["reconstruction"]
 
 
+@pytest.mark.slow
 def test_inception(tmp_path, monkeypatch):
     """FID with random weights in torch-fidelity's layout: the real ones are 95 MB."""
     from torch_fidelity import feature_extractor_inceptionv3 as fidelity
@@ -417,6 +418,7 @@ def test_a_judge_that_does_not_know_what_it_is_to_judge(aims, kept, said):
         load_judge(ROOT / "pretrained/avatar/judge.pt", "cpu", aims, kept)
 
 
+@pytest.mark.slow
 def test_the_default_stack_is_evaluated(tiny, tmp_path, monkeypatch):
     """Judge, segmenter, CLIP and LPIPS of avatar.yml on two drawn faces, by a direction that ships."""
     monkeypatch.chdir(tmp_path)

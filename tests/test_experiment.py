@@ -1,5 +1,6 @@
 """What an experiment is called, where it lies, and what it writes down."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from asyrp.config import load_config
 from asyrp.experiment import Experiment
 from asyrp.settings import Settings
+from utils.revision import commit
 
 SUFFIX = "_LC_CelebA_HQ_t999_ninv40_ngen40"
 
@@ -53,3 +55,55 @@ def test_settings_are_written_with_their_sources_as_plain_values(tmp_path, monke
     assert (written["t_edit"], written["decided"]) == ([500, 700], {"path": "a/b"})
     assert written["config"]["data"]["category"] == "CelebA_HQ"
     assert (found.folder / "go.sh").read_text() == "python main.py\n"
+
+
+# ---- which state of the repository it was -----------------------------------------------------------------------------------
+
+
+def git(folder, *words):
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+    return subprocess.run(["git", "-C", folder, *author, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with one file, committed. What is known of a folder is forgotten afterwards."""
+    git(tmp_path, "init")
+    (tmp_path / "a.py").write_text("a = 1\n")
+    git(tmp_path, "add", "a.py")
+    git(tmp_path, "commit", "-m", "a")
+    yield tmp_path
+    commit.cache_clear()
+
+
+@pytest.mark.subprocess
+def test_the_commit(repository):
+    head = git(repository, "rev-parse", "HEAD")
+    git(repository, "tag", "v1")
+    (repository / "results.txt").write_text("made by a run\n")
+    assert commit(repository) == head
+    commit.cache_clear()
+    (repository / "a.py").write_text("a = 2\n")
+    assert commit(repository) == f"{head} (modified)"
+
+
+def test_the_commit_is_written_with_the_settings(tmp_path, monkeypatch):
+    for known in ("0123abc (modified)", None):
+        monkeypatch.setattr("asyrp.experiment.commit", lambda known=known: known)
+        found = experiment(exp=f"{tmp_path}/x")
+        found.write_settings("test")
+        assert yaml.safe_load((found.folder / "settings_test.yml").read_text()).get("commit") == known
+
+
+@pytest.mark.subprocess
+def test_without_git_there_is_no_commit(repository, monkeypatch):
+    (repository / "inner").mkdir()
+    assert commit(repository / "inner") is None  # the repository around it is another one
+    monkeypatch.setenv("PATH", "")
+    assert commit(repository) is None
+
+
+@pytest.mark.subprocess
+def test_a_damaged_repository_has_no_commit(repository):
+    (repository / ".git" / "HEAD").write_text("nonsense")
+    assert commit(repository) is None

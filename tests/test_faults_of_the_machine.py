@@ -117,6 +117,7 @@ def test_a_broken_stream_costs_no_result(site, monkeypatch, stream, mode):
     assert any(wanted.get(mode, "report.html") in name for name in made) or mode == "precompute"
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1"}])
 def test_a_locale_without_unicode(site, tiny, locale):
     """The whole program, whose files must not depend on it."""
@@ -175,6 +176,7 @@ SCRIPTS = [
 ]
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("script", ["main.py", *map(str, SCRIPTS)])
 def test_a_signal_in_the_first_moments(script):
     """While torch is imported, or whatever else takes seconds."""
@@ -200,6 +202,7 @@ def test_a_signal_in_the_first_moments(script):
 # ---- killed without notice --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("mode", "where", "n"),
     [("lpips", "save_file", 1), ("test", "generate", 2), ("evaluate", "generate", 2), ("test", "save_file", 1)],

@@ -304,6 +304,7 @@ def test_where_it_began_is_part_of_its_settings(run_learned):
     )
 
 
+@pytest.mark.slow
 def test_a_delta_h_begins_at_its_own_timesteps(run, tmp_path):
     """Whatever the order in the file; and not at those of another training."""
     first = ("--run_train", *DELTA_H, "--do_test", "0")

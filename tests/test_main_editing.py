@@ -133,6 +133,7 @@ def test_mean_direction(run_learned, generated, flags, keys):
     assert torch.equal(generated[-1]["x_0"], first)
 
 
+@pytest.mark.slow
 def test_a_mean_is_found_by_everything_that_it_depends_on(run_learned, tiny):
     """Another strength, interval, process, direction or set of images is another mean; another batch or test image is none."""
     assert run_learned(*TRAIN, "--exp", "runs/second", "--edit_attr", "sad") == 0

@@ -53,6 +53,7 @@ def test_a_config_by_name_by_path_or_as_it_is(model, tiny):
     assert asyrp.open_model("avatar.yml", device=DEVICE).identity.startswith("ddpm-32-")
 
 
+@pytest.mark.subprocess
 def test_the_library_is_loaded_when_it_is_used():
     code = "import sys, asyrp; assert 'torch' not in sys.modules; asyrp.open_model; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -26,6 +26,7 @@ def started(tmp_path, monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_it_runs_from_top_to_bottom(started, tmp_path):
     names = {}
     for i, source in enumerate(CODE):
@@ -56,7 +57,7 @@ def test_where_there_is_no_repository_it_is_fetched(started, tmp_path, monkeypat
     place = tmp_path / "asyrp-repository"
     clone, install = started
     assert clone[:2] == ["git", "clone"] and clone[-2:] == [names["REPOSITORY"], str(place)]
-    assert install[1:4] == ["-m", "pip", "install"] and install[-1] == str(place / "requirements.txt")
+    assert install[1:4] == ["-m", "pip", "install"] and install[-2:] == ["-e", f"{place}[avatar]"]
     assert sys.path[:2] == [str(place), str(place / "scripts")]
 
 

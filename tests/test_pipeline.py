@@ -246,6 +246,7 @@ SETTINGS = LOADING + 'print(told(lambda: (c := load_config("owner/faces")).name 
 WEIGHTS = LOADING + 'print(told(lambda: load_config("owner/faces").pipeline.weights()))'
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_name_on_the_hub(hub, mine, flat):
     """Its settings at first, its weights when they are needed, and nothing else; then from the cache."""
@@ -265,12 +266,14 @@ def test_a_name_on_the_hub(hub, mine, flat):
     assert not hub.asked
 
 
+@pytest.mark.subprocess
 def test_weights_that_the_hub_lacks(hub, mine):
     (mine / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     hub.models["owner/faces"] = mine
     assert hub.say(WEIGHTS).endswith("nor a .bin: save or fetch owner/faces again")
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("environment", "said"),
     [

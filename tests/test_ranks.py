@@ -90,6 +90,7 @@ def test_alone_everything_passes_through():
         ALONE.wait()
 
 
+@pytest.mark.subprocess
 def test_what_is_gathered_and_averaged(tmp_path):
     def work(rank):
         with ranks.together() as several:
@@ -132,6 +133,7 @@ def numbers(rows):
     return [row["image"] for row in rows], torch.tensor([[float(row[name]) for name in names] for row in rows])
 
 
+@pytest.mark.subprocess
 @WORLDS
 @pytest.mark.parametrize("kind", [SMILE, DELTA_H], ids=["delta_block", "delta_h"])
 def test_a_training_is_that_of_one_process(jobs, world, images, kind):
@@ -153,6 +155,7 @@ def test_a_training_is_that_of_one_process(jobs, world, images, kind):
     assert sorted(path.name for path in several.rglob("*.png")) == sorted(path.name for path in one.rglob("*.png"))
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("world", [2, 3])
 def test_gradients_are_those_of_the_whole_batch(tmp_path, world):
     """In float64 no more than rounding is left."""
@@ -193,6 +196,7 @@ def test_gradients_are_those_of_the_whole_batch(tmp_path, world):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.subprocess
 def test_a_training_goes_on_with_another_number_of_processes(jobs):
     flags = ("--run_train", *SMILE, "--do_test", "0", "--n_train_img", "4")
     first = jobs("first", 2, *flags, "--n_iter", "1", "--bs_train", "2")
@@ -204,6 +208,7 @@ def test_a_training_goes_on_with_another_number_of_processes(jobs):
 # ---- what is measured and made ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("world", [2, 3])
 def test_curves_and_latents_are_those_of_one_process(jobs, tiny, tmp_path, world):
     """Bit for bit: batches are shared out whole. What cannot be read is told once, by the first process."""
@@ -225,6 +230,7 @@ def test_curves_and_latents_are_those_of_one_process(jobs, tiny, tmp_path, world
     assert others == [[]] * (world - 1)
 
 
+@pytest.mark.subprocess
 def test_images_that_all_cannot_be_read_are_an_error_of_all(jobs, tmp_path):
     (tmp_path / "bad").mkdir()
     for i in range(2):
@@ -235,6 +241,7 @@ def test_images_that_all_cannot_be_read_are_an_error_of_all(jobs, tmp_path):
     assert jobs.said[1:] == [[], []]
 
 
+@pytest.mark.subprocess
 def test_the_mean_direction_is_that_of_one_process(jobs, learned):
     flags = ("--run_test", *SMILE, "--num_mean_of_delta_hs", "4")
     one, several = (jobs(name, world, *flags, before=learned) for name, world in (("one", 1), ("several", 3)))
@@ -242,6 +249,7 @@ def test_the_mean_direction_is_that_of_one_process(jobs, learned):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.subprocess
 def test_a_fit_is_that_of_one_process(jobs):
     flags = ("--fit_direction", "labels", "--edit_attr", "smiling", "--n_examples", "2", "--n_train_img", "4", "--run_test")
     one, several = jobs("one", 1, *flags), jobs("several", 2, *flags)
@@ -250,6 +258,7 @@ def test_a_fit_is_that_of_one_process(jobs):
     assert left_behind(several).keys() == left_behind(one).keys()
 
 
+@pytest.mark.subprocess
 def test_kept_noise_is_drawn_by_all(jobs):
     flags = ("--just_precompute", "--load_random_noise", "--saved_random_noise", "--n_precomp_img", "3")
     one, several = jobs("one", 1, *flags), jobs("several", 2, *flags)
@@ -257,6 +266,7 @@ def test_kept_noise_is_drawn_by_all(jobs):
     assert tensors_equal(inside(several, lambda: stored("noise")), inside(one, lambda: stored("noise")))
 
 
+@pytest.mark.subprocess
 def test_one_picture_is_learned_on_by_several(tiny, tmp_path, monkeypatch):
     """The second process works on the first one's picture, which counts once."""
     given = ["--config", tiny.folder / "ddpm.yml", "--model_path", tiny.folder / "ddpm.pt", "--clip_model_name", tiny.clip]
@@ -298,6 +308,7 @@ def few(monkeypatch):
     monkeypatch.setattr(gauges, "LEAST", 2)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(("world", "batch"), [(2, "1"), (3, "1"), (2, "3"), (6, "1")])
 def test_pictures_metrics_and_the_report_are_those_of_one_process(jobs, learned, few, world, batch):
     """Bit for bit; also with noise (boosting), and with more processes than images."""
@@ -311,6 +322,7 @@ def test_pictures_metrics_and_the_report_are_those_of_one_process(jobs, learned,
     assert [len(some) > 0 for some in jobs.said] == [True] + [False] * (world - 1)
 
 
+@pytest.mark.subprocess
 def test_separate_tasks_and_a_last_call_that_collects(jobs, learned, few, monkeypatch):
     precompute = ("--just_precompute", "--n_precomp_img", "4", "--bs_precompute", "2", "--do_train", "0")
     one = jobs("one", 1, *precompute, before=learned)

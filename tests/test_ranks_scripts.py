@@ -53,6 +53,7 @@ def steps(config, several):
     return losses, [p.grad for p in trainer.unet.parameters()]
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_gradients_of_a_base_model_are_those_of_the_whole_batch(base, tmp_path, world):
     config = load_config(base[0])
@@ -92,6 +93,7 @@ def train_base(base, tmp_path):
     return train
 
 
+@pytest.mark.subprocess
 def test_the_script_trains_as_one_process(train_base, tmp_path):
     _, expected = train_base(1, "one.pt")
     (terminal, other), found = train_base(2, "two.pt")
@@ -103,6 +105,7 @@ def test_the_script_trains_as_one_process(train_base, tmp_path):
     assert [session["to"] for session in longer["sessions"]] == [16, 24]
 
 
+@pytest.mark.subprocess
 def test_a_signal_to_one_process_stops_all_and_saves(train_base):
     def signalled(rank):
         step = Trainer.step
@@ -123,6 +126,7 @@ def test_a_signal_to_one_process_stops_all_and_saves(train_base):
 # ---- the claims -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.subprocess
 def test_the_claims_are_those_of_one_process(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_unet(tmp_path, "ddpm", DDPM, size=32)
@@ -150,6 +154,7 @@ def test_the_claims_are_those_of_one_process(tiny, tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_scaling_of_processes(tiny, tmp_path, world):
     """A rehearsal: figures belong to a machine that does nothing else."""

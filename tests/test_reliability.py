@@ -30,6 +30,7 @@ def killed(tiny, flags, where, n):
     assert start(tiny, flags, where, n).wait() == -signal.SIGKILL
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(("where", "n"), [("invert", 3), ("save_file", 3)])
 def test_killed_while_inverting(run, tiny, tmp_path, monkeypatch, where, n):
     """What was finished is kept, half a file is nobody's latent, and the rest is as if nothing had happened."""
@@ -46,6 +47,7 @@ def test_killed_while_inverting(run, tiny, tmp_path, monkeypatch, where, n):
     assert tensors_equal(kept, stored("latent"))
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("where", "n", "left"),
     [
@@ -75,6 +77,7 @@ def test_what_a_killed_writer_left_is_swept_up(tmp_path):
     assert [path.exists() for path in (target, old, new, other)] == [True, False, True, True]
 
 
+@pytest.mark.subprocess
 def test_two_processes_on_one_store(run, tiny, tmp_path, monkeypatch):
     both = [start(tiny, INVERT), start(tiny, INVERT)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
@@ -85,6 +88,7 @@ def test_two_processes_on_one_store(run, tiny, tmp_path, monkeypatch):
     assert tensors_equal(shared, stored("latent"))
 
 
+@pytest.mark.subprocess
 def test_two_processes_do_not_train_one_experiment(run, tiny):
     """The second one says who is at it, and the first one's direction is that of a run alone."""
     long = (*TRAIN, "--n_train_img", "4", "--n_iter", "8")

@@ -331,6 +331,7 @@ def test_an_animation_as_webp_keeps_small_pictures_as_they_are(tmp_path):
 # ---- in a browser -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.browser
 def test_the_slider_changes_the_pictures(browser, strip):
     from selenium.webdriver import ActionChains, Keys
 
@@ -364,6 +365,7 @@ def test_the_slider_changes_the_pictures(browser, strip):
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.browser
 def test_two_sliders_choose_from_a_grid(browser, results):
     from selenium.webdriver import Keys
 
@@ -388,6 +390,7 @@ def test_two_sliders_choose_from_a_grid(browser, results):
     shows(0)
 
 
+@pytest.mark.browser
 def test_a_report_fits_a_phone_and_the_dark(browser, strip):
     browser.get((strip[0] / "report.html").resolve().as_uri())
     colours = []

@@ -13,6 +13,8 @@ from asyrp.parsing import parse_args
 from asyrp.settings import Settings
 from utils.files import ROOT
 
+pytestmark = pytest.mark.subprocess
+
 # In place of Python: notes what it was called with, a line a call.
 PYTHON = """#!/usr/bin/env bash
 printf '%q ' "$@" >>"$CALLS"

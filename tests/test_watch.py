@@ -62,6 +62,7 @@ def errors(job):
     return [line for some in job.lines() for line in some if line.startswith("error: ")]
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(("guilty", "world"), [(1, 2), (0, 3)])
 def test_one_that_dies_is_named_and_the_same_command_goes_on(failing, tiny, guilty, world):
     job = failing(killed, [guilty], world)
@@ -77,6 +78,7 @@ def test_one_that_dies_is_named_and_the_same_command_goes_on(failing, tiny, guil
     torch.testing.assert_close(resumed, directions(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.subprocess
 def test_one_that_hangs_is_waited_for_no_longer(failing):
     """Its connections are open: nothing but its silence tells."""
     job = failing(lambda: os.kill(os.getpid(), signal.SIGSTOP), [1])
@@ -92,12 +94,14 @@ def damaged():
     raise UserError("image 7 is damaged: mend it")
 
 
+@pytest.mark.subprocess
 def test_an_error_of_one_is_told_by_it_and_ends_all(failing):
     job = failing(damaged, [1], 3)
     assert job.finish() == [2, 2, 2]
     assert errors(job) == ["error: rank 1: image 7 is damaged: mend it"]
 
 
+@pytest.mark.subprocess
 def test_one_that_does_not_notice_is_ended(tiny, tmp_path, monkeypatch):
     """As where a GPU waits for another one's: no error and no signal reach Python."""
     monkeypatch.chdir(tmp_path)
@@ -111,6 +115,7 @@ def test_one_that_does_not_notice_is_ended(tiny, tmp_path, monkeypatch):
     assert other == ["error: rank 1: image 7 is damaged: mend it"]
 
 
+@pytest.mark.subprocess
 def test_an_error_of_all_is_told_by_the_first(failing):
     job = failing(damaged, [0, 1, 2], 3)
     assert job.finish() == [2, 2, 2]
@@ -118,6 +123,7 @@ def test_an_error_of_all_is_told_by_the_first(failing):
     assert job.lines()[1:] == [[], []]
 
 
+@pytest.mark.subprocess
 def test_a_fault_of_the_program_shows_one_trace(failing):
     job = failing(lambda: 1 // 0, [1], 3)
     assert job.finish() == [2, 99, 2]
@@ -125,6 +131,7 @@ def test_a_fault_of_the_program_shows_one_trace(failing):
     assert not errors(job)
 
 
+@pytest.mark.subprocess
 def test_a_signal_to_all_is_told_once(failing):
     """As a scheduler sends it, and Ctrl-C."""
     job = failing(lambda: os.kill(os.getpid(), signal.SIGTERM), [0, 1, 2], 3)
@@ -135,6 +142,7 @@ def test_a_signal_to_all_is_told_once(failing):
     assert others == [[], []]
 
 
+@pytest.mark.subprocess
 def test_a_loss_that_is_not_finite_names_its_image_and_rescues_the_direction(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
@@ -156,6 +164,7 @@ def test_a_loss_that_is_not_finite_names_its_image_and_rescues_the_direction(tin
     assert all(tensor.isfinite().all() for tensor in rescued["0"].values())
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("flags", [("--n_iter", "0"), ("--t_0", "5000"), ("--custom_train_dataset_dir", "nowhere")])
 def test_what_is_wrong_for_all_is_told_once(tiny, tmp_path, monkeypatch, flags):
     monkeypatch.chdir(tmp_path)
@@ -165,6 +174,7 @@ def test_what_is_wrong_for_all_is_told_once(tiny, tmp_path, monkeypatch, flags):
     assert others == [[], []]
 
 
+@pytest.mark.subprocess
 def test_two_jobs_do_not_train_one_experiment(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lock = Path("checkpoint/.smile_LC_CUSTOM_t999_ninv4_ngen4.lock")
@@ -250,6 +260,7 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
 # ---- torchrun ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.subprocess
 def test_torchrun(tiny, tmp_path, monkeypatch):
     """The real one, which takes seconds: two processes train, until one is killed in the second epoch."""
     monkeypatch.chdir(tmp_path)

@@ -9,13 +9,13 @@ import textwrap
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_unets import golden_unet, gradient_at_h, relative_l2
+from golden_unets import golden_unet, gradient_at_h, needs_channels_last, relative_l2
 from torch import nn
 from torch._inductor import compile_fx as inductor
 
 from asyrp import process
 from asyrp.acceleration import winograd
-from asyrp.acceleration.fast_unet import FastUNet
+from asyrp.acceleration.fast_unet import COMPILE_ON_A_CPU, FastUNet, layout_for
 from asyrp.config import ROOT
 from models.adm import ADM
 from models.ddpm import DDPM
@@ -126,10 +126,10 @@ def test_which_convolutions_it_serves(network, monkeypatch):
 @pytest.mark.parametrize(
     ("unet", "settings", "layout"),
     [
-        (lambda: copy.deepcopy(golden_unet("ddpm")[0]), {}, "channels_last"),  # 32 channels
-        (lambda: wide(DDPM, image_size=16), {}, "channels_last"),
-        (lambda: wide(DDPM), {"precision": "bf16"}, "channels_last"),
-        (lambda: wide(DDPM), {"layout": "channels_last"}, "channels_last"),
+        (lambda: copy.deepcopy(golden_unet("ddpm")[0]), {}, layout_for("cpu")),  # 32 channels
+        (lambda: wide(DDPM, image_size=16), {}, layout_for("cpu")),
+        (lambda: wide(DDPM), {"precision": "bf16"}, layout_for("cpu")),
+        pytest.param(lambda: wide(DDPM), {"layout": "channels_last"}, "channels_last", marks=needs_channels_last),
     ],
 )
 def test_where_it_stays_away(unet, settings, layout):
@@ -147,9 +147,10 @@ def test_both_branches_of_one_image_are_one_batch_elsewhere():
 def test_without_nnpack_the_network_is_left_alone(monkeypatch):
     monkeypatch.setattr(winograd, "available", lambda: False)
     unet = FastUNet(wide(DDPM))
-    assert (unet.winograd, unet.layout, convolutions(unet)) == (False, "channels_last", [])
+    assert (unet.winograd, unet.layout, convolutions(unet)) == (False, layout_for("cpu"), [])
 
 
+@pytest.mark.subprocess
 @needs_nnpack
 def test_a_process_that_asked_nothing_can_convolve():
     """NNPACK has to be made ready first; this process has done so long ago."""
@@ -194,8 +195,10 @@ def test_it_compiles_without_a_break(monkeypatch):
     assert len(graphs) == 2 and all("asyrp.winograd" in graph for graph in graphs)
 
 
+@pytest.mark.slow
 @needs_nnpack
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+@pytest.mark.skipif(torch.__version__ < COMPILE_ON_A_CPU, reason="this PyTorch is too old to compile on a CPU")
 def test_compiled_in_earnest(monkeypatch):
     """Through PyTorch's compiler for a CPU: kernels called from C++; without gradients, weights frozen."""
     settings, compile_fx = [], inductor.compile_fx

@@ -15,6 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from utils.digests import digest
 from utils.errors import UserError
+from utils.extras import install, load
 from utils.files import replacing
 
 LEFT_EYE, RIGHT_EYE, MOUTH_CORNERS = slice(36, 42), slice(42, 48), [48, 54]  # of the usual 68 landmarks
@@ -114,8 +115,7 @@ def find_landmarks(image):
 @cache
 def landmark_network():
     """The network of Bulat & Tzimiropoulos (2017). On the CPU: on a GPU, the library changes how all of cuDNN computes."""
-    import face_alignment
-
+    face_alignment = load("face_alignment", "--align_face")
     try:
         return face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device="cpu", compile=False)
     except OSError as error:
@@ -130,7 +130,7 @@ class FaceAligner:
 
     def __init__(self, folder, size):
         if find_spec("face_alignment") is None:
-            raise UserError('--align_face needs the library face_alignment: pip install "face-alignment>=1.5"')
+            raise UserError(f"--align_face needs the library face_alignment: {install('align')}")
         self.folder, self.size = Path(folder), size
 
     def __call__(self, image):

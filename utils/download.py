@@ -26,7 +26,7 @@ from tqdm import tqdm
 from configs.paths_config import is_moved, weight_file
 from utils import hub
 from utils.errors import UserError
-from utils.files import ordinary, set_aside, stamp, write_text
+from utils.files import ordinary, set_aside, sha256_of, stamp, write_text
 from utils.weights import DIRECTIONS_LISTING, DIRECTIONS_PAGE, GOOGLE_DRIVE, HUB, PUBLISHED, Published
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def _fetched(published, path, failures):
         log.info("fetching %s from %s", path, source)
         try:
             _transfer(source, part, published.least_size)
-            sha256 = _sha256(part)
+            sha256 = sha256_of(part)
             if fault := _fault(part, published, sha256):
                 part.unlink()
                 raise Failed(f"what {_host(source)} gave is {fault}")
@@ -103,7 +103,7 @@ def admit(published, path):
     """Check a file that is there already; one that came by another way is recorded. Raises UserError when it is a wrong one."""
     verify(path)
     if path.name not in recorded(path.parent):
-        sha256 = _sha256(path)
+        sha256 = sha256_of(path)
         if fault := _fault(path, published, sha256):
             raise UserError(f"{path} is {fault}: delete it and fetch it again")
         _record(path, sha256)
@@ -342,7 +342,7 @@ def verify(path):
     known = recorded(path.parent).get(path.name)
     if known is None or known == _entry(path, known["sha256"]):
         return
-    if _sha256(path) != known["sha256"]:
+    if sha256_of(path) != known["sha256"]:
         raise UserError(
             f"{path} has changed since it was fetched (its SHA-256 is no longer {known['sha256'][:12]}...): delete it to fetch "
             f"it again, or delete its entry in {path.with_name(RECORD)} to keep it"
@@ -376,8 +376,3 @@ def _record(path, sha256):
 def _entry(path, sha256):
     size, changed = stamp(path)
     return {"sha256": sha256, "size": size, "mtime_ns": changed}
-
-
-def _sha256(path):
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import hashlib
 import os
 import platform
 import tempfile
@@ -114,6 +115,16 @@ def stamp(path):
     """-> (size in bytes, time of change in ns): a file whose stamp is the same has not been changed."""
     found = os.stat(path)
     return found.st_size, found.st_mtime_ns
+
+
+def sha256_of(path):
+    """-> the SHA-256 of a file, in hexadecimal digits."""
+    # hashlib.file_digest does the same from Python 3.11 on.
+    found = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(2**20):
+            found.update(chunk)
+    return found.hexdigest()
 
 
 def shown(path):

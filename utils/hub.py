@@ -4,13 +4,13 @@ The library huggingface_hub fetches them: into its cache, from HF_ENDPOINT where
 alone with HF_HUB_OFFLINE.
 """
 
-import hashlib
 import re
 from pathlib import Path
 
 import requests
 
 from utils.errors import UserError
+from utils.files import sha256_of
 from utils.text import one_line
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/model
@@ -71,8 +71,7 @@ def _is_damaged(path):
     known = path.readlink().name if path.is_symlink() else ""
     if not SHA256.fullmatch(known):
         return False
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() != known
+    return sha256_of(path) != known
 
 
 def _answers():

@@ -17,6 +17,8 @@ from asyrp.acceleration import winograd
 from utils.errors import UserError
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+# The oldest versions of PyTorch in which these are tested on a CPU.
+CHANNELS_LAST_ON_A_CPU = COMPILE_ON_A_CPU = "2.14"
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,6 +35,31 @@ def set_tf32(precision, device):
     if precision == "tf32" and torch.device(device).type != "cuda":
         raise UserError(f"--precision tf32 is for CUDA devices, and this one is {device}: give fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def layout_for(device, wanted=None):
+    """The order in memory of a network that gradients go through -> a key of LAYOUTS.
+
+    wanted: one of them; by default channels_last, which tensor cores want and which is the faster one on a CPU too. But older
+    versions of PyTorch crash there, channels_last, in GroupNorm's backward pass (seen in 2.6 and 2.9): below
+    CHANNELS_LAST_ON_A_CPU it is contiguous, and UserError where the other one is wanted.
+    """
+    crashes = torch.device(device).type == "cpu" and torch.__version__ < CHANNELS_LAST_ON_A_CPU
+    if crashes and wanted == "channels_last":
+        raise UserError(
+            f"channels_last on a CPU needs torch {CHANNELS_LAST_ON_A_CPU} or newer, and this is {torch.__version__}: "
+            "upgrade torch, or take contiguous"
+        )
+    return wanted or ("contiguous" if crashes else "channels_last")
+
+
+def check_compiler(device):
+    """Raise UserError where this version of PyTorch is not known to compile networks for the device."""
+    if torch.device(device).type == "cpu" and torch.__version__ < COMPILE_ON_A_CPU:
+        raise UserError(
+            f"--compile on a CPU needs torch {COMPILE_ON_A_CPU} or newer, and this is {torch.__version__}: upgrade torch, or "
+            "leave --compile out"
+        )
 
 
 def keep_freed_memory(device):
@@ -74,8 +101,7 @@ class FastUNet(nn.Module):
     are called from C++, and passes without gradients have the weights laid out once for the kernels that read them
     ("freezing"), not anew in each pass: they must not change afterwards. recompute: see `recompute_decoder`. layout: the order
     in memory, a key of LAYOUTS; by default contiguous where Winograd's convolutions are used, which want that (wide
-    networks in float32 on a CPU, see winograd.py), and channels_last elsewhere, which tensor cores want and which is the
-    faster one on a CPU too.
+    networks in float32 on a CPU, see winograd.py), and what `layout_for` says elsewhere.
 
     The U-Net is changed in place: from then on it belongs to this object.
     """
@@ -86,7 +112,7 @@ class FastUNet(nn.Module):
         self.h_ch, self.h_size, self.new_delta_block = unet.h_ch, unet.h_size, unet.new_delta_block
         device = next(unet.parameters()).device
         serves = precision == "fp32" and device.type == "cpu" and winograd.serves(unet)
-        self.layout = layout or ("contiguous" if serves else "channels_last")
+        self.layout = layout_for(device, layout or ("contiguous" if serves else None))
         unet.to(memory_format=LAYOUTS[self.layout])
         self.winograd = serves and self.layout == "contiguous"
         if self.winograd:
@@ -102,6 +128,7 @@ class FastUNet(nn.Module):
         self.graphs = {}
         self.compiled_for_cpu = compiled and device.type == "cpu"
         if compiled:
+            check_compiler(device)
             if device.type == "cuda":
                 self.graphs = {name: torch.compile(part, mode="reduce-overhead") for name, part in self.parts.items()}
             self.parts = {name: torch.compile(part) for name, part in self.parts.items()}

@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from tqdm import tqdm
 
 from asyrp import process
-from asyrp.acceleration.fast_unet import LAYOUTS, autocast
+from asyrp.acceleration.fast_unet import LAYOUTS, autocast, check_compiler, layout_for
 from asyrp.base_model.files import model_sections
 from asyrp.base_model.settings import learning_rate, loss_weights
 from asyrp.config import to_dict
@@ -80,7 +80,10 @@ class Trainer:
         self.began_at, self.began_from = self.images_seen, str(init) if init and not state else None
         torch.manual_seed(seed_at(settings.seed, self.images_seen))
         automatic = "channels_last" if self.device.type == "cuda" else "contiguous"
-        self.layout = LAYOUTS[automatic if settings.memory_format == "auto" else settings.memory_format]
+        wanted = automatic if settings.memory_format == "auto" else settings.memory_format
+        self.layout = LAYOUTS[layout_for(self.device, wanted)]
+        if settings.compile:
+            check_compiler(self.device)
         self._make_networks(config, init, state)
         self._make_optimizer(state)
         is_trained, has_moments = bool(init or state), bool(state) and "optimizer" in state

@@ -8,7 +8,6 @@ says nothing about. A gauge whose weights are missing cannot be made: UserError 
 """
 
 import torch
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from asyrp.evaluation import metrics
 from asyrp.evaluation.segmenter import open_segmenter
@@ -19,6 +18,7 @@ from models.judge import load_judge
 from utils import tensors
 from utils.download import verify
 from utils.errors import UserError
+from utils.extras import load
 from utils.files import ROOT
 from utils.text_dic import PROMPTS
 
@@ -114,6 +114,9 @@ class Fidelity:
 
     name = "PSNR and SSIM"
 
+    def __init__(self):
+        load("torchmetrics", self.name)
+
     def before(self, original, reconstruction):
         return {"PSNR in dB": metrics.psnr(reconstruction, original), "SSIM": metrics.ssim(reconstruction, original)}
 
@@ -207,10 +210,12 @@ class Inception:
     name = "FID"
 
     def __init__(self, device):
+        load("torch_fidelity", self.name)
+        distance = load("torchmetrics.image.fid", self.name).FrechetInceptionDistance
         path = weights_of(FID_INCEPTION)
         tensors.load(path)  # nothing but tensors: the library would run whatever else the file holds
         try:
-            metric = FrechetInceptionDistance(feature_extractor_weights_path=str(path))
+            metric = distance(feature_extractor_weights_path=str(path))
         except RuntimeError as error:
             raise UserError(f"{path} does not hold torch-fidelity's Inception: fetch it again, after deleting it") from error
         self.inception, self.features = metric.inception.to(device), Features()

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from losses.clip_loss import directional_loss
+from utils.extras import load
 
 RANGE = 2.0  # of [-1, 1]
 MEASURABLE = 0.005  # a mean score that falls by less, say from 0.001 to 0.000, has not fallen
@@ -72,13 +70,15 @@ def s_dir(before, after, direction):
 def psnr(images, reference):
     """Peak signal-to-noise ratio in dB, of images clipped to [-1, 1]."""
     pair = images.clamp(-1, 1), reference.clamp(-1, 1)
-    return peak_signal_noise_ratio(*pair, data_range=RANGE, reduction=None, dim=(1, 2, 3))
+    measure = load("torchmetrics.functional.image", "PSNR").peak_signal_noise_ratio
+    return measure(*pair, data_range=RANGE, reduction=None, dim=(1, 2, 3))
 
 
 def ssim(images, reference):
     """Structural similarity (Wang et al. 2004), of images clipped to [-1, 1]."""
     pair = images.clamp(-1, 1), reference.clamp(-1, 1)
-    return structural_similarity_index_measure(*pair, data_range=RANGE, reduction=None).reshape(-1)
+    measure = load("torchmetrics.functional.image", "SSIM").structural_similarity_index_measure
+    return measure(*pair, data_range=RANGE, reduction=None).reshape(-1)
 
 
 def segment_agreement(before, after):
@@ -114,7 +114,8 @@ def frechet_distance(a, b):
     """Fréchet distance of two sets of features (n, D), taken as Gaussians (Heusel et al. 2017); FID on Inception's."""
     features = torch.nn.Identity()
     features.num_features = a.shape[1]
-    metric = FrechetInceptionDistance(feature=features, sync_on_compute=False)  # the sets are whole: there is nothing to sync
+    distance = load("torchmetrics.image.fid", "the Fréchet distance").FrechetInceptionDistance
+    metric = distance(feature=features, sync_on_compute=False)  # the sets are whole: there is nothing to sync
     metric.update(a, real=True)
     metric.update(b, real=False)
     return metric.compute().item()
@@ -122,12 +123,13 @@ def frechet_distance(a, b):
 
 def kernel_distance(a, b):
     """KID (Binkowski et al. 2018) of two sets of features (n, D) -> (mean, standard deviation over SUBSETS, their size)."""
+    distance = load("torchmetrics.image.kid", "KID").KernelInceptionDistance
     size = min(len(a) // 2, LARGEST_SUBSET)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)  # that it keeps all features
         torch.manual_seed(0)  # the same subsets, and so the same number, at every call
         how = {"subsets": SUBSETS, "subset_size": size, "sync_on_compute": False}
-        metric = KernelInceptionDistance(feature=torch.nn.Identity(), **how)
+        metric = distance(feature=torch.nn.Identity(), **how)
         metric.update(a, real=True)
         metric.update(b, real=False)
         mean, deviation = metric.compute()

@@ -3,7 +3,6 @@
 mask = draw_mask(options, size=32)     # options as of render.py; (32, 32) uint8, positions in SEGMENTS
 """
 
-import io
 import re
 import xml.etree.ElementTree as ET
 from concurrent.futures import ProcessPoolExecutor
@@ -11,9 +10,7 @@ from functools import partial
 from multiprocessing import get_context
 
 import numpy as np
-import resvg_py
-from PIL import Image
-from render import GLASSES_WORN, artwork_options, as_svg, draw, draw_labels
+from render import GLASSES_WORN, artwork_options, as_svg, draw, draw_labels, rasterised
 from tqdm import tqdm
 
 from utils.terminal import leave_signals_to_the_parent
@@ -53,8 +50,7 @@ def draw_mask(options, size):
         if part and part[1] in segment_of:
             red, green, blue = KEYS[segment_of[part[1]]]
             in_one_colour(element, f"#{red:02x}{green:02x}{blue:02x}")
-    png = bytes(resvg_py.svg_to_bytes(svg_string=ET.tostring(svg, "unicode"), width=FINE * size, height=FINE * size))
-    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+    pixels = np.asarray(rasterised(ET.tostring(svg, "unicode"), FINE * size)).astype(int)
     nearest = ((pixels[..., None, :] - KEYS) ** 2).sum(-1).argmin(-1)
     counts = np.eye(len(SEGMENTS), dtype=int)[nearest].reshape(size, FINE, size, FINE, -1).sum((1, 3))
     return counts.argmax(-1).astype(np.uint8)

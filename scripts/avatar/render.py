@@ -28,13 +28,12 @@ from functools import cache, partial
 from importlib.resources import files
 
 import numpy as np
-import resvg_py
-from dicebear import Avatar, Style
 from PIL import Image
 from tqdm import tqdm
 
 from utils.arguments import real, whole
 from utils.errors import UserError
+from utils.extras import load
 from utils.files import naming, replacing
 
 LABELS = {
@@ -111,9 +110,13 @@ def artwork_options(labels, rng):
     }
 
 
+def dicebear():
+    return load("dicebear", "drawing faces")
+
+
 @cache
 def artwork():
-    return Style(json.loads(files("dicebear_styles").joinpath("toon-head.json").read_text("utf-8")))
+    return dicebear().Style(json.loads(files("dicebear_styles").joinpath("toon-head.json").read_text("utf-8")))
 
 
 def render_face(split, index, size=64, glasses=0.0):
@@ -124,7 +127,7 @@ def render_face(split, index, size=64, glasses=0.0):
 
 def as_svg(options):
     """What `artwork_options` returns -> the drawing, as text."""
-    svg = Avatar(artwork(), {name: value for name, value in options.items() if name != "glasses"}).to_string()
+    svg = dicebear().Avatar(artwork(), {name: value for name, value in options.items() if name != "glasses"}).to_string()
     if options["glasses"]:
         place = svg.index("<use", svg.index('href="#eyebrows'))
         svg = svg[:place] + GLASSES + svg[place:]
@@ -133,9 +136,14 @@ def as_svg(options):
 
 def draw(options, size):
     """What `artwork_options` returns -> PIL image of size x size."""
-    png = bytes(resvg_py.svg_to_bytes(svg_string=as_svg(options), width=2 * size, height=2 * size))
     # Drawn at twice the size and averaged: thin lines (mouths, brows) keep their weight.
-    return Image.open(io.BytesIO(png)).convert("RGB").resize((size, size), Image.BOX)
+    return rasterised(as_svg(options), 2 * size).resize((size, size), Image.BOX)
+
+
+def rasterised(svg, size):
+    """A drawing, as text -> RGB image (size, size)."""
+    png = load("resvg_py", "drawing faces").svg_to_bytes(svg_string=svg, width=size, height=size)
+    return Image.open(io.BytesIO(bytes(png))).convert("RGB")
 
 
 def with_grain(image, split, index, grain):

@@ -1,0 +1,51 @@
+"""The command line: flags -> settings -> runner. `python main.py` in the repository; `asyrp` where the project is installed."""
+
+import os
+import sys
+
+STOPPED = (
+    "stopped; latents, finished epochs and measured curves are kept, and the same command goes on from there; "
+    "pictures and metrics of a test are made anew"
+)
+
+
+def command():
+    """The program: run what the flags ask for, and end the process with its status."""
+    try:
+        status = main()
+    except KeyboardInterrupt:  # in the first moments, while modules are imported
+        print(STOPPED, file=sys.stderr)
+        status = 130
+    if status > 128:
+        # Stopped by a signal: threads that still read or draw are not waited for.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def main(argv=None):
+    """Run the modes the flags ask for -> exit status: 0, or 2 after an error that the user can put right."""
+    from utils.terminal import guarded
+
+    return guarded(run, argv, STOPPED)
+
+
+def run(argv):
+    import logging
+
+    from asyrp.parsing import parse_args
+    from asyrp.ranks import together
+
+    with together() as ranks:
+        given, notices = parse_args(argv)
+        logging.basicConfig(level=given.get("verbose", "info").upper(), format="%(message)s", force=True)
+        ranks.join(given.get("device"), given.get("slurm_array", False))
+        for notice in notices:
+            logging.warning(notice)
+        # Imported here: torch takes seconds, and neither --help nor a wrong flag needs it.
+        from asyrp.config import load_config
+        from asyrp.runner import Asyrp
+        from asyrp.settings import Settings
+
+        Asyrp(Settings(given, load_config(given["config"])), ranks).run()
