@@ -1,4 +1,4 @@
-"""What bench.py found, as a section of Markdown."""
+"""The results of bench.py as a section of Markdown."""
 
 import platform
 import re
@@ -14,7 +14,7 @@ from utils.files import write_text
 
 MODES = ("invert", "edit", "invert and edit", "first epoch", "further epoch")
 PASSES = {"encoder": ("encode",), "decoder": ("decode", "decode and back"), "CLIP": ("clip", "clip and back")}
-REMEMBERED = ("invert", "edit", "first epoch")  # modes whose peak memory is told
+REMEMBERED = ("invert", "edit", "first epoch")  # modes whose peak memory is reported
 GIB = 2**30
 
 
@@ -24,7 +24,7 @@ def table(head, rows):
 
 
 def machine(device):
-    """What the numbers were measured on."""
+    """The name of the device or processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpu = Path("/proc/cpuinfo")
@@ -33,14 +33,14 @@ def machine(device):
 
 
 def seconds(contestant, mode):
-    """Seconds an image, a list over the turns; empty where the mode was not run."""
+    """Seconds per image, a list over the turns; empty if the mode was not run."""
     if mode == "invert and edit":
         return [a + b for a, b in zip(contestant.seconds["invert"], contestant.seconds["edit"], strict=True)]
     return contestant.seconds[mode]
 
 
 def ratio(plain, contestant, mode):
-    """How many times as fast as the plain schedule of the same round: the median over the rounds."""
+    """Speed relative to the plain schedule in the same round: the median over the rounds."""
     pairs = zip(seconds(plain, mode), seconds(contestant, mode), strict=True)
     return statistics.median(a / b for a, b in pairs)
 
@@ -50,8 +50,8 @@ def gigamacs(passes, costs):
 
 
 def work_table(plain, ours, costs):
-    """Passes and multiply-adds of an image in every mode."""
-    head = ["an image", *PASSES, "10⁹ multiply-adds", *(f"plain: {name}" for name in PASSES), "10⁹ multiply-adds", "ratio"]
+    """Passes and multiply-adds per image in every mode."""
+    head = ["per image", *PASSES, "10⁹ multiply-adds", *(f"plain: {name}" for name in PASSES), "10⁹ multiply-adds", "ratio"]
     rows = []
     for mode in ours.passes:
         row, macs = [mode], [gigamacs(c.passes[mode], costs) for c in (ours, plain)]
@@ -63,14 +63,14 @@ def work_table(plain, ours, costs):
 
 
 def differences(plain, contestant):
-    """Largest and mean difference of the pictures that both have made, in 8-bit steps."""
+    """Largest and mean difference between the edited images of both, in 8-bit steps."""
     both = sorted(plain.pictures.keys() & contestant.pictures.keys())
     a, b = ((torch.stack([c.pictures[i] for i in both]).clamp(-1, 1) + 1).mul(127.5).round() for c in (plain, contestant))
     return (a - b).abs().max().item(), (a - b).abs().mean().item()
 
 
 def speed_table(plain, others):
-    """Images a second and times the plain schedule; memory where the device tells it; differences of the pictures."""
+    """Images per second, speed relative to the plain schedule, memory on a GPU, and differences of the images."""
     head = ["precision", "compiled", "layout", "batch", *MODES]
     if plain.memory:
         head += [f"GiB, {mode}" for mode in REMEMBERED]
@@ -98,7 +98,7 @@ def best(others, mode, *precisions):
 
 
 def wanted_table(plain, others, cuda):
-    """The figures that were set as a goal, beside those that were found."""
+    """Target figures next to measured ones."""
     rows = []
     if cuda:
         for mode, count, limit, unit in (("invert and edit", 1, 0.25, "s"), ("first epoch", 1000 / 60, 3.0, "minutes")):
@@ -108,7 +108,7 @@ def wanted_table(plain, others, cuda):
                 rows.append([what, f"at most {limit:g} {unit}", f"{took:.3g} {unit}, batch {found.case.batch}"])
         if low := [c for c in others if c.case.precision == "bf16"]:
             mean = max(differences(plain, c)[1] for c in low)
-            rows.append(["pictures in bf16 beside float32, mean difference", "at most 3 of 255", f"{mean:.2f}"])
+            rows.append(["bf16 against float32, mean difference of images", "at most 3 of 255", f"{mean:.2f}"])
     else:
         for mode in ("invert and edit", "further epoch"):
             if found := best(others, mode, "fp32"):
@@ -117,7 +117,7 @@ def wanted_table(plain, others, cuda):
 
 
 def report(world, plain, others, hollow):
-    """-> the section: where and how it was measured, and the tables."""
+    """The section: machine, settings and tables."""
     args, cuda = world.args, world.device.type == "cuda"
     where = machine(world.device)
     command = shlex.join(["python", "scripts/bench.py", *sys.argv[1:]])
@@ -131,23 +131,22 @@ def report(world, plain, others, hollow):
         f"{where}; {versions}. {args.rounds} rounds. Weights: {'trained' if world.trained else 'random'}; images: "
         f"{'a folder' if args.images else 'random'}; {args.steps} steps, of which {len(world.edit_steps)} are edited.",
         work_table(plain, others[0], hollow.passes()),
-        f"Images a {unit}, and how many times as many as the plain schedule's. Differences of the edited pictures from the "
-        "plain schedule's are in 8-bit steps.",
+        f"Images per {unit}, and in parentheses the speed relative to the plain schedule. Differences of the edited images "
+        "from those of the plain schedule are in 8-bit steps.",
         speed_table(plain, others),
         wanted_table(plain, others, cuda),
-        f"A training step of one image in float32 holds {step[0]:.3g} GiB at most, {step[1]:.3g} GiB with "
-        "--checkpoint_decoder: weights of U-Net and CLIP and all tensors, counted without computing them; workspaces of the "
-        "kernels come on top.",
+        f"A training step with one image in float32 needs {step[0]:.3g} GiB, {step[1]:.3g} GiB with --checkpoint_decoder: the "
+        "weights of U-Net and CLIP and all tensors, counted without computing them; workspaces of kernels are not included.",
     ]
     return "\n\n".join(part for part in parts if part)
 
 
 def write_section(path, text):
-    """Put a section into a Markdown file, in the place of the one with the same heading, or at its end."""
+    """Write a section to a Markdown file, replacing the one with the same heading, else at the end."""
     try:
         before = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
     except UnicodeDecodeError as error:
-        raise UserError(f"--out {path} is no text in UTF-8: give another file") from error
+        raise UserError(f"--out {path} is not UTF-8 text: give another file") from error
     heading = text.splitlines()[0]
     sections = re.split(r"^(?=## )", before, flags=re.MULTILINE)
     mine = [i for i, section in enumerate(sections) if section.splitlines()[:1] == [heading]]
