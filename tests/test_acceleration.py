@@ -118,7 +118,7 @@ def test_what_a_replay_returned_outlives_the_next_one():
 
 def test_tf32_is_refused_on_a_cpu_and_off_unless_wanted(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    with pytest.raises(UserError, match="--precision tf32 is for CUDA devices, and this one is cpu: give fp32 or bf16"):
+    with pytest.raises(UserError, match="--precision tf32 is only for CUDA devices, but this one is cpu: use fp32 or bf16"):
         set_tf32("tf32", "cpu")
     set_tf32("fp32", "cpu")
     assert not torch.backends.cudnn.allow_tf32
@@ -154,8 +154,8 @@ def test_editing_in_low_precision(run_learned, tmp_path):
 
 def test_what_a_precision_cannot_do(run):
     train = ("--run_train", *SMILE)
-    assert run.error(*train, "--precision", "fp16") == "--precision fp16 cannot train, its gradients underflow: give bf16"
-    assert run.error(*train, "--precision", "tf32", "--device", "cpu").startswith("--precision tf32 is for CUDA devices")
+    assert run.error(*train, "--precision", "fp16") == "--precision fp16 cannot train because its gradients underflow: use bf16"
+    assert run.error(*train, "--precision", "tf32", "--device", "cpu").startswith("--precision tf32 is only for CUDA devices")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")

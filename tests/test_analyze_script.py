@@ -79,7 +79,7 @@ def test_the_script_says_what_is_missing(world, tmp_path, monkeypatch, capsys):
     cases = {
         "4 images without smile, 10 are needed": ["--n", 5, "--claims", 2],
         "two images": ["--n", 1],
-        "no faces; draw them": ["--config", "avatar.yml", "--images", tmp_path / "none"],
+        "no faces: render them": ["--config", "avatar.yml", "--images", tmp_path / "none"],
     }
     for message, flags in cases.items():
         assert world(*flags) == 2

@@ -221,10 +221,10 @@ def test_a_picture_of_ones_own_with_settings_of_ones_own(page, served):
     page.session.positions = {"smile": 1.5}
     page.shows_the_edit()
     page.click("Settings")
-    own_t_edit = "t_edit (empty: each direction's own)"
+    own_t_edit = "t_edit (empty: that of each direction)"
     for name, text in (("Steps", "5"), ("t_boost", "400"), ("Seed", "7"), (own_t_edit, "900")):
         page.fill(name, text)
-    page.fill("number input for Region: what changes most, above this quantile", "0.5")
+    page.fill("number input for Region: largest changes, above this quantile", "0.5")
     page.click("Apply")
     page.session.settings = {"n_steps": 5, "t_edit": 900, "t_boost": 400, "seed": 7}
     page.session.set_region(threshold=0.5)
@@ -256,7 +256,7 @@ def test_learning_can_be_stopped_and_the_page_goes_on(page):
     learn(page, "old face", 60)
     page.wait(lambda: "learning" in page.find("body")[0].text)
     page.click("Cancel")
-    assert "learning was stopped: the new direction is not kept" in page.toast()
+    assert "training was cancelled: the new direction was not kept" in page.toast()
     assert not any("old face" in name for name in page.sliders())
     page.slider("smile").send_keys(Keys.END)
     page.session.positions = {"smile": 1.5}
@@ -264,7 +264,7 @@ def test_learning_can_be_stopped_and_the_page_goes_on(page):
 
 
 def learn(page, prompt, n_images):
-    page.fill("What it should become", prompt)
+    page.fill("Target prompt", prompt)
     page.fill("number input for Training images", str(n_images))
     page.browser.find_element("xpath", "//button[normalize-space()='Learn']").click()
 
@@ -352,7 +352,7 @@ def test_a_port_that_is_taken(refused, tiny):
         port = other.getsockname()[1]
         given = ("--config", tiny.folder / "ddpm.yml", "--weights", tiny.folder / "ddpm.pt", "--images", tiny.test)
         line = refused(*given, "--device", DEVICE, "--port", port)
-    assert line == f"error: --port {port} of 127.0.0.1 cannot be used: give another --port"
+    assert line == f"error: --port {port} of 127.0.0.1 is not available: give another --port"
 
 
 @needs_gradio
@@ -368,5 +368,5 @@ def test_the_faces_of_the_default_stack_are_drawn():
 
 def test_without_a_renderer_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "avatar.render", None)
-    with pytest.raises(UserError, match=r"no faces can be drawn \(.*\): pip install -r requirements.txt"):
+    with pytest.raises(UserError, match=r"faces cannot be rendered \(.*\): pip install -r requirements.txt"):
         app.faces(SimpleNamespace(config=load_config("avatar.yml"), image_size=32), None, "test", 2)

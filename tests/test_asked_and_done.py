@@ -158,12 +158,14 @@ def test_a_second_experiment_of_the_same_name(run_learned):
     """In another folder, with another learning rate, other images or loss: its checkpoints have the first one's names."""
     second = (*TRAIN, "--exp", "elsewhere/smile")
     for other, said in (
-        (("--lr_training", "0.01"), "lr_training 0.2, and this run has 0.01"),
-        (("--n_train_img", "3"), "n_images 2, and this run has 3"),
-        (("--clip_loss_w", "1"), "clip_loss_w 3.0, and this run has 1.0"),
+        (("--lr_training", "0.01"), "lr_training 0.2, but this run has 0.01"),
+        (("--n_train_img", "3"), "n_images 2, but this run has 3"),
+        (("--clip_loss_w", "1"), "clip_loss_w 3.0, but this run has 1.0"),
     ):
         message = run_learned.error(*second, *other)
-        assert message.endswith(f"was trained with {said}: --retrain 1 trains it anew, another --exp leaves it alone")
+        assert message.endswith(
+            f"was trained with {said}: train from scratch with --retrain 1, or keep it and use another --exp"
+        )
     assert not Path("elsewhere").exists()
 
 
@@ -205,7 +207,7 @@ def test_curves_measured_on_one_model_change_no_other(run, tiny, results, monkey
 
 def test_a_category_that_nobody_knows_takes_nobodys_curves(run):
     said = run.error(*TRAIN, intervals=())
-    assert said.startswith("no LPIPS curves for category CUSTOM: measure them with --lpips, or take others with")
+    assert said.startswith("no LPIPS curves for category CUSTOM: measure them with --lpips, choose others with")
 
 
 def test_other_images_in_the_folder_of_the_mean_are_another_mean(run_learned, tiny, tmp_path, generated):
@@ -239,10 +241,10 @@ def test_an_interval_above_the_first_timestep_edits_nothing_and_is_said(run_lear
     before = names(results)
     said = run_learned.error(mode, *SMILE, "--t_0", "200", "--user_defined_t_edit", "300", "--load_from_checkpoint", "smile")
     assert "t_edit 300" in said
-    assert "lies above every timestep (the highest is 200): nothing would be edited; lower t_edit or raise t_0" in said
+    assert "is above every timestep (the highest is 200), so nothing would be edited: lower t_edit or raise t_0" in said
     assert names(results) == before
 
 
 def test_an_interval_above_the_first_timestep_trains_nothing_and_is_said(run):
     said = run.error(*TRAIN, "--t_0", "200", *INTERVALS)
-    assert "t_edit 500 lies above every timestep (the highest is 200): nothing would be trained" in said
+    assert "t_edit 500 is above every timestep (the highest is 200), so nothing would be trained" in said

@@ -129,7 +129,7 @@ def test_what_cannot_be_read_is_told_once(config, monkeypatch, caplog):
     # As several processes tell it, each of them once.
     monkeypatch.setattr(trainer, "loader", lambda dataset: [(x_0, ["a", "b", "a"]), (x_0, ["a"]), (x_0, ["c"])])
     trainer.run(None, save=lambda: None)
-    assert [line.getMessage() for line in caplog.records] == [f"{name}: left out" for name in "abc"]
+    assert [line.getMessage() for line in caplog.records] == [f"skipped: {name}" for name in "abc"]
 
 
 # ---- the moving average -----------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def test_a_training_goes_on_where_it_was(train, out):
     status, lines = train("--total_images", 20)
     last = state_of(out)
     assert status == 0
-    assert f"going on from {out}.state: 8 images seen" in lines
+    assert f"resuming from {out}.state: 8 images seen" in lines
     assert (first["images_seen"], last["images_seen"], record(out)["images_seen"]) == (8, 20, 20)
     assert [(s["from"], s["to"]) for s in last["sessions"]] == [(0, 8), (8, 20)]
     assert last["seconds"] > first["seconds"] > 0
@@ -134,7 +134,7 @@ def test_weights_are_written_anew_when_nothing_is_left_to_train(train, out):
     out.unlink()
     status, lines = train("--keep", "float32")
     assert status == 0
-    assert "nothing is left to train" in lines[-1]
+    assert "training is complete" in lines[-1]
     assert tensors_equal(load(out), state_of(out)["ema"])
     assert len(state_of(out)["sessions"]) == 1
 
@@ -142,7 +142,7 @@ def test_weights_are_written_anew_when_nothing_is_left_to_train(train, out):
 def test_a_state_of_another_model_is_refused(train, error, world, out, tmp_path):
     train()
     line = error(config=write_config(tmp_path / "wide.yml", ch=16))
-    assert line.startswith(f"{out}.state is the state of another model: model.ch is 8 there, and 16 in the config")
+    assert line.startswith(f"{out}.state belongs to another model: model.ch is 8 there, but 16 in the config")
 
 
 def test_a_damaged_state_says_how_to_begin_again(train, error, out):
@@ -151,9 +151,9 @@ def test_a_damaged_state_says_how_to_begin_again(train, error, out):
     whole = path.read_bytes()
     for contents in (whole[: len(whole) // 2], b""):
         path.write_bytes(contents)
-        assert f"delete it to begin again from the weights (--init {out} --images_seen 8)" in error()
+        assert f"delete it and start again from the weights (--init {out} --images_seen 8)" in error()
     torch.save({"unet": {}}, path)
-    assert "delete it to begin again from the weights" in error()
+    assert "delete it and start again from the weights" in error()
     path.unlink()
     assert f"--init {out} --images_seen 8" in error()
 
@@ -164,8 +164,8 @@ def test_a_damaged_state_says_how_to_begin_again(train, error, out):
 def test_an_unreadable_image_is_told_once_and_left_out(train, out, world):
     status, lines = train("--total_images", 40, "--flip")
     assert status == 0
-    assert [line for line in lines if "left out" in line] == [
-        f"{world / 'images' / 'broken.png'} cannot be read as an image (unknown format): left out"
+    assert [line for line in lines if "skipped" in line] == [
+        f"skipped: {world / 'images' / 'broken.png'} cannot be read as an image (unknown format)"
     ]
     made = record(out)
     assert (made["images_seen"], made["images_in_folder"]) == (40, 7)
@@ -290,7 +290,7 @@ def test_a_disk_that_is_full_for_a_while_ends_no_training(train, out, full_disk)
     full_disk(1)
     status, lines = train("--save_minutes", 0)
     assert status == 0
-    assert len([line for line in lines if line.endswith("what was saved before is kept, and training goes on")]) == 1
+    assert len([line for line in lines if line.endswith("the previous save is kept, and training continues")]) == 1
     assert state_of(out)["images_seen"] == 8
 
 
@@ -303,7 +303,7 @@ def test_weights_that_are_no_numbers_are_not_written(train, error, out, monkeypa
         self.loss = torch.tensor(float("nan"))
 
     monkeypatch.setattr(Trainer, "step", exploding)
-    assert "the loss is no number any more" in error("--total_images", 12)
+    assert "the loss is not finite after" in error("--total_images", 12)
     assert state_of(out)["images_seen"] == 8
 
 
@@ -324,15 +324,15 @@ def test_a_compiler_that_fails_is_one_line(error, monkeypatch):
         (["--lr", "0"], "flags: lr 0.0: must be above 0"),
         (["--lr", "fast"], "argument --lr: invalid float value"),
         (["--betas", "0.9", "1"], "betas 1.0: must be 0 or more and below 1"),
-        (["--snr_bounds", "3", "1", "--loss_weighting", "snr"], "--snr_bounds 3.0 1.0: the smaller one comes first"),
+        (["--snr_bounds", "3", "1", "--loss_weighting", "snr"], "--snr_bounds 3.0 1.0: give the smaller one first"),
         (["--p2_gamma", "1"], "--p2_gamma has no effect with --loss_weighting simple"),
         (["--snr_power", "1", "--loss_weighting", "p2"], "--snr_power has no effect with --loss_weighting p2"),
-        (["--images_seen", "4"], "--images_seen says what the weights of --init have seen"),
+        (["--images_seen", "4"], "--images_seen is the number of images that --init was trained on"),
         (["--images_seen", "8", "--init", "w.pt"], "--total_images 8: must be more than --images_seen 8"),
         (["--init", "nowhere.pt"], "nowhere.pt: no such file"),
-        (["--images", "nowhere"], "nowhere is no folder of images"),
+        (["--images", "nowhere"], "nowhere is not a folder of images"),
         (["--config", "nowhere"], "--config nowhere: no such file"),
-        (["--device", "abacus"], "--device abacus cannot be used here"),
+        (["--device", "abacus"], "--device abacus is not available"),
         (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
         (["--out", "/dev/null/w.pt"], "/dev/null"),
         (["--out", "."], "is a folder"),

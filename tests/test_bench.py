@@ -106,7 +106,7 @@ def test_what_is_missing_is_random(monkeypatch):
         (("--model_path", "nowhere.pt"), "nowhere.pt: no such file"),
         (("--clip_model_name", "ViT-Q/7"), "--clip_model_name ViT-Q/7: neither a file nor"),
         (("--direction", "nobody"), "no direction nobody: looked for"),
-        (("--precision", "tf32", "--device", "cpu"), "--precision tf32 is for CUDA devices"),
+        (("--precision", "tf32", "--device", "cpu"), "--precision tf32 is only for CUDA devices"),
     ],
 )
 def test_what_it_refuses(flags, message, capsys):

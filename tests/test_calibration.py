@@ -110,7 +110,7 @@ def test_a_record_keeps_it():
 )
 def test_a_damaged_one_is_an_error_in_one_line(damage):
     entry = "text" if damage is None else LINE | damage
-    with pytest.raises(UserError, match=r"calibration of smile\.pth is damaged: --calibrate measures it anew"):
+    with pytest.raises(UserError, match=r"calibration of smile\.pth is damaged: measure it again with --calibrate"):
         Calibration.of_record({"calibration": entry}, "smile.pth")
 
 
@@ -248,7 +248,7 @@ def test_the_library_calibrates_and_saves(tiny, tmp_path):
     "flags, said",
     [
         (("--n_calibrate_img", "3", *TEST), "--n_calibrate_img needs --calibrate"),
-        (("--equal_steps", "0", *TEST), "--equal_steps needs --delta_interpolation"),
+        (("--equal_steps", "0", *TEST), "--equal_steps sets the spacing of a strip"),
         (("--calibrate", "--multiple_attr", "a b"), "leave out --multiple_attr"),
         (("--calibrate", "--fit_direction", "h_pca"), "fit first"),
         (("--calibrate", "ssim"), "invalid choice"),

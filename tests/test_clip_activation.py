@@ -71,7 +71,7 @@ def test_an_archive_is_read_with_the_activation_it_computes(tmp_path, caplog, co
 @pytest.mark.parametrize("computed", [[], [SigmoidGELU(), torch.nn.GELU()]], ids=["none", "both"])
 def test_an_archive_that_does_not_say(tmp_path, caplog, computed):
     assert activations(ClipLoss(archive(tmp_path / "clip.pt", *computed))) == {"QuickGELU"}
-    assert "does not say which activation" in caplog.messages[0]
+    assert "does not specify its activation" in caplog.messages[0]
 
 
 def test_an_archive_of_another_form_of_gelu(tmp_path):
@@ -84,7 +84,7 @@ def test_a_plain_state_dict_is_read_as_openais_with_a_warning(tmp_path, caplog):
     assert activations(ClipLoss(tmp_path / "clip.pt")) == {"QuickGELU"}
     [record] = caplog.records
     assert record.levelname == "WARNING"
-    assert "clip.pt does not say which activation it was trained with: read with QuickGELU" in record.message
+    assert "clip.pt does not specify its activation: using QuickGELU" in record.message
     assert "clip.json" in record.message and "--clip_model_name" in record.message
 
 
@@ -111,7 +111,7 @@ def test_the_config_of_the_file_before_that_of_the_folder(tmp_path):
 def test_a_config_that_contradicts_its_archive(tmp_path):
     path = archive(tmp_path / "clip.pt", SigmoidGELU())
     described(tmp_path / "clip.json")
-    assert "clip.pt was made with quick_gelu true; correct the config" in message_of(path)
+    assert "clip.pt uses quick_gelu true: correct the config" in message_of(path)
     described(tmp_path / "clip.json", quick_gelu=True)
     assert activations(ClipLoss(path)) == {"QuickGELU"}
 

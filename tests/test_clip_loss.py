@@ -141,7 +141,7 @@ def test_text_is_encoded_once_per_pair(tiny, monkeypatch):
 def test_prompts_that_make_no_direction(clip):
     with pytest.raises(UserError, match="no difference"):
         clip.direction("Dog", "dog")
-    with pytest.raises(UserError, match=r"80 tokens and this CLIP reads 75: shorten it"):
+    with pytest.raises(UserError, match=r"80 tokens, but this CLIP reads at most 75: shorten it"):
         clip.cosine("face", "very " * 79 + "long")
 
 
@@ -264,11 +264,11 @@ def test_no_network(monkeypatch):
 
     monkeypatch.setattr(clip_loss, "download_pretrained", download)
     message = message_of("ViT-B/16")
-    assert "could not be fetched" in message and "ViT-B-16.pt" in message
+    assert "could not be downloaded" in message and "ViT-B-16.pt" in message
 
 
 def test_unknown_names():
-    assert "the nearest is ViT-B/16" in message_of("vit-b/16")
+    assert "did you mean ViT-B/16" in message_of("vit-b/16")
     assert "the names are ViT-B/16" in message_of("qqqq")
 
 

@@ -98,7 +98,7 @@ def test_without_a_clip_the_sheet_is_drawn_without_words(tmp_path, caplog):
     made = [SimpleNamespace(colour=torch.tensor((0.2, 0.0, 0.0)))]
     assert components.draw_sheet(tmp_path / "sheet.png", made, "h_pca", draw, missing, "CUSTOM") == [""]
     assert (tmp_path / "sheet.png").is_file()
-    assert "not called by words: the CLIP is not there" in caplog.text
+    assert "not named: the CLIP is not there" in caplog.text
 
 
 def test_components_of_clip_are_learned_tested_and_gone_on_from(tiny, tmp_path, monkeypatch, capsys):
@@ -142,7 +142,7 @@ def test_without_prompts_the_threshold_is_reached_as_it_is(tiny, tmp_path, monke
     [
         (("--fit_direction", "clip_pca", "--evaluate"), "--fit_direction clip_pca makes several directions"),
         (("--fit_direction", "clip_pca", "--precision", "fp16"), "fp16 cannot train"),
-        (("--fit_direction", "clip_pca", "--clip_loss_w", "0"), "knows a component by the CLIP loss alone"),
+        (("--fit_direction", "clip_pca", "--clip_loss_w", "0"), "trains with the CLIP loss"),
         (("--run_test", "--words", "x.txt"), "--words needs --fit_direction h_pca or clip_pca"),
         ((*CLIP_PCA, "--words", "nowhere.txt"), "--words nowhere.txt: it cannot be read"),
     ],

@@ -173,7 +173,7 @@ def test_without_a_config_a_line_says_what_is_assumed(reference, tmp_path, caplo
         caplog.clear()
         read_unet_weights(tmp_path / "w.safetensors")
         [line] = caplog.messages
-        assert "w.safetensors has no config.json of diffusers beside it" in line
+        assert "w.safetensors has no diffusers config.json next to it" in line
         assert "downsample_padding 0, flip_sin_to_cos false, freq_shift 1, norm_eps 1e-06, attention_head_dim null" in line
 
 

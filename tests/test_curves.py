@@ -64,7 +64,7 @@ def test_a_category_has_its_published_curves(kept, config, name):
 @pytest.mark.parametrize("config", ["imagenet", "cub_p2", "flower_p2", "avatar64"])
 def test_a_category_that_nobody_measured_has_none(kept, config):
     category = load_config(config).data.category
-    with pytest.raises(UserError, match=f"no LPIPS curves for category {category}: measure them with --lpips, or take others"):
+    with pytest.raises(UserError, match=f"no LPIPS curves for category {category}: measure them with --lpips, choose others"):
         curves.find_curve(kept, of(config))
     assert curves.find_curve(kept, of(config), "celeba")[1] == "utils/lpips_curves/celeba.csv, published"
 

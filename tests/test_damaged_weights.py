@@ -32,7 +32,7 @@ def test_a_file_that_asks_for_more_memory_than_there_is(tmp_path, monkeypatch, e
         raise error
 
     monkeypatch.setattr(torch, "load", load)
-    assert "it is damaged, or this machine lacks the memory for it" in complaint_of(tmp_path / "w.pt")
+    assert "it is damaged, or too large for the memory of this machine" in complaint_of(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_file_that_asks_for_more_memory_than_there_is(tmp_path, monkeypatch, e
 def test_tensors_that_nothing_here_computes_with(tmp_path, tensor, kind):
     path = tmp_path / "w.pt"
     torch.save({"state_dict": [WEIGHTS, {"down": tensor}]}, path)
-    assert f"holds tensors of the kind {kind}: write them as ordinary ones" in complaint_of(path)
+    assert f"contains {kind} tensors: save them as dense ones" in complaint_of(path)
 
 
 def test_a_checkpoint_that_holds_itself(tmp_path):
@@ -54,7 +54,7 @@ def test_a_checkpoint_that_holds_itself(tmp_path):
     contents |= {key: contents for key in KEYS}
     path = tmp_path / "w.pt"
     torch.save(contents, path)
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="contains no state dict"):
         tensors.state_dict_of(tensors.load(path), path)
     torch.save(contents | {"net": WEIGHTS, "self": contents}, path)
     assert tensors.state_dict_of(tensors.load(path), path).keys() == WEIGHTS.keys()
@@ -64,7 +64,7 @@ def test_a_state_dict_under_very_many_keys():
     contents = WEIGHTS
     for _ in range(5000):
         contents = {"ema": {"model": contents}, "model": [contents, {}, 3, 700]}
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="contains no state dict"):
         tensors.state_dict_of(contents, "w.pt")
 
 
@@ -76,10 +76,10 @@ def test_an_empty_average_and_one_network_under_two_keys_are_no_choice(caplog):
 
 
 def test_what_is_no_file_of_weights(tmp_path):
-    assert "no such file; check the path" in complaint_of(tmp_path / "nothing.pt")
-    assert "is a folder: name a file" in complaint_of(tmp_path)
+    assert "no such file: check the path" in complaint_of(tmp_path / "nothing.pt")
+    assert "is a folder: give a weight file" in complaint_of(tmp_path)
     os.mkfifo(tmp_path / "fifo")
-    assert "is no ordinary file" in complaint_of(tmp_path / "fifo")
+    assert "is not a regular file" in complaint_of(tmp_path / "fifo")
 
 
 def test_litema_of_latent_diffusion():

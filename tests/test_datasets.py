@@ -34,13 +34,13 @@ def test_lmdb_of_arbitrary_keys_in_their_order(tmp_path):
 
 def test_lmdb_of_another_resolution(tmp_path):
     write_lmdb(tmp_path / "db", numbered(2, resolution=64) | numbered(2, resolution=128))
-    with pytest.raises(UserError, match=f"holds images at 64, 128 px only, and {SIZE} are needed"):
+    with pytest.raises(UserError, match=f"only has images of 64, 128 px, but {SIZE} are needed"):
         LmdbImages(tmp_path / "db", SIZE)
 
 
 def test_lmdb_without_images(tmp_path):
     write_lmdb(tmp_path / "db", {"length": b"0"})
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="has no images"):
         LmdbImages(tmp_path / "db", SIZE)
 
 
@@ -54,7 +54,7 @@ def test_lmdb_that_was_cut_off(tmp_path):
     write_lmdb(tmp_path / "db", {str(i): np.random.default_rng(i).bytes(20000) for i in range(20)})
     whole = (tmp_path / "db" / "data.mdb").read_bytes()
     (tmp_path / "db" / "data.mdb").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="the end of this LMDB is missing"):
+    with pytest.raises(UserError, match="this LMDB is truncated"):
         LmdbImages(tmp_path / "db", SIZE)
 
 
@@ -62,14 +62,14 @@ def test_lmdb_that_was_cut_off(tmp_path):
 def test_lmdb_that_says_more_than_it_holds(tmp_path, length):
     """At once, and without a list of that length."""
     write_lmdb(tmp_path / "db", numbered(3) | {"length": length})
-    with pytest.raises(UserError, match=rf"`length` says {length.decode()} images, and {SIZE}-\d+ is not there"):
+    with pytest.raises(UserError, match=rf"`length` says {length.decode()} images, but {SIZE}-\d+ is missing"):
         LmdbImages(tmp_path / "db", SIZE)
 
 
 @pytest.mark.parametrize("length", [b"three", b"-1", b"", b"9" * 19, b"9" * 5000])
 def test_lmdb_whose_length_is_none(tmp_path, length):
     write_lmdb(tmp_path / "db", numbered(3) | {"length": length})
-    with pytest.raises(UserError, match=r"the value of the key `length` is b'.{0,30}', no number of images"):
+    with pytest.raises(UserError, match=r"the value of the key `length` is b'.{0,30}', not a number of images"):
         LmdbImages(tmp_path / "db", SIZE)
 
 
@@ -153,7 +153,7 @@ def test_other_kinds_of_images_are_named_once(tmp_path, caplog):
         (tmp_path / name).write_bytes(b"?")
     assert [ImageFolder(tmp_path, SIZE).names for _ in range(3)] == [["00001.png", "00002.png"]] * 3
     [said] = caplog.messages
-    assert f"{tmp_path}: left out are 2 .heic, 1 .svg, which Pillow does not read here" in said
+    assert f"{tmp_path}: skipped 2 .heic, 1 .svg, which Pillow cannot read here" in said
 
 
 def test_kinds_that_pillow_does_not_read_here_are_named(tmp_path, caplog, monkeypatch):
@@ -161,7 +161,7 @@ def test_kinds_that_pillow_does_not_read_here_are_named(tmp_path, caplog, monkey
     (tmp_path / "x.webp").write_bytes(b"?")
     monkeypatch.setattr(folders, "EXTENSIONS", (".png",))
     assert folders.image_names(tmp_path) == ["00001.png"]
-    assert "left out are 1 .webp" in caplog.text
+    assert "skipped 1 .webp" in caplog.text
 
 
 def test_only_files_and_links_to_files_are_images(tmp_path, caplog):
@@ -176,7 +176,7 @@ def test_only_files_and_links_to_files_are_images(tmp_path, caplog):
     (tmp_path / "folder.png").mkdir()
     dataset = ImageFolder(tmp_path, SIZE)
     assert (dataset.names, which(dataset)) == (["link.png"], [4])
-    assert "left out is what is no file (circle.png, device.png, folder.png, ...)" in caplog.text
+    assert "skipped names that are not files (circle.png, device.png, folder.png, ...)" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
@@ -194,7 +194,7 @@ def test_what_is_transparent_shows_white(tmp_path, mode, caplog):
         assert x[:, :, : SIZE // 2].mean() == pytest.approx(200 / 127.5 - 1, abs=0.01)
         assert (x[:, :, SIZE // 2 :] == 1).all()
     assert len(dataset) == 2
-    assert caplog.messages == [f"{tmp_path}: what is transparent in its images is shown on white"]
+    assert caplog.messages == [f"{tmp_path}: transparent images are shown on white"]
 
 
 def test_an_opaque_image_is_taken_as_it_is(tmp_path, caplog):
@@ -216,7 +216,7 @@ def test_grey_of_32_bits_is_refused(tmp_path):
     Image.fromarray(np.linspace(0, 1, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)).save(tmp_path / "x.tif")
     Image.fromarray(np.full((SIZE, SIZE), 2**20, np.int32)).save(tmp_path / "y.tif")
     _, _, messages = load_batch(ImageFolder(tmp_path, SIZE), [0, 1])
-    assert [message.endswith("(grey of 32 bits; save it with 8 or 16)") for message in messages] == [True, True]
+    assert [message.endswith("(32-bit greyscale; save it with 8 or 16 bits)") for message in messages] == [True, True]
 
 
 def test_names_in_any_bytes(tmp_path):

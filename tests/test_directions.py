@@ -186,7 +186,7 @@ def refused(path, complaint):
 )
 def test_what_is_no_direction(tmp_path, contents):
     torch.save(contents, tmp_path / "other.pth")
-    refused(tmp_path / "other.pth", "holds no direction in h-space; give a checkpoint that --run_train wrote")
+    refused(tmp_path / "other.pth", "does not contain a direction in h-space: give a checkpoint written by --run_train")
 
 
 def test_numbers_that_are_not_finite(model, tmp_path):
@@ -195,14 +195,14 @@ def test_numbers_that_are_not_finite(model, tmp_path):
         contents = torch.load(tmp_path / f"{i}.pth", weights_only=True)
         contents["0"]["conv1.bias"][3] = value
         torch.save(contents, tmp_path / f"{i}.pth")
-        refused(tmp_path / f"{i}.pth", "is damaged: not all of its numbers are finite; fetch it again")
+        refused(tmp_path / f"{i}.pth", "is damaged: it contains inf or nan; download it again")
 
 
 @pytest.mark.parametrize(
     ("record", "complaint"),
     [
         ("{", "its record cannot be read"),
-        ("[1]", "its record is no mapping"),
+        ("[1]", "its record is not a mapping"),
         ('{"t_edit": "high"}', "its record has t_edit 'high'"),
         ('{"t_edit": -1}', "its record has t_edit -1"),
         ('{"n_train_step": 40.5}', "its record has n_train_step 40.5"),
@@ -231,7 +231,7 @@ def test_a_truncated_file(model, tmp_path, suffix, keep):
 def test_a_file_of_several_blocks(model, tmp_path):
     block = new_direction(model).state()["0"]
     torch.save({"0": block, "1": block}, tmp_path / "two.pth")
-    with pytest.raises(UserError, match="holds 2 delta blocks; write each to a file of its own"):
+    with pytest.raises(UserError, match="contains 2 delta blocks: write each to its own file"):
         asyrp.load_direction(tmp_path / "two.pth", model)
 
 
@@ -263,7 +263,7 @@ def test_another_architecture_is_an_error(model, tiny, tmp_path):
 
 def test_a_delta_h_of_another_shape(model, tmp_path):
     torch.save({"999": torch.zeros(1, 32, 8, 8)}, tmp_path / "narrow.pth")
-    with pytest.raises(UserError, match="is a direction of another model: its delta_h is not 64 x 8 x 8"):
+    with pytest.raises(UserError, match="belongs to another model, its delta_h is not 64 x 8 x 8"):
         asyrp.load_direction(tmp_path / "narrow.pth", model)
 
 
@@ -300,7 +300,7 @@ def test_a_checkpoint_within_an_epoch_is_chosen_by_its_images(folder):
     assert directions.find("sad", "TINY", SUFFIX, images=4).name == f"sad{SUFFIX}_1_4.pth"
     with pytest.raises(UserError, match=r"no direction sad after 3 images \(--choose_checkpoint_num\)"):
         directions.find("sad", "TINY", SUFFIX, images=3)
-    with pytest.raises(UserError, match="--choose_checkpoint_num chooses among an experiment's checkpoints: leave it out"):
+    with pytest.raises(UserError, match="--choose_checkpoint_num chooses among the checkpoints of an experiment: leave it out"):
         directions.find(f"sad{SUFFIX}_0.pth", "TINY", SUFFIX, images=2)
 
 

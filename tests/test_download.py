@@ -36,7 +36,7 @@ def refused(path, *sources, **more):
         download.fetch(published(*sources, **more), path)
     message = str(caught.value)
     assert "\n" not in message
-    assert f"get original.pt by way of https://example.org/model and save it as {path}" in message
+    assert f"get original.pt from https://example.org/model and save it as {path}" in message
     assert not path.exists()
     return message
 
@@ -72,7 +72,7 @@ def test_a_stopped_transfer_is_resumed_by_the_next_call(server, path, monkeypatc
     monkeypatch.setattr(requests, "get", once)
     message = refused(path, server.url("/first.pt"))
     assert "the connection to 127.0.0.1" in message
-    assert "the same command goes on from there" in message
+    assert "run the same command to resume" in message
     [part] = download.parts(path)
     assert part.read_bytes() == WEIGHTS[:1_300_000]
     monkeypatch.setattr(requests, "get", get)
@@ -105,7 +105,7 @@ def test_an_answer_that_begins_elsewhere_is_not_put_behind_the_part(server, path
     """A piece that does not fit is never joined; one that nobody asked for is refused."""
     begun(path, server.url("/first.pt"), WEIGHTS[:1000])
     server.shifts["/first.pt"] = 500
-    assert "gave a piece of the file in place of the whole" in refused(path, server.url("/first.pt"))
+    assert "sent only a part of the file" in refused(path, server.url("/first.pt"))
     assert server.asked == [("/first.pt", "bytes=1000-"), ("/first.pt", None)]
     assert list(path.parent.iterdir()) == []
     fetched(path, server.url("/first.pt"), server.url("/second.pt"))
@@ -115,7 +115,7 @@ def test_a_source_that_drips_is_left_and_its_part_kept(server, path, monkeypatch
     monkeypatch.setattr(download, "PACE", (1000, 0.2))
     server.drips.add("/first.pt")
     message = refused(path, server.url("/first.pt"))
-    assert "sends less than 5 KiB a second" in message and "the same command goes on from there" in message
+    assert "sends less than 5 KiB per second" in message and "run the same command to resume" in message
     [part] = download.parts(path)
     assert WEIGHTS.startswith(part.read_bytes()) and part.stat().st_size > 0
     fetched(path, server.url("/first.pt"), server.url("/second.pt"))
@@ -169,7 +169,7 @@ def test_when_all_refuse_each_is_named(server, path):
     server.answers = {"/first.pt": 403, "/second.pt": 404}
     message = refused(path, server.url("/first.pt"), server.url("/second.pt"))
     host = f"127.0.0.1:{server.server_port}"
-    assert f"{host} answers 403; {host} answers 404" in message
+    assert f"{host} answers 403; {host} returned 404" in message
 
 
 def test_no_network(path, closed):
@@ -291,7 +291,7 @@ def test_gdown_is_called_as_it_wants_to_be_and_resumes(server, path, monkeypatch
     """The package itself, with this server in place of Google's."""
     monkeypatch.setattr(download, "GOOGLE_DRIVE", server.url("/"))
     server.breaks["/first.pt"] = 1_300_000
-    assert "the same command goes on from there" in refused(path, server.url("/first.pt"))
+    assert "run the same command to resume" in refused(path, server.url("/first.pt"))
     server.breaks.clear()
     server.asked.clear()
     fetched(path, server.url("/first.pt"))
@@ -303,7 +303,7 @@ def test_google_drive_drips(server, path, monkeypatch):
     monkeypatch.setattr(download, "GOOGLE_DRIVE", server.url("/"))
     monkeypatch.setattr(download, "PACE", (1000, 0.2))
     server.drips.add("/first.pt")
-    assert "sends less than 5 KiB a second" in refused(path, server.url("/first.pt"))
+    assert "sends less than 5 KiB per second" in refused(path, server.url("/first.pt"))
 
 
 # ---- the Hugging Face hub ---------------------------------------------------------------------------------------------------
@@ -352,14 +352,14 @@ print(told(lambda: download.fetch(Published("page", "file", ({ON_HUB!r},)), path
     assert not hub.asked
     path.unlink()
     message = hub.say(code, HF_HUB_OFFLINE="1", HF_HOME=str(path.parent))
-    assert f"{path} could not be fetched (owner/faces cannot be had from the Hugging Face hub; it cannot be reached" in message
-    assert message.endswith(f"get file by way of page and save it as {path}")
+    assert f"{path} could not be downloaded (owner/faces is not available from the Hugging Face hub: no connection" in message
+    assert message.endswith(f"get file from page and save it as {path}")
 
 
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        (HUB + "owner/none/resolve/main/w.pt", "owner/none cannot be had from the Hugging Face hub; it shows no model"),
+        (HUB + "owner/none/resolve/main/w.pt", "owner/none is not available from the Hugging Face hub: no such model"),
         (HUB + "owner/faces/resolve/main/none.pt", "owner/faces on the Hugging Face hub has no file none.pt"),
     ],
 )
@@ -371,7 +371,7 @@ def test_what_the_hub_lacks_comes_from_the_next_source(hub, faces, server, path,
 
 def test_nobody_answers_for_the_hub(hub, faces, path, server, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert "it cannot be reached, and its cache here lacks the model" in refused(path, ON_HUB)
+    assert "no connection, and the model is not cached" in refused(path, ON_HUB)
     fetched(path, ON_HUB, server.url("/second.pt"))
 
 
@@ -383,14 +383,14 @@ def test_a_hub_behind_a_network_that_swallows_packets_is_not_waited_for(hub, fac
         raise requests.ConnectTimeout
 
     monkeypatch.setattr(requests, "head", head)
-    assert "it cannot be reached, and its cache here lacks the model" in refused(path, ON_HUB)
+    assert "no connection, and the model is not cached" in refused(path, ON_HUB)
     assert not hub.asked
 
 
 def test_a_file_that_is_damaged_in_the_cache_is_fetched_anew(hub, faces, path):
     fetched(path, ON_HUB)
     path.write_bytes(b"PK" + WEIGHTS[2:])  # through the link
-    with pytest.raises(UserError, match="has changed since it was fetched"):
+    with pytest.raises(UserError, match="has changed since it was downloaded"):
         download.verify(path)
     path.unlink()
     fetched(path, ON_HUB)
@@ -425,7 +425,7 @@ def kept(server, path):
 
 def test_a_changed_file_is_reported(kept):
     kept.write_bytes(WEIGHTS[:-1] + b"x")
-    with pytest.raises(UserError, match=r"w\.pt has changed since it was fetched.*delete it to fetch it again"):
+    with pytest.raises(UserError, match=r"w\.pt has changed since it was downloaded.*delete it to download it again"):
         download.verify(kept)
 
 
@@ -448,7 +448,7 @@ def test_a_damaged_record_is_set_aside_with_a_line(kept, server, contents, caplo
     record.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
     download.verify(kept)
     [line] = [r.getMessage() for r in caplog.records]
-    assert f"{record} is damaged: it is renamed to sha256.json.damaged" in line
+    assert f"{record} is damaged: it was renamed to sha256.json.damaged" in line
     download.admit(published(), kept)
     assert json.loads(record.read_text()).keys() == {"w.pt"}
 
@@ -467,7 +467,7 @@ def test_a_file_that_came_by_another_way_is_checked_and_recorded(path):
 
 def test_a_second_process_does_not_write_into_the_same_file(server, path):
     path.parent.mkdir()
-    with FileLock(path.with_name(".w.pt.lock")), pytest.raises(UserError, match="being fetched by another process"):
+    with FileLock(path.with_name(".w.pt.lock")), pytest.raises(UserError, match="being downloaded by another process"):
         download.fetch(published(server.url("/first.pt")), path)
     assert server.asked == []
     fetched(path, server.url("/first.pt"))

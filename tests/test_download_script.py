@@ -53,17 +53,17 @@ def test_what_is_there_is_checked_and_not_fetched_again(command, server, tmp_pat
     assert "is there already" in capsys.readouterr().out
     (tmp_path / "pretrained" / "celeba_hq.ckpt").write_bytes(b"x")
     assert command(["celeba"]) == 1
-    assert "has changed since it was fetched" in capsys.readouterr().err
+    assert "has changed since it was downloaded" in capsys.readouterr().err
 
 
 def test_one_failure_does_not_keep_the_others_back(command, closed, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PUBLISHED, "FFHQ", PUBLISHED["FFHQ"]._replace(sources=(closed,)))
     assert command(["ffhq", "celeba"]) == 1
-    assert "ffhq_10m.pt could not be fetched (the connection to 127.0.0.1" in capsys.readouterr().err
+    assert "ffhq_10m.pt could not be downloaded (the connection to 127.0.0.1" in capsys.readouterr().err
     assert (tmp_path / "pretrained" / "celeba_hq.ckpt").exists()
 
 
-@pytest.mark.parametrize(("arguments", "said"), [(["celebaa"], "the names are afhq, "), ([], "or give --list")])
+@pytest.mark.parametrize(("arguments", "said"), [(["celebaa"], "the names are afhq, "), ([], ", or --list")])
 def test_names_that_are_none(command, server, arguments, said, capsys):
     with pytest.raises(SystemExit) as caught:
         command(arguments)
@@ -99,11 +99,11 @@ def test_the_directions_that_are_listed_are_fetched(command, listing, server, tm
 def test_a_direction_that_is_not_there_is_named_and_the_others_come(command, listing, server, tmp_path, capsys):
     server.answers[f"/raw/{listing[0]['name']}"] = 404
     assert command(["deltas"]) == 1
-    assert f"answers 404): get checkpoint/{listing[0]['name']} by way of" in capsys.readouterr().err
+    assert f"returned 404): get checkpoint/{listing[0]['name']} from" in capsys.readouterr().err
     assert (tmp_path / "checkpoint" / listing[1]["name"]).exists()
 
 
-@pytest.mark.parametrize("answer", ["403", "another form", b"no JSON", "the connection"])
+@pytest.mark.parametrize("answer", ["403", "unexpected response", b"no JSON", "the connection"])
 def test_without_a_listing_there_is_an_instruction(command, listing, server, answer, closed, monkeypatch, capsys):
     server.files["/contents/checkpoint"] = answer if isinstance(answer, bytes) else [{"message": "moved"}]
     if answer == "403":
@@ -112,9 +112,9 @@ def test_without_a_listing_there_is_an_instruction(command, listing, server, ans
         monkeypatch.setattr(download, "DIRECTIONS_LISTING", closed)
     assert command(["deltas"]) == 1
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "the list of published directions cannot be had" in line
-    assert ("another form" if isinstance(answer, bytes) else answer) in line
-    assert "get the files of the folder checkpoint by way of https://github.com/" in line
+    assert "the list of published directions is not available" in line
+    assert ("unexpected response" if isinstance(answer, bytes) else answer) in line
+    assert "get the files in the folder checkpoint from https://github.com/" in line
 
 
 def network_of(name, monkeypatch):

@@ -105,11 +105,11 @@ def test_what_is_missing_is_left_out_with_the_remedy(run_learned, results, capsy
     }
     assert "31 pixels or more" in result["left_out"]["LPIPS"]
     assert "give --segmenter" in result["left_out"]["segmentation consistency"]
-    assert "model_ir_se50.pth is missing: python scripts/download.py ir_se50" in result["left_out"]["identity"]
+    assert "model_ir_se50.pth is missing: download it with python scripts/download.py ir_se50" in result["left_out"]["identity"]
     assert "scripts/download.py fid_inception" in result["left_out"]["FID"]
     assert "--n_test_img 500" in result["left_out"]["KID, Fréchet distance"]
     for name, reason in result["left_out"].items():
-        assert f"{name} is left out: {reason}" in told
+        assert f"not measured: {name}: {reason}" in told
     measured = {metric for columns in result["summary"].values() for metric in columns}
     assert not any("LPIPS" in metric or "identity" in metric or "segment" in metric for metric in measured)
     assert result["distances"] == {}
@@ -132,7 +132,7 @@ def test_one_generation_serves_pictures_and_metrics(run_learned, results, genera
     assert (results / "test_images" / "4" / "all.png").exists()
     page = (results / "report.html").read_text(encoding="utf-8")
     assert "S_dir, no templates" in page
-    assert "identity is left out" in page
+    assert "Not measured: identity" in page
     assert {"settings_evaluate.yml", "settings_test.yml"} <= set(names(results))
 
 
@@ -178,7 +178,7 @@ def test_prompts_come_from_the_direction(run_learned, results, monkeypatch):
 
 
 def test_flags_that_contradict_evaluation(run):
-    assert "leaves it out" in run.error("--evaluate", *SMILE, "--pass_editing")
+    assert "disables it" in run.error("--evaluate", *SMILE, "--pass_editing")
     assert "leave out --multiple_attr" in run.error("--evaluate", "--train_delta_block", "--multiple_attr", "a b")
     assert run.error(*TEST, "--segmenter", "x.pt") == "--segmenter needs --evaluate or --edit_region"
     assert "give --get_h_num 1" in run.error("--evaluate", "--get_h_num", "0", "--edit_attr", "smiling")
@@ -192,7 +192,7 @@ def test_segmenter_flag(run_learned, results, tmp_path):
     assert result["settings"]["segmenter"] == "halves.pt"
     kept = values(results, "+1", "segments kept, pixels")
     assert all(0 < share < 1 for share in kept)
-    assert "neither a file nor one of torchvision's" in run_learned.error(*EVALUATE, "--segmenter", "gone.pt")
+    assert "neither a file nor a segmentation model of torchvision" in run_learned.error(*EVALUATE, "--segmenter", "gone.pt")
 
 
 def test_distances_with_images_enough(run_learned, results, tiny, monkeypatch):
@@ -370,10 +370,10 @@ def test_inception(tmp_path, monkeypatch):
 
     path = tmp_path / "inception.pth"
     monkeypatch.setattr(gauges, "weight_file", lambda place: path)
-    with pytest.raises(UserError, match=r"is missing: python scripts/download\.py fid_inception"):
+    with pytest.raises(UserError, match=r"is missing: download it with python scripts/download\.py fid_inception"):
         gauges.Inception("cpu")
     torch.save({"a": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="does not hold torch-fidelity's Inception"):
+    with pytest.raises(UserError, match="does not contain torch-fidelity's Inception"):
         gauges.Inception("cpu")
     with monkeypatch.context() as patch:
         patch.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
@@ -393,7 +393,7 @@ def test_inception(tmp_path, monkeypatch):
 
 def test_a_judge_without_labels(tmp_path):
     torch.save({"model": {}}, tmp_path / "judge.pt")
-    with pytest.raises(UserError, match=r"judge\.pt is no judge"):
+    with pytest.raises(UserError, match=r"judge\.pt is not a judge"):
         load_judge(tmp_path / "judge.pt")
 
 
@@ -407,9 +407,9 @@ def test_a_judge_with_damaged_labels(tmp_path, labels):
 @pytest.mark.parametrize(
     ("aims", "kept", "said"),
     [
-        ([("nose", "long")], [], "knows no label nose; it knows "),
-        ([("expression", "bored")], [], "knows no class bored of the label expression; it knows "),
-        ([("expression", "smiling")], ["hair", "nose"], "knows no label nose"),
+        ([("nose", "long")], [], "has no label nose: use one of "),
+        ([("expression", "bored")], [], "has no class bored for the label expression: use one of "),
+        ([("expression", "smiling")], ["hair", "nose"], "has no label nose"),
     ],
 )
 def test_a_judge_that_does_not_know_what_it_is_to_judge(aims, kept, said):

@@ -108,13 +108,13 @@ def test_what_the_card_says(exported):
     assert data.pipeline_tag == "image-to-image" and "h-space" in data.tags
     assert data.license is None and "\n# license: fill in" in card
     assert data.base_model is None
-    rows = ["prompts | face -&gt; smiling face", "t_edit | 500", "steps of training | 4", "lr_training | 0.2", "epochs | 1"]
+    rows = ["prompts | face -&gt; smiling face", "t_edit | 500", "training steps | 4", "lr_training | 0.2", "epochs | 1"]
     for row in rows:
         assert f"\n| {row} |\n" in card
-    assert 'it edits images from "face" to "smiling face"' in card
-    assert "2 test images; above each column the strength. Inversion DDIM, 4 steps, t_edit 500, t_boost 0." in card
+    assert 'that edits images from "face" to "smiling face"' in card
+    assert "2 test images; the strength is above each column. Inversion DDIM, 4 steps, t_edit 500, t_boost 0." in card
     assert "--config ddpm.yml" in code_of(card, "bash") and "hf:USER/REPO" in code_of(card, "bash")
-    assert "`ddpm.yml` and the weights of the model are needed as well" in card
+    assert "You also need `ddpm.yml` and the weights of the model" in card
     assert "Evaluation" not in card
 
 
@@ -141,7 +141,7 @@ def test_a_pipeline_on_the_hub_is_the_base_model(run, hub, share, monkeypatch):
     assert run(*own, "--export", "share", weights=False) == 0
     assert ModelCard(card_of(share)).data.base_model == "owner/faces"
     assert 'asyrp.open_model("owner/faces")' in card_of(share)
-    assert "are needed as well" not in card_of(share)
+    assert "You also need" not in card_of(share)
 
 
 def test_a_shipped_config_is_named_and_its_images_are_credited(run, share, tmp_path):
@@ -150,7 +150,7 @@ def test_a_shipped_config_is_named_and_its_images_are_credited(run, share, tmp_p
     flags = ("--config", "avatar.yml", "--custom_test_dataset_dir", "faces", "--manual_checkpoint_name", "smiling")
     assert run("--run_test", *flags, "--export", "share", "--n_inv_step", "4", "--n_test_step", "4", weights=False) == 0
     card = card_of(share)
-    assert '"Toon Head" by Johan Melin' in card and "--config avatar.yml" in card and "are needed as well" not in card
+    assert '"Toon Head" by Johan Melin' in card and "--config avatar.yml" in card and "You also need" not in card
 
 
 def test_a_mean_direction_is_one_too(run_learned, share, generated, tiny):
@@ -214,9 +214,9 @@ def test_an_earlier_export_is_replaced(run_learned, exported):
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("notes.txt", "it holds notes.txt, which is no part of an export; give another folder"),
-        ("direction.safetensors", "its README.md is missing or was changed by hand; give another folder"),
-        ("README.md", "its README.md is missing or was changed by hand; give another folder"),
+        ("notes.txt", "contains notes.txt, which is not part of an export: give another folder"),
+        ("direction.safetensors", "its README.md is missing or was edited by hand: give another folder"),
+        ("README.md", "its README.md is missing or was edited by hand: give another folder"),
     ],
 )
 def test_files_of_others_are_left_alone(run_learned, share, tmp_path, file, said):
@@ -224,27 +224,27 @@ def test_files_of_others_are_left_alone(run_learned, share, tmp_path, file, said
     share.mkdir()
     (share / file).write_text("mine")
     shutil.rmtree(tmp_path / "precomputed")
-    assert run_learned.error(*EXPORT) == f"--export share: {said}, or move it away"
+    assert run_learned.error(*EXPORT) == f"--export share: {said}, or move that file"
     assert names(share) == [file] and (share / file).read_text() == "mine"
     assert not (tmp_path / "precomputed").exists()
 
 
 def test_a_card_that_was_changed_by_hand_is_left_alone(run_learned, exported):
-    changed = card_of(exported).replace("# license: fill in, for instance cc-by-4.0", "license: mit")
+    changed = card_of(exported).replace("# license: fill in, for example cc-by-4.0", "license: mit")
     (exported / "README.md").write_text(changed)
-    assert "was changed by hand" in run_learned.error(*EXPORT)
+    assert "was edited by hand" in run_learned.error(*EXPORT)
     assert card_of(exported) == changed and ModelCard(changed).data.license == "mit"
 
 
 def test_a_folder_that_cannot_be(run_learned, share):
     share.write_text("a file")
-    assert run_learned.error(*EXPORT).startswith("share: File exists; a file stands where a folder is wanted")
+    assert run_learned.error(*EXPORT).startswith("share: File exists; there is a file where a folder is needed")
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--lpips", "--export", "share"), "--export draws a strip of test images: give --run_test"),
+        (("--lpips", "--export", "share"), "--export draws a strip of test images: add --run_test"),
         ((*TEST, "--run_train", "--just_precompute", "--export", "share"), None),
         (("--run_train", *TEST[1:], "--do_test", "0", "--export", "share"), "--export draws a strip of test images"),
         ((*TEST[:1], "--multiple_attr", "a b", "--export", "share"), "writes one direction: leave out --multiple_attr"),
@@ -302,10 +302,10 @@ def test_once_fetched_no_network_is_needed(run, shared, hub, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("hf:owner/none", "owner/none cannot be had from the Hugging Face hub; it shows no model of this name: check the name"),
+        ("hf:owner/none", "owner/none is not available from the Hugging Face hub: no such model: check the name"),
         ("hf:owner/empty", "owner/empty on the Hugging Face hub has no file direction.safetensors: check the name"),
-        ("hf:smile", "hf:smile: a direction on the Hugging Face hub is called hf:USER/REPO"),
-        ("hf:../owner/smile", "hf:../owner/smile: a direction on the Hugging Face hub is called hf:USER/REPO"),
+        ("hf:smile", "hf:smile: give a direction on the Hugging Face hub as hf:USER/REPO"),
+        ("hf:../owner/smile", "hf:../owner/smile: give a direction on the Hugging Face hub as hf:USER/REPO"),
     ],
 )
 def test_a_name_that_leads_to_no_direction(run, shared, hub, tmp_path, name, said):
@@ -318,14 +318,14 @@ def test_a_name_that_leads_to_no_direction(run, shared, hub, tmp_path, name, sai
 def test_without_a_network(run, shared, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     said = run.error(*TEST, "--manual_checkpoint_name", "hf:owner/smile")
-    assert said.startswith("owner/smile cannot be had from the Hugging Face hub; it cannot be reached, and its cache")
+    assert said.startswith("owner/smile is not available from the Hugging Face hub: no connection, and the model")
 
 
 def test_what_else_is_refused(run, shared, hub, tiny):
     own = ("--manual_checkpoint_name", "hf:owner/smile")
     assert "was trained on another architecture" in run.error(*TEST, *own, model="adm")
     assert "--choose_checkpoint_num chooses among" in run.error(*TEST, *own, "--choose_checkpoint_num", "1")
-    assert "--calibrate writes into the direction's file" in run.error("--calibrate", *own)
+    assert "--calibrate writes to the direction's file" in run.error("--calibrate", *own)
     assert "was trained with --train_delta_block" in run.error("--run_test", *DELTA_H, *own)
     (shared / "direction.safetensors").write_bytes(b"PK\3\4 no tensors")
     hub.models["owner/other"] = shared

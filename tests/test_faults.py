@@ -2,7 +2,7 @@
 
 A fault is arranged in a folder that holds a finished training, with its latents, curves, results and direction. In each mode
 where it applies the run ends well with a line that says what was mended or left out, or with status 2 and one line that names
-the fault; nothing that was there before is lost, and once the fault is gone the same command goes on.
+the fault; nothing that was there before is lost, and once the fault is gone run the same command to resume.
 """
 
 import os
@@ -202,8 +202,8 @@ def self_holding(name):
 
 
 AGAIN = "is damaged ("
-ASIDE = "is damaged: set aside as"
-LEFT = "left out: "
+ASIDE = "is damaged: it was renamed to"
+LEFT = "skipped: "
 NO_FILES = (("a pipe", a_pipe_instead_of), ("a device", an_endless_device_instead_of), ("a folder", a_folder_instead_of))
 
 TABLE = [
@@ -237,19 +237,19 @@ TABLE = [
         flags=("--save_train_image", "1", "--save_train_image_step", "1"),
     ),
     # ---- damaged files ----
-    Fault("half of the weights", cut("world/ddpm.pt"), every("ddpm.pt cannot be read as a file of weights")),
+    Fault("half of the weights", cut("world/ddpm.pt"), every("ddpm.pt cannot be read as a weight file")),
     Fault("empty weights", filled("world/ddpm.pt"), every("ddpm.pt")),
     Fault(
         "weights with an infinite number",
         not_finite("world/ddpm.pt"),
         every("not finite", ("precompute", "retrain")) | {"lpips": "of no use"},
     ),
-    Fault("weights that hold themselves", self_holding("world/ddpm.pt"), every("ddpm.pt holds no state dict")),
+    Fault("weights that hold themselves", self_holding("world/ddpm.pt"), every("ddpm.pt contains no state dict")),
     Fault(
         "half of the CLIP",
         cut("world/clip.pt"),
-        every("clip.pt cannot be read as a file of weights", ("train", "retrain")),
-        mended={"evaluate": "clip.pt cannot be read as a file of weights", "test": ""},
+        every("clip.pt cannot be read as a weight file", ("train", "retrain")),
+        mended={"evaluate": "clip.pt cannot be read as a weight file", "test": ""},
     ),
     Fault(
         "a CLIP's config that is no JSON",
@@ -260,7 +260,7 @@ TABLE = [
     Fault(
         "half of a checkpoint",
         cut(DIRECTION),
-        every(f"{DIRECTION} cannot be read as a file of weights", ("train", *EDITS)),
+        every(f"{DIRECTION} cannot be read as a weight file", ("train", *EDITS)),
         mended={"retrain": ""},
     ),
     Fault("an empty checkpoint", filled(DIRECTION), every(DIRECTION, ("train", *EDITS)), mended={"retrain": ""}),

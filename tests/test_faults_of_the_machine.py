@@ -53,7 +53,7 @@ def test_no_room(site, what):
     with files_up_to(size):
         status, _, err = site.run(mode, *flags)
     assert status == 2 and said in err[-1], err
-    assert "raise the limit (ulimit -f)" in err[-1] or "make room there, then start again" in err[-1]
+    assert "raise the limit (ulimit -f)" in err[-1] or "free some disk space, then start again" in err[-1]
     assert tensors_equal(directions_in(), before)
     assert not [path for path in site.root.rglob(".*.*.*") if path.is_file()]  # nothing half is left
     assert site.run(mode, *flags)[0] == 0
@@ -68,9 +68,9 @@ def test_a_direction_without_room_in_its_folder_is_kept_in_another(site):
     done.unlink()
     done.mkdir()
     status, _, err = site.run("retrain")
-    assert status == 2 and "a folder stands where a file is wanted" in err[-1], err
+    assert status == 2 and "there is a folder where a file is needed" in err[-1], err
     kept = RESULTS / done.name
-    assert f"The direction is kept as {kept}: move it to checkpoint/{done.name}" in err[-1]
+    assert f"The direction was saved as {kept}: move it to checkpoint/{done.name}" in err[-1]
     done.rmdir()
     kept.rename(done)
     assert len(done.read_bytes()) == len(whole)

@@ -53,22 +53,22 @@ def test_a_missing_unet_that_cannot_be_fetched(run, celeba, tmp_path, monkeypatc
         monkeypatch.setitem(PUBLISHED, "CELEBA_HQ", Published("https://page", "file", (server.url("/gone"),)))
         message = run.error("--just_precompute", *celeba, weights=False)
     path = tmp_path / "pretrained" / "celeba_hq.ckpt"
-    assert message.endswith(f"answers 404): get file by way of https://page and save it as {path}")
+    assert message.endswith(f"returned 404): get file from https://page and save it as {path}")
 
 
 def test_what_the_user_names_is_not_fetched(run, celeba, closed, monkeypatch):
     monkeypatch.setitem(PUBLISHED, "CELEBA_HQ", Published("https://page", "file", (closed,)))
-    assert "could not be fetched" in run.error("--just_precompute", *celeba, weights=False)
-    assert "mine.pt: no such file; check the path" in run.error(
+    assert "could not be downloaded" in run.error("--just_precompute", *celeba, weights=False)
+    assert "mine.pt: no such file: check the path" in run.error(
         "--just_precompute", *celeba, "--model_path", "mine.pt", weights=False
     )
     monkeypatch.setenv("ASYRP_MODEL_CELEBA_HQ", "mine.ckpt")
-    assert "mine.ckpt: no such file; check the path" in run.error("--just_precompute", *celeba, weights=False)
+    assert "mine.ckpt: no such file: check the path" in run.error("--just_precompute", *celeba, weights=False)
 
 
 def test_what_nobody_publishes_is_a_missing_file(run):
     said = run.error("--just_precompute", "--config", "avatar.yml", weights=False)
-    assert "avatar/ddpm.pt: no such file; check the path" in said
+    assert "avatar/ddpm.pt: no such file: check the path" in said
     assert "dataset TINY, category CUSTOM: pass --model_path" in run.error("--just_precompute", weights=False)
 
 
@@ -76,8 +76,11 @@ def test_a_missing_face_recogniser(run, hub, monkeypatch):
     """It is on the hub, which has not got it here."""
     hub.use_here(monkeypatch)
     message = run.error(*TRAIN, "--use_id_loss", "--id_loss_w", "1")
-    assert "model_ir_se50.pth could not be fetched (lithiumice/insightface cannot be had from the Hugging Face hub" in message
-    assert "get model_ir_se50.pth by way of https://github.com/TreB1eN" in message
+    assert (
+        "model_ir_se50.pth could not be downloaded (lithiumice/insightface is not available from the Hugging Face hub"
+        in message
+    )
+    assert "get model_ir_se50.pth from https://github.com/TreB1eN" in message
     assert any("lithiumice/insightface" in path for path, _ in hub.asked)
 
 
@@ -88,8 +91,8 @@ def test_a_clip_without_a_network(run, tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     monkeypatch.setenv("HOME", str(tmp_path))  # where a copy may lie
     message = run.error(*TRAIN, "--clip_model_name", "ViT-B/16")
-    assert "the weights of CLIP ViT-B/16 could not be fetched" in message
-    assert "/ViT-B-16.pt with a browser and give the file with --clip_model_name" in message
+    assert "the weights of CLIP ViT-B/16 could not be downloaded" in message
+    assert "/ViT-B-16.pt with a browser and pass the file as --clip_model_name" in message
 
 
 # ---- directions -------------------------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def test_principal_components():
     assert all((value.diff() < 0).all() and value.sum() < 1 for value in shares.values())
     covariance = h[0].flatten(1).T.cov().diagonal().sum()
     assert shares[0][0].item() == pytest.approx((components[0][0].square().sum() / covariance).item(), rel=1e-5)
-    with pytest.raises(UserError, match="50 components of 50 images: there are at most 49"):
+    with pytest.raises(UserError, match="50 components need more than 50 images, not 50"):
         fitting.principal_components(h, 50)
 
 
@@ -126,10 +126,10 @@ def test_a_table_of_labels(tmp_path):
     [
         (b"file,hair\n0.png,blond\n", "eyes=blue", "has no column eyes: its columns are file, hair"),
         (b"name,hair\n0.png,blond\n", "hair=blond", "has no column file"),
-        (b"file,hair\n0.png,blond\n1.png,black\n", "hair=green", "its values are black, blond"),
-        (b"file,hair\n0.png,blond\n", "hair=blond", "must divide the images"),
+        (b"file,hair\n0.png,blond\n1.png,black\n", "hair=green", "the values are black, blond"),
+        (b"file,hair\n0.png,blond\n", "hair=blond", "must apply to some images but not all"),
         (b"", "hair=blond", "its columns are none"),
-        (b"\xff\xfe\x00", "hair=blond", "is no table of labels"),
+        (b"\xff\xfe\x00", "hair=blond", "is not a table of labels"),
     ],
 )
 def test_a_table_that_does_not_divide(tmp_path, text, wanted, said):
@@ -180,7 +180,7 @@ def test_what_is_held_is_no_part_of_the_direction(table):
 
 def test_a_delta_block_cannot_be_held(run_learned, tmp_path):
     (tmp_path / "labels.csv").write_text("file,hair\n00.png,blond\n01.png,blond\n02.png,black\n03.png,black\n")
-    assert "a delta block differs by image" in run_learned.error(*HAIR, "--n_train_img", "4", "--hold", "smile")
+    assert "which differs per image" in run_learned.error(*HAIR, "--n_train_img", "4", "--hold", "smile")
 
 
 def test_a_fit_does_not_write_over_a_training(run_learned):
@@ -208,17 +208,17 @@ def test_components_are_directions_of_their_own(run, capsys):
     [
         (("--fit_direction", "labels"), "needs labels: --positive and --negative"),
         (("--fit_direction", "labels", "--positive", "a"), "--positive and --negative go together"),
-        ((*HAIR, "--positive", "a", "--negative", "b"), "both give labels"),
+        ((*HAIR, "--positive", "a", "--negative", "b"), "both define labels"),
         ((*HAIR, "--label", "blond"), "must be NAME=VALUE"),
-        ((*HAIR, "--run_train", "--train_delta_h", "--edit_attr", "smiling"), "both make a direction"),
-        ((*HAIR, "--train_delta_h"), "are for trainings"),
+        ((*HAIR, "--run_train", "--train_delta_h", "--edit_attr", "smiling"), "both produce a direction"),
+        ((*HAIR, "--train_delta_h"), "computes a delta_h"),
         (("--run_test", "--fit_by", "mean"), "--fit_by needs --fit_direction labels"),
         ((*HAIR, "--n_components", "2"), "--n_components needs --fit_direction h_pca or clip_pca"),
         (("--fit_direction", "h_pca", "--run_test"), "makes several directions"),
-        ((*HAIR, "--load_random_noise"), "needs images that have labels"),
+        ((*HAIR, "--load_random_noise"), "needs labelled images"),
         ((*HAIR, "--labels", "strange.csv"), "strange.csv names none of the 2 images"),
         ((*HAIR, "--labels", "nowhere.csv"), "nowhere.csv: No such file or directory; check the path"),
-        (("--fit_direction", "labels", "--positive", "nowhere", "--negative", "b"), "nowhere is no folder of images"),
+        (("--fit_direction", "labels", "--positive", "nowhere", "--negative", "b"), "nowhere is not a folder of images"),
     ],
 )
 def test_errors_of_fitting(table, flags, said):

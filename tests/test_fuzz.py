@@ -295,5 +295,5 @@ def test_a_damaged_file_is_read_or_told_in_one_line(kind, learned, tiny, tmp_pat
             told += 1
             said = str(error)
             assert said.isprintable() and len(said) < 2000 and "weights_only" not in said
-    # What others can do without is computed again, or left out with a line.
+    # What others can do without will be recomputed, or left out with a line.
     assert told > FILES / 20 or kind in HEALED

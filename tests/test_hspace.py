@@ -31,9 +31,9 @@ def test_every_direction_sees_the_unedited_h():
 
 
 def test_directions_and_coefficients_come_in_pairs():
-    with pytest.raises(ValueError, match="2 directions need as many coefficients, not 1"):
+    with pytest.raises(ValueError, match="2 directions but 1 coefficients"):
         Edit([double, double], [1.0])
-    with pytest.raises(ValueError, match="2 directions need as many t_edits, not 1"):
+    with pytest.raises(ValueError, match="2 directions but 1 t_edits"):
         Edit([double, double], [1.0, 1.0], t_edits=[500])
 
 
@@ -93,7 +93,7 @@ def test_coefficients(arguments, expected):
 
 @pytest.mark.parametrize("steps", [(0, 40), (40, 0), (-1, 40)])
 def test_a_number_of_steps_is_positive(steps):
-    with pytest.raises(ValueError, match="numbers of steps are 1 or more"):
+    with pytest.raises(ValueError, match="numbers of steps must be 1 or more"):
         coefficients(1.0, 1, *steps)
 
 

@@ -121,7 +121,7 @@ def test_to_tensors_and_back(curve):
     assert same(again, curve)
     assert again.t.tolist() == [0, 100, 200, 400]
     del tensors["lpips_x_t"]
-    with pytest.raises(UserError, match=r"no LPIPS curve \(it has no lpips_x_t\); measure it again with --lpips"):
+    with pytest.raises(UserError, match=r"no LPIPS curve \(it has no lpips_x_t\): measure it again with --lpips"):
         Curve.from_tensors(tensors)
     with pytest.raises(UserError, match="lpips_x_t cannot be nan"):
         Curve.from_tensors(tensors | {"lpips_x_t": torch.full((4,), torch.nan)})
@@ -143,8 +143,8 @@ def test_a_table_from_a_spreadsheet(tmp_path):
         (f"{HEADER}\n", "it has no rows"),
         (f"{HEADER}\n1,2,3\n", "line 2 has 3 values, not 5"),
         (f"{HEADER}\n1,0,0,0,0,0\n", "line 2 has 6 values, not 5"),
-        (f"{HEADER}\n1,0,0,?,0\n", r"line 2 has '\?' where a number belongs"),
-        (f"{HEADER}\n1,0,0,,0\n", "line 2 has '' where a number belongs"),
+        (f"{HEADER}\n1,0,0,?,0\n", r"line 2 has '\?' instead of a number"),
+        (f"{HEADER}\n1,0,0,,0\n", "line 2 has '' instead of a number"),
         (f"{HEADER}\n1,0,0,nan,0\n", "lpips_x0_t cannot be nan"),
         (f"{HEADER}\n1,0,0,inf,0\n", "lpips_x0_t cannot be inf"),
         (f"{HEADER}\n1,-0.1,0,0,0\n", r"lpips_x_t cannot be -0\.1"),
@@ -153,16 +153,16 @@ def test_a_table_from_a_spreadsheet(tmp_path):
         (f"{HEADER}\n1.5,0,0,0,0\n", r"t cannot be 1\.5"),
         (f"{HEADER}\n1,0,0,0,0\n3,0,0,0,0\n2,0,0,0,0\n", "t = 2 follows t = 3"),
         (f"{HEADER}\n1,0,0,0,0\n1,0,0,0,0\n", "t = 1 follows t = 1"),
-        (f"{HEADER}\n1,0,0,0,0\n2,0,0,0.\0005,0\n", r"line 3 has '0\.\\x005' where a number belongs"),
+        (f"{HEADER}\n1,0,0,0,0\n2,0,0,0.\0005,0\n", r"line 3 has '0\.\\x005' instead of a number"),
         (b"\0" * 4096, "it has no column t"),
-        (f"{HEADER}\n1,0,0,0,0\n".encode("utf-16"), "it is not in UTF-8"),
-        (f"{HEADER}\n".encode() + b"1,0,0,0,\xff\n", "it is not in UTF-8"),
+        (f"{HEADER}\n1,0,0,0,0\n".encode("utf-16"), "it is not UTF-8 text"),
+        (f"{HEADER}\n".encode() + b"1,0,0,0,\xff\n", "it is not UTF-8 text"),
     ],
 )
 def test_a_broken_table_is_refused(tmp_path, text, said):
     (tmp_path / "curve.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(
-        UserError, match=rf"/curve\.csv is not a table of LPIPS curves \({said}.*\); measure it .*--lpips"
+        UserError, match=rf"/curve\.csv is not a table of LPIPS curves \({said}.*\): measure it .*--lpips"
     ) as caught:
         Curve.read(tmp_path / "curve.csv")
     assert str(caught.value).isprintable()
@@ -201,7 +201,7 @@ def test_measure_leaves_out_what_cannot_be_read(unet, caplog):
     x_0, steps = smooth_images(1), process.timesteps(2, 999)
     measured = measure(unet, [([0], x_0, []), ([], None, ["b.png cannot be read"])], SCHEDULE, steps, distance, "cpu")
     assert measured.lpips_x_t_std.tolist() == [0.0, 0.0]
-    assert "left out: b.png cannot be read" in caplog.text
+    assert "skipped: b.png cannot be read" in caplog.text
     with pytest.raises(UserError, match="none of the images could be read"):
         measure(unet, [([], None, ["b.png cannot be read"])], SCHEDULE, steps, distance, "cpu")
 

@@ -153,9 +153,9 @@ def test_no_images_names_every_place(opened, dataset, category, said):
 @pytest.mark.parametrize(
     ("dataset", "category", "train", "test", "class_number", "align", "message"),
     [
-        ("FFHQ", "FFHQ", None, None, "3", 0, "--target_class_num picks a class of ImageNet"),
-        ("IMAGENET", "IMAGENET", "a", "b", "3", 0, "--target_class_num picks a class of ImageNet"),
-        ("IMAGENET", "CUSTOM", None, None, "3", 0, "--target_class_num picks a class of ImageNet"),
+        ("FFHQ", "FFHQ", None, None, "3", 0, "--target_class_num chooses a class of ImageNet"),
+        ("IMAGENET", "IMAGENET", "a", "b", "3", 0, "--target_class_num chooses a class of ImageNet"),
+        ("IMAGENET", "CUSTOM", None, None, "3", 0, "--target_class_num chooses a class of ImageNet"),
         ("IMAGENET", "IMAGENET", "a", None, "3", 0, None),
         ("FFHQ", "FFHQ", None, None, None, 1, "--align_face is for"),
         ("FFHQ", "FFHQ", None, "mine", None, 1, None),
@@ -182,13 +182,13 @@ def test_a_folder_that_holds_something_else_says_what(tmp_path):
     (tmp_path / "images.zip").write_bytes(b"PK")
     for name, said in (
         ("classes", "it holds the folders n01440764, n02099601"),
-        ("classes/n01440764/00001.png", "it is a file, no folder"),
+        ("classes/n01440764/00001.png", "it is a file, not a folder"),
         ("above", r"it holds the folder LMDB_train \(an LMDB\)"),
-        ("images.zip", "it is a file, no folder"),
-        ("empty", "it holds no images and no folders"),
+        ("images.zip", "it is a file, not a folder"),
+        ("empty", "it contains no images and no folders"),
         ("nothing", "there is no such folder"),
     ):
-        with pytest.raises(UserError, match=rf"/{name} is no folder of images \(.*\): {said}; name the folder") as caught:
+        with pytest.raises(UserError, match=rf"/{name} is not a folder of images \(.*\): {said}; give the folder") as caught:
             open_folder(tmp_path / name, SIZE)
         assert str(caught.value).isprintable()
 
@@ -197,7 +197,7 @@ def test_a_dataset_that_lies_elsewhere_says_what_is_there(opened):
     write_files(opened.folder, 1, 2)
     write_files(opened.folder / "n02099601", 1)
     with pytest.raises(
-        UserError, match=r"data \(it holds 2 images and the folder n02099601\): put .* at one of train/n02099601;"
+        UserError, match=r"data \(it holds 2 images and the folder n02099601\): put .* in one of train/n02099601;"
     ):
         opened("IMAGENET", "IMAGENET", "train", class_number="207")
     write_lmdb(opened.folder / "train", numbered(1))
@@ -207,7 +207,7 @@ def test_a_dataset_that_lies_elsewhere_says_what_is_there(opened):
 
 def test_an_lmdb_in_place_of_the_dataset_is_named(opened):
     write_lmdb(opened.folder, numbered(1))
-    with pytest.raises(UserError, match=r"it is an LMDB itself.*pass --custom_test_dataset_dir"):
+    with pytest.raises(UserError, match=r"it is an LMDB.*pass --custom_test_dataset_dir"):
         opened("CelebA_HQ", "CelebA_HQ", "test")
 
 

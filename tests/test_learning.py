@@ -137,17 +137,17 @@ def test_an_epoch_beyond_those_asked_for_is_left_alone(run_after, three_epochs):
 @pytest.mark.parametrize(
     ("flags", "difference"),
     [
-        (("--edit_attr", "sad"), "prompts ['face', 'smiling face'], and this run has ['face', 'sad face']"),
-        (("--user_defined_t_edit", "300"), "t_edit 500, and this run has 300"),
-        (("--ignore_timesteps",), "ignore_timesteps False, and this run has True"),
-        (("--clip_loss_w", "1"), "clip_loss_w 3.0, and this run has 1.0"),
-        (("--l1_loss_w", "0"), "l1_loss_w 1.0, and this run has 0.0"),
-        (("--clip_source", "origin"), "clip_source x0, and this run has origin"),
-        (("--bs_train", "2"), "bs_train 1, and this run has 2"),
-        (("--seed", "1"), "seed 1234, and this run has 1"),
-        (("--n_train_img", "3"), "n_images 4, and this run has 3"),
-        (("--shuffle_train_dataloader", "0"), "shuffle True, and this run has False"),
-        (("--precision", "bf16"), "precision fp32, and this run has bf16"),
+        (("--edit_attr", "sad"), "prompts ['face', 'smiling face'], but this run has ['face', 'sad face']"),
+        (("--user_defined_t_edit", "300"), "t_edit 500, but this run has 300"),
+        (("--ignore_timesteps",), "ignore_timesteps False, but this run has True"),
+        (("--clip_loss_w", "1"), "clip_loss_w 3.0, but this run has 1.0"),
+        (("--l1_loss_w", "0"), "l1_loss_w 1.0, but this run has 0.0"),
+        (("--clip_source", "origin"), "clip_source x0, but this run has origin"),
+        (("--bs_train", "2"), "bs_train 1, but this run has 2"),
+        (("--seed", "1"), "seed 1234, but this run has 1"),
+        (("--n_train_img", "3"), "n_images 4, but this run has 3"),
+        (("--shuffle_train_dataloader", "0"), "shuffle True, but this run has False"),
+        (("--precision", "bf16"), "precision fp32, but this run has bf16"),
     ],
 )
 def test_training_does_not_go_on_from_other_settings(run_after, flags, difference):
@@ -156,13 +156,14 @@ def test_training_does_not_go_on_from_other_settings(run_after, flags, differenc
     for n in ("2", "3"):
         said = run.error(*LONG, "--n_iter", n, *flags)
         assert said == (
-            f"checkpoint/{NAME}_1.pth was trained with {difference}: --retrain 1 trains it anew, another --exp leaves it alone"
+            f"checkpoint/{NAME}_1.pth was trained with {difference}: train from scratch with --retrain 1, or keep it and use "
+            "another --exp"
         )
 
 
 def test_training_does_not_go_on_from_another_kind(run_after):
     said = run_after(1).error("--run_train", *DELTA_H, "--do_test", "0")
-    assert "was trained with kind delta_block, and this run has delta_h" in said
+    assert "was trained with kind delta_block, but this run has delta_h" in said
 
 
 def test_training_does_not_go_on_with_other_images_weights_or_clip(run_after, tiny, tmp_path):
@@ -181,7 +182,7 @@ def test_a_second_experiment_of_the_same_last_name_is_not_the_first_one(run_afte
     """In another folder: its checkpoints have the names of the first one's."""
     run = run_after(3)
     same = (*LONG, "--n_iter", "3", "--exp", "elsewhere/smile")
-    assert "was trained with lr_training 0.2, and this run has 0.01" in run.error(*same, "--lr_training", "0.01")
+    assert "was trained with lr_training 0.2, but this run has 0.01" in run.error(*same, "--lr_training", "0.01")
     assert not Path("elsewhere").exists()
     assert run(*same, "--lr_training", "0.01", "--retrain", "1") == 0
     assert settings(Path("elsewhere", NAME), "train")["record"]["training"]["lr_training"] == 0.01
@@ -206,8 +207,8 @@ def test_the_learning_rate_is_what_the_flags_say_from_here_on(run_after, capsys)
     assert run(*LONG, "--n_iter", "3", "--lr_training", "0.1", "--sch_gamma", "0.5") == 0
     assert [rate(epoch) for epoch in range(3)] == pytest.approx([0.2, 0.1, 0.05])
     said = capsys.readouterr().err
-    assert "epochs before were trained with lr_training 0.2; from here on it is 0.1" in said
-    assert "epochs before were trained with sch_gamma 0.1; from here on it is 0.5" in said
+    assert "earlier epochs were trained with lr_training 0.2; from here on it is 0.1" in said
+    assert "earlier epochs were trained with sch_gamma 0.1; from here on it is 0.5" in said
     assert read(f"checkpoint/{NAME}_2.pth").record["training"]["lr_training"] == 0.1
 
 
@@ -265,7 +266,7 @@ def test_given_flags_win_over_the_schedule_of_2023(run_after, capsys):
     run = run_after(1)
     as_in_2023(0, 18)
     assert run(*TRAIN, "--n_iter", "2", "--lr_training", "0.1") == 0
-    assert f"checkpoint/{NAME}_0.pth has a learning rate of its own; that of the flags is used" in capsys.readouterr().err
+    assert f"checkpoint/{NAME}_0.pth has its own learning rate; using that of the flags" in capsys.readouterr().err
     assert rate(1) == 0.1
 
 
@@ -275,7 +276,7 @@ def test_an_optimizer_of_2023_that_cannot_be_read(run_after, spoil):
     as_in_2023(0, 18)
     path = Path("checkpoint", EPOCHS[0])
     torch.save(torch.load(path, weights_only=True) | spoil, path)
-    assert "its optimizer cannot be read; --retrain 1 trains it anew" in run.error(*TRAIN, "--n_iter", "2")
+    assert "its optimizer state is invalid: train from scratch with --retrain 1" in run.error(*TRAIN, "--n_iter", "2")
 
 
 # ---- a direction to begin at ------------------------------------------------------------------------------------------------
@@ -315,4 +316,4 @@ def test_a_delta_h_begins_at_its_own_timesteps(run, tmp_path):
     assert run(*begin, "turned.pth") == 0
     assert tensors_equal(directions()[NAME.replace("smile", "other") + "_0.pth"], directions()[f"{NAME}_0.pth"])
     said = run.error(*begin, "others.pth", "--retrain", "1")
-    assert "has other timesteps than this training: give the steps it was trained with" in said
+    assert "was trained on other timesteps: use the number of steps it was trained with" in said

@@ -86,7 +86,7 @@ ROW = b"1,a.png,999,1,2,3,4,5\r\n"
         (HEADER + ROW + b"1,a.pn" + ROW, "a row has 9 values, not 8"),
         (HEADER + b"1,a.png,999,1,2,3,4,?\r\n", "could not convert string to float"),
         (HEADER + b"1,a.png,9.5,1,2,3,4,5\r\n", "invalid literal for int"),
-        (HEADER + b"3,a.png,999,1,2,3,4,5\r\n", "a row is of epoch 3"),
+        (HEADER + b"3,a.png,999,1,2,3,4,5\r\n", "a row belongs to epoch 3"),
         (HEADER + b"1,\xff.png,999,1,2,3,4,5\r\n", "can't decode byte 0xff"),
         (HEADER + ROW.replace(b"a.png", b'"a.png'), "unexpected end of data"),
     ],

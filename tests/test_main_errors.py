@@ -16,10 +16,10 @@ from asyrp import process, training
     ("flags", "message"),
     [
         (("--edit_attr", "smilling"), "smiling"),
-        (("--custom_test_dataset_dir", "nowhere"), "nowhere is no folder of images"),
+        (("--custom_test_dataset_dir", "nowhere"), "nowhere is not a folder of images"),
         (("--model_path", "nowhere.pt"), "nowhere.pt: no such file"),
-        (("--config", "nowhere.yml"), "nowhere.yml: no such file; give a path, or one of"),
-        (("--device", "cuda:99"), "--device cuda:99 cannot be used here"),
+        (("--config", "nowhere.yml"), "nowhere.yml: no such file: give a path, one of"),
+        (("--device", "cuda:99"), "--device cuda:99 is not available"),
         (("--target_image_id", "4"), "there are 4 images, numbered from 0"),
         (("--start_image_id", "4"), "there are 4 images, numbered from 0"),
         (("--load_from_checkpoint", "nobody"), "no direction nobody"),
@@ -55,23 +55,23 @@ def test_weights_of_another_architecture(run, tiny, model, other, said):
 def test_a_direction_of_another_model(run_learned):
     said = run_learned.error(*TEST, model="adm")
     assert "was trained on another architecture (ddpm-16-" in said
-    assert "use it with the config it was trained with, or train one for this model" in said
+    assert "use the config it was trained with, or train a direction for this model" in said
 
 
 def test_a_delta_h_of_another_model(run, tmp_path):
     torch.save({"999": torch.zeros(1, 32, 8, 8)}, tmp_path / "narrow.pth")
     message = run.error("--run_test", *DELTA_H, "--manual_checkpoint_name", "narrow.pth")
-    assert "direction of another model: its delta_h is not 64 x 8 x 8" in message
+    assert "belongs to another model, its delta_h is not 64 x 8 x 8" in message
 
 
 def test_a_file_that_is_no_direction(run, tiny):
-    assert "holds no direction" in run.error(*TEST, "--manual_checkpoint_name", tiny.folder / "ddpm.pt")
-    assert "cannot be read as a file of weights" in run.error(*TEST, "--manual_checkpoint_name", tiny.folder / "ddpm.yml")
+    assert "does not contain a direction" in run.error(*TEST, "--manual_checkpoint_name", tiny.folder / "ddpm.pt")
+    assert "cannot be read as a weight file" in run.error(*TEST, "--manual_checkpoint_name", tiny.folder / "ddpm.yml")
 
 
 def test_folders_without_images(run, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "it holds no images and no folders" in run.error("--just_precompute", "--custom_train_dataset_dir", "empty")
+    assert "it contains no images and no folders" in run.error("--just_precompute", "--custom_train_dataset_dir", "empty")
 
 
 def test_unreadable_images_are_left_out(run_learned, tiny, tmp_path, results, capsys):
@@ -80,7 +80,7 @@ def test_unreadable_images_are_left_out(run_learned, tiny, tmp_path, results, ca
     own = ("--custom_test_dataset_dir", "some")
     assert run_learned(*TEST, *own) == 0
     assert names(results / "test_images" / "4") == ["000001.png", "all.png"]
-    assert "left out: some/00.png cannot be read as an image" in capsys.readouterr().err
+    assert "skipped: some/00.png cannot be read as an image" in capsys.readouterr().err
     for path in (tmp_path / "some").iterdir():
         path.write_bytes(b"no image")
     assert "some: none of the 2 images could be read" in run_learned.error(*TEST, *own)
@@ -95,12 +95,12 @@ def test_a_threshold_that_is_never_reached(run_learned, tiny):
 
 def test_no_curve(run):
     """No model takes another's by itself."""
-    assert "no LPIPS curves for category CUSTOM: measure them with --lpips, or take others" in run.error(*TRAIN, intervals=())
+    assert "no LPIPS curves for category CUSTOM: measure them with --lpips, choose others" in run.error(*TRAIN, intervals=())
     assert "no LPIPS curves named mine" in run.error(*TRAIN, "--custom_dataset_name", "mine", intervals=())
 
 
 def test_an_editing_interval_without_steps(run):
-    assert "t_edit 1000 lies above every timestep" in run.error(*TRAIN, "--user_defined_t_edit", "1000")
+    assert "t_edit 1000 is above every timestep" in run.error(*TRAIN, "--user_defined_t_edit", "1000")
 
 
 @pytest.mark.parametrize("text", ["model: [1", "", "just words", "data: {image_size: 16}\nmodel: {type: ddpm}"])
@@ -130,7 +130,9 @@ def test_a_loss_that_explodes_later_leaves_the_direction_from_before(run, monkey
 
     assert run(*TRAIN, "--n_train_img", "1", "--exp", "runs/one") == 0
     monkeypatch.setattr(training, "train_batch", explode)
-    assert f"--manual_checkpoint_name checkpoint/{NAME}_0_1.pth begins at the direction from before" in run.error(*TRAIN)
+    assert f"--manual_checkpoint_name checkpoint/{NAME}_0_1.pth starts from the direction before that batch" in run.error(
+        *TRAIN
+    )
     saved = directions()
     assert tensors_equal(saved[f"{NAME}_0_1.pth"], saved[NAME.replace("smile", "one") + "_0.pth"])
     monkeypatch.setattr(training, "train_batch", train_batch)
@@ -151,7 +153,7 @@ def test_a_single_file_has_no_checkpoints_to_choose_among(run_learned):
 def test_several_blocks_in_one_file(run_learned):
     contents = torch.load(f"checkpoint/{NAME}_0.pth", weights_only=True)
     torch.save(contents | {"1": contents["0"]}, f"checkpoint/{NAME}_0.pth")
-    assert "holds 2 delta blocks; write each to a file of its own" in run_learned.error(*TEST)
+    assert "contains 2 delta blocks: write each to its own file" in run_learned.error(*TEST)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_several_blocks_in_one_file(run_learned):
     [
         (("--multiple_attr", "smile nobody", "--get_h_num", "2"), "no direction nobody"),
         (("--load_from_checkpoint", "nobody"), "no direction nobody"),
-        (("--get_h_num", "0"), "--get_h_num 0 edits nothing"),
+        (("--get_h_num", "0"), "--get_h_num 0 would edit nothing"),
     ],
 )
 def test_what_the_flags_lack_is_said_before_anything_is_loaded(run_learned, monkeypatch, flags, message):
@@ -177,12 +179,12 @@ def test_stopping_is_not_a_crash(run, monkeypatch, capsys):
 
     monkeypatch.setattr(process, "invert", stop)
     assert run("--just_precompute") == 130
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
 
 
 def test_old_flags_are_one_line(run, capsys):
     assert run("--just_precompute", "--n_precomp_img", "1", "--ni", "--img_path", "x.png") == 0
-    assert capsys.readouterr().err.count("without effect, as in the 2023 release: --ni, --img_path") == 1
+    assert capsys.readouterr().err.count("no effect, as in the 2023 release: --ni, --img_path") == 1
 
 
 @pytest.mark.parametrize("prompts", [("--src_txts", "a", "b", "--trg_txts", "c", "d"), ("--edit_attr", "attribute")])

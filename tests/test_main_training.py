@@ -75,7 +75,7 @@ def test_an_image_that_cannot_be_read_is_measured_by_nobody(run, tiny, tmp_path,
     shutil.copytree(tiny.train, tmp_path / "some")
     (tmp_path / "some" / "00.png").write_bytes(b"no image")
     assert run("--lpips", "--custom_train_dataset_dir", "some") == 0
-    assert "1 of 2 images could not be read and are left out" in capsys.readouterr().err
+    assert "1 of 2 images could not be read and were skipped" in capsys.readouterr().err
     assert run("--lpips", "--custom_train_dataset_dir", "some", "--start_image_id", "1", "--n_train_img", "1") == 0
     assert len(stored("curve")) == 1  # measured on the same image both times
 
@@ -226,7 +226,7 @@ def test_what_was_trained_is_what_is_tested(run, results, mode, generated):
 
 
 def test_without_training_there_must_be_a_checkpoint(run):
-    assert "--do_train 0, and there is no checkpoint/" in run.error("--run_train", *SMILE, "--do_train", "0")
+    assert "--do_train 0, but there is no checkpoint/" in run.error("--run_train", *SMILE, "--do_train", "0")
     assert directions() == {}
 
 
@@ -264,7 +264,7 @@ def test_how_often_training_saves_pictures(run, results, tmp_path):
 
 
 def test_what_is_missing_for_the_test_shows_before_training(run, tiny, tmp_path):
-    assert "nowhere is no folder of images" in run.error("--run_train", *SMILE, "--custom_test_dataset_dir", "nowhere")
+    assert "nowhere is not a folder of images" in run.error("--run_train", *SMILE, "--custom_test_dataset_dir", "nowhere")
     keep_curve(open_tiny(tiny), top=0.05)
     assert "never reaches 0.100" in run.error("--run_train", *SMILE, intervals=("--user_defined_t_edit", "500"))
     assert not (tmp_path / "checkpoint").exists()

@@ -65,7 +65,7 @@ def test_the_library_is_loaded_when_it_is_used():
     [
         ({"config": "nowhere.yml"}, "--config nowhere.yml: no such file"),
         ({"weights": "nowhere.pt"}, "nowhere.pt: no such file"),
-        ({"device": "tpu"}, "--device tpu cannot be used here"),
+        ({"device": "tpu"}, "--device tpu is not available"),
     ],
 )
 def test_what_cannot_be_opened(tiny, changed, message):
@@ -178,7 +178,7 @@ def test_invert_shows_its_steps(model):
 def test_tensors_of_another_shape(model):
     for call in (model.invert, model.generate, lambda x: model.edit(x, new_direction(model))):
         for shape in ((2, 3, 32, 32), (3, SIZE, SIZE), (2, 1, SIZE, SIZE)):
-            with pytest.raises(UserError, match=r"this model takes tensors of \(B, 3, 16, 16\), not \("):
+            with pytest.raises(UserError, match=r"this model takes tensors of shape \(B, 3, 16, 16\), not \("):
                 call(torch.zeros(shape))
 
 
@@ -247,13 +247,13 @@ def test_the_batch_size_changes_nothing(model, x_T):
 @pytest.mark.parametrize(
     ("directions", "more", "message"),
     [
-        ([], {}, "no direction is given: nothing would be edited"),
-        ([0], {"strengths": [1, 2]}, "1 directions need as many strengths, not 2"),
-        ([0], {"t_edit": 1000}, r"t_edit 1000 of direction 0 lies above every timestep \(the highest is 999\)"),
+        ([], {}, "no direction was given, so nothing would be edited"),
+        ([0], {"strengths": [1, 2]}, "1 directions but 2 strengths"),
+        ([0], {"t_edit": 1000}, r"t_edit 1000 of direction 0 is above every timestep \(the highest is 999\)"),
         (
             [0],
             {"t_0": 400},
-            r"t_edit 500 of direction 0 lies above every timestep \(the highest is 400\): nothing would be edited",
+            r"t_edit 500 of direction 0 is above every timestep \(the highest is 400\), so nothing would be edited",
         ),
         ([0], {"n_steps": 1}, "1 steps: must be 2 to 1000"),
     ],
@@ -265,7 +265,7 @@ def test_edits_that_are_refused(model, x_T, directions, more, message):
 
 def test_a_direction_that_does_not_say_its_interval(model, x_T):
     direction = new_direction(model, t_edit=None)
-    with pytest.raises(UserError, match="direction 0 does not say its t_edit: give one"):
+    with pytest.raises(UserError, match="direction 0 has no t_edit: give one"):
         model.edit(x_T, direction, n_steps=4)
     assert model.edit(x_T, direction, n_steps=4, t_edit=500).shape == x_T.shape
 

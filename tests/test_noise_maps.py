@@ -133,7 +133,7 @@ def test_the_library_inverts_generates_and_edits(model):
 def test_maps_belong_to_their_steps(model):
     x_T, z = model.noise_maps(smooth_images(1), 4)
     for walk in (lambda: model.generate(x_T, 5, z=z), lambda: model.edit(x_T, direction(model), n_steps=5, z=z)):
-        with pytest.raises(UserError, match="z is of 4 steps, not of 5: give n_steps as for `noise_maps`"):
+        with pytest.raises(UserError, match="z has 4 steps, not 5: use the n_steps that `noise_maps`"):
             walk()
 
 
@@ -215,12 +215,12 @@ def test_damaged_maps_are_said_and_made_again(pairs, caplog):
     for key in stored("noise_maps"):
         Store().path("noise_maps", key).write_bytes(b"no maps")
     assert torch.equal(latents(pairs()).z, first.z)
-    assert caplog.text.count("removed, what was in it is computed again") == 3
+    assert caplog.text.count("it was removed and will be recomputed") == 3
 
 
 def test_maps_that_are_not_finite_are_an_error(pairs, model, monkeypatch):
     monkeypatch.setattr(process, "split_prediction", lambda output: (output / 0, None))
-    with pytest.raises(UserError, match="not finite: the weights are damaged, or give --precision fp32"):
+    with pytest.raises(UserError, match="inf or nan: use --precision fp32, and check the weights"):
         latents(pairs())
     assert stored("noise_maps") == {}
 
@@ -300,16 +300,16 @@ def test_an_edit_in_a_region_and_a_shorter_process(run_learned, generated):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--run_train", *SMILE), "--run_train learns from DDIM latents: leave out --inversion ddpm"),
-        (("--fit_direction", "h_pca"), "--fit_direction learns from DDIM latents: leave out --inversion ddpm"),
+        (("--run_train", *SMILE), "--run_train uses DDIM latents: use --inversion ddpm only"),
+        (("--fit_direction", "h_pca"), "--fit_direction uses DDIM latents: use --inversion ddpm only"),
         (("--lpips",), "--inversion ddpm needs --just_precompute, --run_test or --evaluate"),
-        ((*TEST, "--load_random_noise"), "--load_random_noise inverts nothing: leave out --inversion ddpm"),
+        ((*TEST, "--load_random_noise"), "--load_random_noise does not invert images: leave out --inversion ddpm"),
         ((*TEST, "--sample_type", "ddpm"), "leave out --sample_type ddpm"),
         (
             (*TEST, "--n_test_step", "5"),
-            "n_inv_step is 4 (flag) and n_test_step is 5 (flag): give --n_inv_step and --n_test_step",
+            "n_inv_step is 4 (flag) and n_test_step is 5 (flag): set --n_inv_step and --n_test_step",
         ),
-        ((*TEST, "--dt_lambda", "0.9"), "give --dt_lambda 1, not 0.9 (flag)"),
+        ((*TEST, "--dt_lambda", "0.9"), "needs --dt_lambda 1, not 0.9 (flag)"),
     ],
 )
 def test_refused(run_learned, monkeypatch, flags, message):
@@ -336,10 +336,10 @@ def test_no_step_and_every_step_are_as_many(run_learned, generated):
 def test_boosting_has_no_meaning_and_that_is_said(run_learned, generated, capsys):
     flags = ("--user_defined_t_addnoise", "700", "--origin_process_addnoise")
     assert run_learned(*TEST, *DDPM, *flags) == 0
-    said = "--user_defined_t_addnoise, --origin_process_addnoise: without effect, --inversion ddpm has noise in every step"
+    said = "--user_defined_t_addnoise, --origin_process_addnoise: no effect, because --inversion ddpm adds noise at every step"
     assert capsys.readouterr().err.count(said) == 1
     assert run_learned(*TEST, *DDPM) == 0
-    assert "without effect" not in capsys.readouterr().err  # of --user_defined_t_addnoise 0
+    assert "no effect" not in capsys.readouterr().err  # of --user_defined_t_addnoise 0
     assert torch.equal(generated[0]["x_0"], generated[-2]["x_0"])
 
 

@@ -70,11 +70,11 @@ def test_neighbours_are_learned_on_as_well(one, tiny):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--edit_image", "nowhere.png"), "--edit_image nowhere.png: no such file; check the path"),
-        (("--run_train", "--train_delta_block"), "--edit_image and --run_train do not go together"),
+        (("--edit_image", "nowhere.png"), "--edit_image nowhere.png: no such file: check the path"),
+        (("--run_train", "--train_delta_block"), "--edit_image and --run_train cannot be combined"),
         (("--n_test_img", "2"), "--n_test_img has no effect with --edit_image"),
-        (("--load_random_noise",), "--edit_image and --load_random_noise do not go together"),
-        (("--inversion", "ddpm"), "--edit_image learns from DDIM latents"),
+        (("--load_random_noise",), "--edit_image and --load_random_noise cannot be combined"),
+        (("--inversion", "ddpm"), "--edit_image uses DDIM latents"),
     ],
 )
 def test_what_does_not_go_with_it(one, flags, said):
@@ -83,5 +83,5 @@ def test_what_does_not_go_with_it(one, flags, said):
 
 
 def test_it_needs_prompts_and_a_test(one):
-    assert "--edit_image learns from prompts" in one("--run_test", "--edit_image", "face.png")[1][-1]
-    assert "give --run_test with it" in one("--evaluate", "--edit_image", "face.png")[1][-1]
+    assert "--edit_image needs prompts" in one("--run_test", "--edit_image", "face.png")[1][-1]
+    assert "add --run_test" in one("--evaluate", "--edit_image", "face.png")[1][-1]

@@ -84,7 +84,7 @@ def test_the_budget_on_disk_is_kept_and_said_once(on_disk, caplog):
     assert len(stored("trajectory")) == 2
     assert plain.get(batch(1, 2), 2) is not None
     assert plain.get(batch(3), 2) is None
-    assert caplog.text.count("--cache_origin_disk_gib is used up; precomputed/trajectory may be emptied") == 1
+    assert caplog.text.count("--cache_origin_disk_gib is used up; you can delete precomputed/trajectory") == 1
 
 
 def test_the_budget_on_disk_counts_what_former_runs_left(on_disk):
@@ -100,7 +100,7 @@ def test_a_full_disk_stops_the_keeping_and_nothing_else(on_disk, caplog):
     plain = on_disk()
     plain.put(batch(1, 2), trajectories(1, 2))
     assert plain.get(batch(1), 2) is None
-    assert caplog.text.count("no more plain trajectories are kept, later epochs compute the others again") == 1
+    assert caplog.text.count("no more plain trajectories are cached, later epochs recompute the rest") == 1
     assert caplog.text.count("precomputed/trajectory") == caplog.text.count("Not a directory") == 1
 
 
@@ -120,15 +120,15 @@ def test_a_damaged_trajectory_is_computed_again(on_disk, caplog):
     ("ram", "disk", "said"),
     [
         (10**12, 10**12, "1000 images in memory (16 GB)"),
-        (10**9, 2 * 10**9, "63 images in memory (0.99 GB), 127 images on disk (2 GB), 810 images computed again in each epoch"),
-        (0, 0, "1000 images computed again in each epoch"),
+        (10**9, 2 * 10**9, "63 images in memory (0.99 GB), 127 images on disk (2 GB), 810 images recomputed in each epoch"),
+        (0, 0, "1000 images recomputed in each epoch"),
     ],
 )
 def test_the_budget_is_announced(caplog, ram, disk, said):
     """1,000 images of 256 px in 20 steps: 15.7 MB each."""
     with caplog.at_level(logging.INFO):
         announce(1000, 20, 256, ram, disk, torch.float32)
-    assert f"plain trajectories, 15.7 MB an image: {said}" in caplog.text
+    assert f"plain trajectories, 15.7 MB per image: {said}" in caplog.text
 
 
 # ---- whole runs ---------------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_written_is_told_once_and_stops_nothing(caplog):
             later(call)
     assert done == [1]
     assert [record.message for record in caplog.records] == [
-        "a picture cannot be written, and the work goes on without it: disk full",
+        "a picture cannot be written, continuing without it: disk full",
         "2 pictures could not be written",
     ]
 
@@ -120,5 +120,5 @@ def test_an_error_of_the_caller_is_not_hidden_by_a_calls():
 def test_pictures_that_cannot_be_written_stop_no_run(run_learned, results, monkeypatch, capsys):
     monkeypatch.setattr(pictures, "save", lambda *args: fail())
     assert run_learned("--run_test", *SMILE) == 0
-    assert "a picture cannot be written, and the work goes on without it" in capsys.readouterr().err
+    assert "a picture cannot be written, continuing without it" in capsys.readouterr().err
     assert (results / "report.html").exists()

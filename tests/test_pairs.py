@@ -142,7 +142,7 @@ def test_a_damaged_latent_is_said_and_made_again(pairs, inverted, caplog, damage
         path.write_bytes(damage(path.read_bytes()))
     assert torch.equal(latents(filled(pairs())), x_T)
     assert inverted == [2, 1, 2, 1]
-    assert caplog.text.count("removed, what was in it is computed again") == 3
+    assert caplog.text.count("it was removed and will be recomputed") == 3
 
 
 def test_a_latent_that_is_damaged_after_fill(pairs, caplog):
@@ -156,7 +156,7 @@ def test_a_latent_that_is_damaged_after_fill(pairs, caplog):
 
 def test_a_latent_that_is_not_finite_is_an_error(pairs, monkeypatch):
     monkeypatch.setattr(process, "invert", lambda unet, x_0, *rest: x_0 / 0)
-    with pytest.raises(UserError, match="not finite: the weights are damaged, or give --precision fp32"):
+    with pytest.raises(UserError, match="inf or nan: use --precision fp32, and check the weights"):
         filled(pairs())
     assert stored("latent") == {}
 
@@ -168,7 +168,7 @@ def test_an_unreadable_image_is_left_out_and_named_once(images, pairs, caplog):
     assert batch.names == ["0.png", "2.png"]
     assert len(found.names_of_content([0, 1, 2])) == 2
     assert caplog.text.count("1.png cannot be read as an image") == 1
-    assert "1 of 3 images could not be read and are left out" in caplog.text
+    assert "1 of 3 images could not be read and were skipped" in caplog.text
 
 
 def test_the_last_images_are_inverted_even_if_unreadable_ones_follow(images, pairs):

@@ -86,8 +86,8 @@ def test_settings_of_sampling_change_nothing(mine):
 @pytest.mark.parametrize(
     ("file", "changes", "said"),
     [
-        (SCHEDULER, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr true is not supported; it can only be false"),
-        (SCHEDULER, {"trained_betas": [0.1, 0.2]}, "trained_betas .* is not supported; it can only be null"),
+        (SCHEDULER, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr true is not supported: it must be false"),
+        (SCHEDULER, {"trained_betas": [0.1, 0.2]}, "trained_betas .* is not supported: it must be null"),
         (SCHEDULER, {"prediction_type": "sample"}, "prediction_type 'sample': must be 'epsilon' or 'v_prediction'"),
         (SCHEDULER, {"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid': must be 'linear' or 'scaled_linear' or"),
         (SCHEDULER, {"snr_shift_scale": 3.0}, "unknown key 'snr_shift_scale'"),
@@ -100,7 +100,7 @@ def test_settings_of_sampling_change_nothing(mine):
         (INDEX, {"vqvae": ["diffusers", "VQModel"]}, r"names vqvae \(VQModel\) too"),
         (UNET, {"in_channels": 4, "out_channels": 4}, "in_channels 4: must be 3"),
         (UNET, {"sample_size": [16, 32]}, r"sample_size \[16, 32\]: only square images"),
-        (UNET, {"sample_size": None}, "does not say its sample_size"),
+        (UNET, {"sample_size": None}, "has no sample_size"),
         (UNET, {"num_class_embeds": 1000}, "num_class_embeds 1000: the network takes class labels"),
         (UNET, {"time_embedding_type": "fourier"}, "time_embedding_type 'fourier'"),
         (UNET, {"_class_name": "UNet1DModel"}, "_class_name 'UNet1DModel' is not supported"),
@@ -124,7 +124,7 @@ def test_files_that_are_missing_or_damaged(mine, file, contents):
         (mine / file).write_bytes(contents)
     with pytest.raises(UserError) as caught:
         load_config(mine)
-    said = "is a folder, and no pipeline" if (file, contents) == (INDEX, None) else file
+    said = "is a folder but not a pipeline" if (file, contents) == (INDEX, None) else file
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -132,13 +132,15 @@ def test_weights_that_are_missing_or_of_another_network(mine):
     weights = mine / "unet" / "diffusion_pytorch_model.safetensors"
     network(layers_per_block=1).save_pretrained(mine / "other")
     shutil.copy(mine / "other" / weights.name, weights)
-    with pytest.raises(UserError, match=r"does not fit the U-Net of my\.faces.*weights of another UNet2DModel: give --config"):
+    with pytest.raises(
+        UserError, match=r"does not fit the U-Net of my\.faces.*weights of another UNet2DModel: pass the folder"
+    ):
         asyrp.open_model(mine, device="cpu")
     weights.unlink()
     with pytest.raises(UserError, match=r"no weights at .*my\.faces/unet/diffusion_pytorch_model\.safetensors, nor a \.bin"):
         asyrp.open_model(mine, device="cpu")
     torch.save({"conv_in.weight": print}, weights.with_suffix(".bin"))
-    with pytest.raises(UserError, match="holds more than tensors"):
+    with pytest.raises(UserError, match="contains more than tensors"):
         asyrp.open_model(mine, device="cpu")
 
 
@@ -187,8 +189,8 @@ def test_a_yaml_adds_to_a_pipeline(mine, tmp_path):
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"diffusion": {"beta_end": 0.03}}, "section 'diffusion' is what the pipeline .* says: leave it out"),
-        ({"model": {"norm_eps": 1e-6}}, "section 'model': norm_eps is what the pipeline"),
+        ({"diffusion": {"beta_end": 0.03}}, "section 'diffusion' is set by the pipeline .* sets it: leave it out"),
+        ({"model": {"norm_eps": 1e-6}}, "section 'model': norm_eps is set by the pipeline"),
         ({"model": {"pipeline": "nowhere"}}, "section 'model': pipeline nowhere: neither a folder"),
         ({"model": {"pipeline": 3}}, "section 'model': pipeline 3: must be text"),
         ({"model": {"type": "ddpm"}, "data": {"dataset": "A", "category": "B", "image_size": 16}}, "unknown key 'pipeline'"),
@@ -235,7 +237,7 @@ def test_curves_latents_and_images(run, saved, tmp_path):
     assert len(list((tmp_path / "precomputed" / "latent").rglob("*.safetensors"))) == 2
     said = run.error("--just_precompute", "--config", saved, weights=False, images=False)
     assert said.startswith(
-        "no folder of images is known for dataset diffusers, category my.faces: pass --custom_train_dataset_dir"
+        "there is no default image folder for dataset diffusers, category my.faces: pass --custom_train_dataset_dir"
     )
 
 
@@ -268,28 +270,28 @@ def test_a_name_on_the_hub(hub, mine, flat):
 def test_weights_that_the_hub_lacks(hub, mine):
     (mine / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     hub.models["owner/faces"] = mine
-    assert hub.say(WEIGHTS).endswith("nor a .bin: save or fetch owner/faces again")
+    assert hub.say(WEIGHTS).endswith("nor a .bin: save or download owner/faces again")
 
 
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({}, "it shows no model of this name: check the name, or set HF_TOKEN"),
-        ({"HF_HUB_OFFLINE": "1"}, "it cannot be reached, and its cache here lacks the model: check the network"),
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "it cannot be reached, and its cache here lacks the model"),
+        ({}, "no such model: check the name, or set HF_TOKEN"),
+        ({"HF_HUB_OFFLINE": "1"}, "no connection, and the model is not cached: check the network"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "no connection, and the model is not cached"),
     ],
     ids=["not there", "offline", "nobody answers"],
 )
 def test_a_name_that_is_neither_here_nor_there(hub, environment, said):
     """A mistyped path looks like a name on the hub: the line says both."""
-    begins = "error: --config owner/faces: no such file or folder; owner/faces cannot be had from the Hugging Face hub; "
+    begins = "error: --config owner/faces: no such file or folder; owner/faces is not available from the Hugging Face hub: "
     assert hub.say(SETTINGS, **environment).startswith(begins + said)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "configs/nowhere.yml", "a/b/c", "./mine", "/mine", "runs/"])
 def test_what_can_be_no_name_on_the_hub_is_not_asked_for(monkeypatch, name):
     monkeypatch.setattr("utils.hub.fetch", lambda *_: pytest.fail("the hub was asked"))
-    with pytest.raises(UserError, match=r"no such file; give a path, or one of .*, or a pipeline of diffusers"):
+    with pytest.raises(UserError, match=r"no such file: give a path, one of .*, or a diffusers pipeline"):
         load_config(name)
 
 

@@ -51,7 +51,7 @@ def test_a_published_direction_edits_as_its_checkpoint_does(model, checkpoint, t
     assert before.digest() == after.digest()
     told = capsys.readouterr().out
     assert told.startswith(f"{out}: {out.stat().st_size:,} bytes\n")
-    for line in ("prompts: face -> smiling face", "t_edit: 500", "steps of training: 4", f"model: {model.identity}"):
+    for line in ("prompts: face -> smiling face", "t_edit: 500", "training steps: 4", f"model: {model.identity}"):
         assert f"\n  {line}\n" in told
 
 
@@ -93,9 +93,9 @@ def test_a_file_of_2023_keeps_what_its_name_says(model, tmp_path, capsys):
     torch.save({"0": block, "optimizer": {}}, source)
     assert published(source, "--out", tmp_path / "s.safetensors") == 0
     told = capsys.readouterr().out
-    assert "\n  steps of training: 20\n" in told
-    assert "\n  t_edit: not known\n" in told
-    assert "\n  model: not known\n" in told
+    assert "\n  training steps: 20\n" in told
+    assert "\n  t_edit: unknown\n" in told
+    assert "\n  model: unknown\n" in told
     record = asyrp.load_direction(tmp_path / "s.safetensors", model).record
     assert (record["n_train_step"], record["prompts"]) == (20, ["face", "smiling face"])
     assert torch.equal(edited(model, tmp_path / "s.safetensors"), edited(model, source))
@@ -108,8 +108,8 @@ def test_what_it_refuses(checkpoint, tiny, tmp_path, capsys):
 
     out = tmp_path / "a.safetensors"
     assert "nowhere.pth: no such file" in error("nowhere.pth")
-    assert "holds no direction in h-space" in error(tiny.folder / "ddpm.pt", "--out", out)
-    assert "its name must end in .safetensors" in error(checkpoint, "--out", tmp_path / "a.pth")
+    assert "does not contain a direction in h-space" in error(tiny.folder / "ddpm.pt", "--out", out)
+    assert "the name must end in .safetensors" in error(checkpoint, "--out", tmp_path / "a.pth")
     assert not out.exists()
     out.write_text("mine")
     assert f"{out} is there already" in error(checkpoint, "--out", out)

@@ -220,7 +220,7 @@ def test_curves_and_latents_are_those_of_one_process(jobs, tiny, tmp_path, world
         assert tensors_equal(found, inside(one, lambda kind=kind: stored(kind)))
     terminal, *others = jobs.said
     assert len([line for line in terminal if "cannot be read as an image" in line]) == 2  # the curves and the latents
-    assert "1 of 4 images could not be read and are left out" in terminal
+    assert "1 of 4 images could not be read and were skipped" in terminal
     assert "train: 3 latents ready" in terminal
     assert others == [[]] * (world - 1)
 
@@ -324,10 +324,10 @@ def test_separate_tasks_and_a_last_call_that_collects(jobs, learned, few, monkey
     for missing in several.glob("runs/*/shares/1_of_3.pt"):
         away = missing.rename(missing.with_suffix(".away"))
         jobs("several", 1, *ROUTES, "--collect", ends=[2])
-        assert jobs.said[0][-1].endswith("these shares are missing: 1_of_3.pt; run them first")
+        assert jobs.said[0][-1].endswith("missing shares 1_of_3.pt: run those tasks first")
         away.rename(missing)
     jobs("several", 1, *ROUTES, "--collect", "--max_delta", "2", ends=[2])
-    assert "0_of_3.pt was made with other settings, or another model" in jobs.said[0][-1]
+    assert "0_of_3.pt was made with other settings or another model" in jobs.said[0][-1]
     monkeypatch.setattr(process, "generate", None)  # nothing is edited again
     jobs("several", 1, *ROUTES, "--collect")
     expected, found = left_behind(one), left_behind(several)
@@ -335,4 +335,4 @@ def test_separate_tasks_and_a_last_call_that_collects(jobs, learned, few, monkey
     differ = [name for name in expected if found[name] != expected[name]]
     assert [name for name in differ if "settings_" not in name and "report.html" not in name] == []
     jobs("several", 1, *ROUTES, "--collect", ends=[2])
-    assert "--collect: no shares lie in" in jobs.said[0][-1]
+    assert "--collect: there are no shares in" in jobs.said[0][-1]

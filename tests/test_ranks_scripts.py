@@ -70,7 +70,7 @@ def test_the_gradients_of_a_base_model_are_those_of_the_whole_batch(base, tmp_pa
 
 
 def test_a_batch_has_an_image_for_every_process(base):
-    with pytest.raises(UserError, match="--batch_size 4 is shared by 5 processes: give that many or more"):
+    with pytest.raises(UserError, match="--batch_size 4 is split over 5 processes: use 5 or more"):
         Trainer(load_config(base[0]), settings(), ranks=Ranks(0, 5))
 
 

@@ -131,7 +131,7 @@ def test_a_picture_is_where_the_edit_shows(run_learned, results, model):
     assert torch.equal(mask, RIGHT)
 
 
-@pytest.mark.parametrize(("name", "said"), [("nowhere.png", "cannot be read as a picture"), ("black.png", "is black")])
+@pytest.mark.parametrize(("name", "said"), [("nowhere.png", "cannot be read as an image"), ("black.png", "is black")])
 def test_a_picture_that_is_no_mask(run_learned, name, said):
     half("black.png", 0)
     error = run_learned.error(*TEST, "--edit_mask", name)
@@ -151,7 +151,9 @@ def test_segments_by_name_and_by_number(run_learned, results):
     assert "has no segment hair: its segments are dark, bright" in run_learned.error(
         *TEST, "--edit_region", "hair", "--segmenter", "named.pt"
     )
-    assert "it names none: give their numbers" in run_learned.error(*TEST, "--edit_region", "hair", "--segmenter", "silent.pt")
+    assert "its segments have no names: give their numbers" in run_learned.error(
+        *TEST, "--edit_region", "hair", "--segmenter", "silent.pt"
+    )
     assert "--edit_region needs a segmenter: give --segmenter" in run_learned.error(*TEST, "--edit_region", "hair")
 
 
@@ -160,13 +162,13 @@ def test_an_image_without_the_segment_is_told(tmp_path, caplog):
     region = regions.from_segments("bright", tmp_path / "segmenter.pt", "cpu", 8, 0, 0)
     mask = region.mask_of(torch.stack([torch.ones(3, 8, 8), -torch.ones(3, 8, 8)]))
     assert mask.flatten(1).mean(1).tolist() == [1, 0]
-    assert [r.getMessage() for r in caplog.records] == ["1 of 2 images show no bright: they are not edited"]
+    assert [r.getMessage() for r in caplog.records] == ["1 of 2 images contain no bright and are not edited"]
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--edit_mask", "a.png", "--edit_region", "hair"), "both say where to edit"),
+        (("--edit_mask", "a.png", "--edit_region", "hair"), "both choose where to edit"),
         (("--region_dilation", "1"), "--region_dilation needs --edit_region"),
         (("--edit_mask", "a.png", "--region_smoothing", "1"), "needs --edit_region or --edit_threshold"),
         (("--edit_threshold", "1.5"), "--edit_threshold 1.5"),
@@ -198,16 +200,16 @@ def test_training_inside_a_region_learns_another_direction_that_says_so(run, res
     inside = ("--edit_region", "bright", "--segmenter", "segmenter.pt")
     assert run(*TRAIN) == 0
     everywhere = directions_in()
-    assert "was trained with region None, and this run has {" in run.error(*TRAIN, *inside)
+    assert "was trained with region None, but this run has {" in run.error(*TRAIN, *inside)
     assert run(*TRAIN, *inside, "--retrain", "1") == 0
     assert not tensors_equal(everywhere, directions_in())
     record = torch.load(f"checkpoint/{NAME}_0.pth", weights_only=True)["record"]
     assert record["training"]["region"] == {"segments": "bright", "segmenter": "segmenter.pt", "dilation": 1, "smoothing": 1}
     capsys.readouterr()
     assert run(*TEST) == 0
-    assert "was trained inside a region" in capsys.readouterr().err
+    assert "was trained in a region" in capsys.readouterr().err
     assert run(*TEST, *inside) == 0
-    assert "was trained inside a region" not in capsys.readouterr().err
+    assert "was trained in a region" not in capsys.readouterr().err
 
 
 def test_the_loss_sees_nothing_of_the_edit_outside(model, tiny):

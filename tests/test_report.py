@@ -161,7 +161,7 @@ def test_metrics_are_shown_when_there_are_any(results):
         ["KID", "–", "0.02", "500"],
     ]
     assert "CLIP: ViT-B/16." in page
-    assert "identity is left out: no weights; fetch them" in page
+    assert "Not measured: identity: no weights; fetch them" in page
 
 
 def test_the_credit_of_the_default_stack_is_shown(results):

@@ -38,7 +38,7 @@ def test_a_torchscript_file(model, tmp_path):
 def test_files_that_are_no_segmenter(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save({"a": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match=r"weights\.pt is no TorchScript file: write one with torch\.jit\.save"):
+    with pytest.raises(UserError, match=r"weights\.pt is not a TorchScript file: write one with torch\.jit\.save"):
         open_segmenter(find_segmenter(str(path)), "cpu")
     with pytest.raises(UserError, match="is missing: give another with --segmenter"):
         open_segmenter(tmp_path / "gone.pt", "cpu")
@@ -50,7 +50,7 @@ def test_files_that_are_no_segmenter(tmp_path):
 
 def test_a_name_that_torchvision_does_not_have():
     assert find_segmenter(SMALLEST) == SMALLEST
-    with pytest.raises(UserError, match="the nearest of torchvision's is deeplabv3_resnet50"):
+    with pytest.raises(UserError, match="did you mean deeplabv3_resnet50"):
         find_segmenter("deeplab_resnet50")
     with pytest.raises(UserError, match=f"torchvision has .*{SMALLEST}"):
         find_segmenter("xyz")

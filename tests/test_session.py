@@ -133,9 +133,9 @@ def test_an_edit_stays_in_its_region(session, tmp_path):
         wanted = session.model.edit(x_T, session.directions["smile"], None, 4, t_boost=400, mask=mask).cpu()
         assert torch.equal(session.edit()[None], wanted)
         assert not torch.equal(wanted[0], everywhere)
-    with pytest.raises(UserError, match="an edit has one region"):
+    with pytest.raises(UserError, match="an edit has only one region"):
         session.set_region(segments=["bright"], threshold=0.5)
-    with pytest.raises(UserError, match=r"gone\.png cannot be read as a picture"):
+    with pytest.raises(UserError, match=r"gone\.png cannot be read as an image"):
         session.set_region(mask="gone.png")
     assert session.region.about["threshold"] == 0.5  # as before
     session.set_region()
@@ -186,15 +186,15 @@ def test_what_cannot_be_done_is_told(session):
         session.learn(smooth_images(1), "face", "  ")
     session.directions["old"] = new_direction(session.model, 3, t_edit=None)
     session.positions = {"old": 1.0}
-    with pytest.raises(UserError, match="direction 3 does not say its t_edit: give one"):
+    with pytest.raises(UserError, match="direction 3 has no t_edit: give one"):
         session.edit()
     session.positions = {"smile": 1.0}
     session.settings["t_edit"] = 1000
-    with pytest.raises(UserError, match="t_edit 1000 of direction 1 lies above every timestep"):
+    with pytest.raises(UserError, match="t_edit 1000 of direction 1 is above every timestep"):
         session.edit()
     session.settings |= {"t_edit": None, "n_steps": 1}
     with pytest.raises(UserError, match="1 steps: must be 2 to 1000"):
         session.edit()
     session.image = None
-    with pytest.raises(UserError, match="there is no picture yet"):
+    with pytest.raises(UserError, match="there is no image yet"):
         session.sides()

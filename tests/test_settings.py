@@ -72,15 +72,15 @@ def test_no_steps_are_all_steps():
 @pytest.mark.parametrize(
     ("given", "T", "message"),
     [
-        ({"t_0": 1000}, 1000, "--t_0 1000: celeba.yml has 1000 timesteps, numbered from 0; give 1 to 999"),
-        ({}, 500, "--t_0 999: celeba.yml has 500 timesteps, numbered from 0; give 1 to 499"),
+        ({"t_0": 1000}, 1000, "--t_0 1000: celeba.yml has 1000 timesteps, numbered from 0: give 1 to 999"),
+        ({}, 500, "--t_0 999: celeba.yml has 500 timesteps, numbered from 0: give 1 to 499"),
         ({"t_0": 30}, 1000, r"--n_inv_step 40 \(celeba.yml\): must be 2 to 31, or 0"),
         ({"n_test_step": 1001}, 1000, r"--n_test_step 1001 \(flag\): must be 2 to 1000, or 0"),
         ({"user_defined_t_edit": 1001}, 1000, "--user_defined_t_edit 1001: must be 0 to 1000"),
         ({"user_defined_t_addnoise": 1001}, 1000, "--user_defined_t_addnoise 1001: must be 0 to 1000"),
-        ({"delta_interpolation": True, "min_delta": 1.0}, 1000, "--delta_interpolation from 1 to the same is no strip"),
-        ({"export": "share", "min_delta": 1.5}, 1000, "--delta_interpolation from 1.5 to the same is no strip"),
-        ({"edit_image": "a.png", "min_delta": 1.5}, 1000, "--delta_interpolation from 1.5 to the same is no strip"),
+        ({"delta_interpolation": True, "min_delta": 1.0}, 1000, "--min_delta and --max_delta are both 1, which makes no strip"),
+        ({"export": "share", "min_delta": 1.5}, 1000, "--min_delta and --max_delta are both 1.5, which makes no strip"),
+        ({"edit_image": "a.png", "min_delta": 1.5}, 1000, "--min_delta and --max_delta are both 1.5, which makes no strip"),
         ({"run_train": True, "use_id_loss": True}, 1000, "the identity loss needs both"),
         ({"run_train": True, "id_loss_w": 1.0}, 1000, "the identity loss needs both"),
         ({"run_train": True, "clip_loss_w": 0.0, "l1_loss_w": 0.0}, 1000, "nothing would be trained"),
@@ -182,7 +182,7 @@ def test_several_by_curve_take_the_largest_cosine_among_them():
 
 
 def test_without_prompts_nothing_decides_t_edit():
-    with pytest.raises(UserError, match=r"t_edit of old\.pth is not known: give --edit_attr .*or --user_defined_t_edit"):
+    with pytest.raises(UserError, match=r"t_edit of old\.pth is unknown: give --edit_attr .*or --user_defined_t_edit"):
         decide_t_edit(settings(), [("old.pth", {}, None)], never, never)
 
 

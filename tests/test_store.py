@@ -137,7 +137,7 @@ def healed(kept, path, caplog, shapes=SHAPES):
     assert record.levelname == "WARNING"
     assert str(path) in record.message
     assert "\n" not in record.message
-    assert "is computed again" in record.message
+    assert "will be recomputed" in record.message
     assert not path.exists()
     assert kept.read("latent", KEY, shapes) is None
     assert len(caplog.records) == 1
@@ -197,7 +197,7 @@ def test_a_file_of_another_shape(kept, path, caplog, tensors, said):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_neither_kept_nor_found(kept, path, caplog, value, monkeypatch):
     spoilt = {"x_T": torch.ones(2, 3).index_fill(1, torch.tensor([1]), value)}
-    with pytest.raises(NotFinite, match="its x_T is not finite; check the weights, or give --precision fp32"):
+    with pytest.raises(NotFinite, match="its x_T is not finite: check the weights, or use --precision fp32"):
         kept.write("latent", KEY, spoilt)
     assert torch.equal(kept.read("latent", KEY)["x_T"], torch.ones(2, 3))
     # A file that another program has put there, with a checksum.
@@ -215,7 +215,7 @@ def test_a_folder_in_place_of_the_file(kept, path, caplog):
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "precomputed").write_text("a file")
-    with pytest.raises(NoRoom, match=r"precomputed.*: Not a directory; .*: move it away, or give another place") as caught:
+    with pytest.raises(NoRoom, match=r"precomputed.*: Not a directory; .*: move it, or use another folder") as caught:
         Store(tmp_path / "precomputed").write("latent", KEY, {"x_T": torch.ones(2)})
     assert "\n" not in str(caught.value)
 

@@ -153,7 +153,7 @@ def test_a_prefix_that_not_all_names_have_stays(tmp_path):
 def test_contents_that_hold_themselves(tmp_path):
     contents = {}
     contents["model"] = contents
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="contains no state dict"):
         tensors.state_dict_of(contents, "w.pt")
 
 
@@ -169,13 +169,13 @@ def test_what_was_taken_is_said_where_there_was_a_choice(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     read({"model": RAW, "deep": 1, "ema": {"state_dict": WEIGHTS}}, tmp_path)
     [line] = caplog.messages
-    assert "w.pt: took the moving average under ema.state_dict, not what is under model" in line
+    assert "w.pt: using the moving average under ema.state_dict, not those under model" in line
     caplog.clear()
     read({"state_dict": {**under("model.", RAW), **under("ema.", WEIGHTS)}}, tmp_path)
-    assert "took the moving average under state_dict (ema.), not what is under state_dict" in caplog.messages[0]
+    assert "using the moving average under state_dict (ema.), not those under state_dict" in caplog.messages[0]
     caplog.clear()
     read({"state_dict": {**under("model.", WEIGHTS), "betas": torch.zeros(2)}}, tmp_path)
-    assert caplog.messages == [f"{tmp_path / 'w.pt'}: left out 1 tensors beside the network's (first: betas)"]
+    assert caplog.messages == [f"{tmp_path / 'w.pt'}: ignored 1 tensors that are not part of the network (first: betas)"]
     caplog.clear()
     for contents in (WEIGHTS, {"model": WEIGHTS}, [WEIGHTS, OPTIMIZER, 3, 100], {"n_averaged": N, **under("module.", WEIGHTS)}):
         read(contents, tmp_path)
@@ -187,7 +187,7 @@ def test_an_average_that_cannot_be_used_is_said(tmp_path, caplog):
     assert same(read({"model": WEIGHTS, "ema": {"decay": 0.9, "shadow_params": list(RAW.values())}}, tmp_path), WEIGHTS)
     [record] = caplog.records
     assert record.levelname == "WARNING"
-    assert "took the raw weights under model, not what is under ema (an average without names)" in record.message
+    assert "using the raw weights under model, not those under ema (an average without names)" in record.message
 
 
 def test_half_precision_becomes_float32(tmp_path):
@@ -218,7 +218,7 @@ def test_weights_come_without_gradients(tmp_path):
     ids=["list", "number", "nothing", "no weights", "tensor", "two", "direction", "optimizer", "mixed"],
 )
 def test_other_contents(contents, tmp_path):
-    refused(saved(contents, tmp_path / "other.pt"), "holds no state dict")
+    refused(saved(contents, tmp_path / "other.pt"), "contains no state dict")
 
 
 # ---- files that cannot be read ----------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_a_truncated_file_is_damaged(large, tmp_path, suffix, keep):
     whole = (tmp_path / "whole").read_bytes()
     path = tmp_path / f"part{suffix}"
     path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
-    refused(path, "cannot be read.*damaged.*fetch or write it again")
+    refused(path, "cannot be read.*damaged.*download or save it again")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_truncated_file_is_damaged(large, tmp_path, suffix, keep):
 )
 def test_a_file_of_another_kind(tmp_path, contents):
     (tmp_path / "w.pt").write_bytes(contents)
-    refused(tmp_path / "w.pt", "cannot be read as a file of weights.*damaged, or of another kind")
+    refused(tmp_path / "w.pt", "cannot be read as a weight file.*damaged, or of another kind")
 
 
 class Harmful:
@@ -262,7 +262,7 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path, form, capsys):
         path.write_bytes(pickle.dumps({"a": Harmful()}, protocol=int(form[-1])))
     else:
         torch.save({"a": Harmful()}, path, _use_new_zipfile_serialization=form == "zip")
-    message = refused(path, "holds more than tensors.* and was not run; .* state_dict alone")
+    message = refused(path, "contains more than tensors.* so it was not loaded: .* only its state_dict")
     assert "fetch" not in message
     assert not capsys.readouterr().out
 
@@ -272,7 +272,7 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path, form, capsys):
 )
 def test_a_checkpoint_with_more_than_tensors_is_not_called_damaged(tmp_path, more, named):
     path = saved({**LIGHTNING, "state_dict": under("model.", WEIGHTS), "hyper_parameters": more}, tmp_path / "last.ckpt")
-    message = refused(path, rf"holds more than tensors \({re.escape(named)}.*\) and was not run")
+    message = refused(path, rf"contains more than tensors \({re.escape(named)}.*\) so it was not loaded")
     assert "fetch" not in message and "damaged" not in message
 
 
@@ -281,7 +281,7 @@ def test_a_torchscript_archive_is_called_so(tmp_path):
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "w.pt")
     assert tensors.is_torchscript(tmp_path / "w.pt")
     assert not tensors.is_torchscript(saved(WEIGHTS, tmp_path / "plain.pt"))
-    refused(tmp_path / "w.pt", "is a TorchScript archive, a program")
+    refused(tmp_path / "w.pt", "is a TorchScript archive, which contains code")
 
 
 def test_a_missing_file_and_a_folder(tmp_path):

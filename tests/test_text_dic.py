@@ -29,5 +29,5 @@ def test_unknown_attribute_names_the_nearest(typed, meant):
 
 @pytest.mark.parametrize("typed", ["", "qqqqqqq"])
 def test_nothing_near(typed):
-    with pytest.raises(UserError, match="none is near"):
+    with pytest.raises(UserError, match=r"utils/text_dic\.py lists all of them"):
         prompts_for(typed)

@@ -142,7 +142,7 @@ def test_one_that_is_stopped_sends_what_it_has_and_ends_its_run(experiment, libr
 def test_one_that_refuses_is_told_in_a_line(experiment, library):
     for refusal in (Library.Error("No API key\nconfigured"), OSError("no network")):
         library.refuses = refusal
-        with pytest.raises(UserError, match=rf"^--track {library.__name__}: it begins no run \([Nn]o .*\); log in there, or"):
+        with pytest.raises(UserError, match=rf"^--track {library.__name__}: cannot start a run \([Nn]o .*\): log in, or"):
             trackers.tracker(library.__name__, experiment, {})
 
 
@@ -173,9 +173,9 @@ def test_nothing_is_tracked_unless_asked(run, library):
 def test_a_library_that_is_missing_is_told_before_anything_is_computed(run, tmp_path, monkeypatch, kind):
     monkeypatch.setitem(sys.modules, kind, None)
     said = run.error(*TRAIN, "--track", kind)
-    assert said == f"--track {kind}: the library {kind} is not installed; pip install {kind}"
+    assert said == f"--track {kind}: {kind} is not installed: pip install {kind}"
     assert not (tmp_path / "precomputed").exists()
 
 
 def test_only_a_training_is_tracked(run):
-    assert run.error("--run_test", "--track", "wandb").startswith("--track watches a training: give --run_train")
+    assert run.error("--run_test", "--track", "wandb").startswith("--track follows a training: add --run_train")

@@ -193,7 +193,7 @@ def test_edit_steps():
     assert edit_steps([0, 333, 666, 999], 500) == [(999, 666), (666, 333)]
     assert edit_steps([0, 333, 666, 999], 666)[-1] == (666, 333)
     assert edit_steps([0, 333], 0) == [(333, 0), (0, process.END)]
-    with pytest.raises(UserError, match=r"t_edit 700 lies above every timestep \(the highest is 600\)"):
+    with pytest.raises(UserError, match=r"t_edit 700 is above every timestep \(the highest is 600\)"):
         edit_steps([0, 300, 600], 700)
 
 
@@ -339,10 +339,10 @@ def test_the_identity_loss_of_the_library(learn):
     ("more", "message"),
     [
         ({"learning_rate": 0.1}, "unknown setting learning_rate: the settings are n_steps, epochs, "),
-        ({"t_edit": 1000}, "t_edit 1000 lies above every timestep"),
+        ({"t_edit": 1000}, "t_edit 1000 is above every timestep"),
         ({"n_steps": 1}, "1 steps: must be 2 to 1000"),
-        ({"n": 0}, "0 images and 1 epochs: nothing would be trained"),
-        ({"epochs": 0}, "2 images and 0 epochs: nothing would be trained"),
+        ({"n": 0}, "0 images and 1 epochs, so nothing would be trained"),
+        ({"epochs": 0}, "2 images and 0 epochs, so nothing would be trained"),
     ],
 )
 def test_trainings_that_are_refused(learn, more, message):

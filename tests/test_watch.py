@@ -67,8 +67,8 @@ def test_one_that_dies_is_named_and_the_same_command_goes_on(failing, tiny, guil
     job = failing(killed, [guilty], world)
     assert job.finish() == [-signal.SIGKILL if rank == guilty else 2 for rank in range(world)]
     [line] = errors(job)
-    assert line.startswith(f"error: ended without a word: rank {guilty} (process {job.processes[guilty].pid} on ")
-    assert "the same command goes on" in line
+    assert line.startswith(f"error: died: rank {guilty} (process {job.processes[guilty].pid} on ")
+    assert "run the same command to resume" in line
     assert [name[-6:] for name in directions()] == ["_0.pth"]  # an epoch has two batches
     again = (*LONG, "--bs_train", str(world))
     assert call(tiny, *again) == 0
@@ -85,7 +85,7 @@ def test_one_that_hangs_is_waited_for_no_longer(failing):
     job.processes[1].kill()
     job.finish()
     [line] = errors(job)
-    assert line.startswith("error: ended without a word: rank 1 (process ")
+    assert line.startswith("error: died: rank 1 (process ")
 
 
 def damaged():
@@ -150,7 +150,7 @@ def test_a_loss_that_is_not_finite_names_its_image_and_rescues_the_direction(tin
 
     [terminal, other] = together(2, work, [2, 2], folder=tmp_path / "terminals")
     assert "the loss is not finite at image 03.png, timestep 999" in terminal[-1]
-    assert "_0_2.pth begins at the direction from before" in terminal[-1]
+    assert "_0_2.pth starts from the direction before that batch" in terminal[-1]
     assert other == []
     [rescued] = directions().values()
     assert all(tensor.isfinite().all() for tensor in rescued["0"].values())
@@ -189,7 +189,7 @@ def test_a_training_is_no_work_for_separate_processes(run, monkeypatch):
     ("environment", "said"),
     [
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 and WORLD_SIZE=2: ranks are numbered from 0"),
-        ({"RANK": "x"}, "RANK=x in the environment is no number"),
+        ({"RANK": "x"}, "RANK=x in the environment is not a number"),
     ],
 )
 def test_an_environment_that_cannot_be(run, monkeypatch, environment, said):
@@ -211,7 +211,7 @@ def test_a_task_of_a_slurm_array(monkeypatch):
     for gaps in ((4, 0, 6, 4), (9, 0, 7, 8)):
         with pytest.raises(UserError, match="without gaps"):
             task(*gaps)
-    with pytest.raises(UserError, match="RANK and WORLD_SIZE are set as well"):
+    with pytest.raises(UserError, match="--slurm_array conflicts with RANK and WORLD_SIZE"):
         Ranks(0, 2).join(slurm_array=True)
 
 
@@ -239,11 +239,9 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
         take_own_gpu(None)
     assert taken == [3, 0]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(
-        UserError, match="process 4 of this machine has no GPU of its own, there are 2: give --nproc_per_node 2"
-    ):
+    with pytest.raises(UserError, match="process 4 of this machine has no GPU, there are only 2: use --nproc_per_node 2"):
         take_own_gpu("cuda")
-    with pytest.raises(UserError, match="--device cuda:0 would be the same for all processes"):
+    with pytest.raises(UserError, match="--device cuda:0 would be used by all processes"):
         take_own_gpu("cuda:0")
 
 
@@ -259,5 +257,5 @@ def test_torchrun(tiny, tmp_path, monkeypatch):
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: ended without a word: rank 1")
+    assert line.startswith("error: died: rank 1")
     assert len(directions()) == 1
