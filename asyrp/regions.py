@@ -26,6 +26,9 @@ class Region:
     about: dict
     mask_of: Callable = field(compare=False)
 
+    def __call__(self, images):
+        return self.mask_of(images)
+
 
 def choose(size, device, mask=None, segments=None, threshold=None, segmenter=None, dilation=None, smoothing=None):
     """The Region of a mask (path), of segments (names in one string) or of a threshold (a quantile), whichever is given, or

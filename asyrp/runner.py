@@ -11,7 +11,6 @@ from asyrp import components, curves, directions, intervals, settings, training
 from asyrp.acceleration.fast_unet import keep_freed_memory
 from asyrp.acceleration.overlap import Background
 from asyrp.calibrating import Measuring, open_gauge
-from asyrp.calibration import STRENGTHS
 from asyrp.data.datasets import load_batch
 from asyrp.data.layouts import check_image_settings
 from asyrp.editing import Use, edits_of, points_of
@@ -270,14 +269,10 @@ class Asyrp(Parts):
         measuring = Measuring(s.calibrate, open_gauge(s.calibrate, lambda: self.clip().loss, prompts[0], device), device)
         uses, t_boost = uses_of(s, [direction], self.prompts(), self.curve, self.cosine)
         editor = self.editor(s, uses, t_boost)
-        edits = edits_of(uses, points_of(1, [STRENGTHS]), origin=s.hs_coeff_origin_h)
         pairs, indices = RunImages(s, self.store).pairs("train", s.n_calibrate_img, self.model)
         pairs.fill(indices, s.bs_precompute, s.re_precompute)
         with tqdm(total=len(indices), desc="calibrating", unit="img") as bar:
-            for batch in pairs.batches(indices, s.bs_test):
-                before, edited = editor.pictures_of(batch, edits, original=True, plain=True, boost_plain=True)
-                measuring.add(*(images for _, images in before), [images for _, images in edited])
-                bar.update(len(batch.indices))
+            measuring.run(editor, uses[0], pairs.batches(indices, s.bs_test), s.hs_coeff_origin_h, bar.update)
         found = measuring.result(t_edit=uses[0].t_edit.value, **self.conditions(s, t_boost))
         log.info("%s: %s", direction.name, found)
         copy = directions.write_record(path, direction.record | {"calibration": found.record()})

@@ -307,9 +307,16 @@ def train_direction(
                 callback(epoch, batch, result)
             report(done, total)
     made = {flag: s[name] for name, (flag, _) in SETTINGS.items() if flag not in ("n_train_step", "user_defined_t_edit", "t_0")}
-    made |= {"seed": seed, "n_images": len(images)}
+    made |= {"seed": seed, "n_images": len(images), "region": _region(mask_of)}
     record = new_record(model, kind, ignore_timesteps, prompts, t_edit, timesteps, len(timesteps), made)
     return Direction(function, record, " to ".join(prompts) or "a direction of CLIP").requires_grad_(False)
+
+
+def _region(mask_of):
+    """The entry `region` of a record: what a Region says of itself; of another function, its name."""
+    if mask_of is None:
+        return None
+    return getattr(mask_of, "about", None) or {"mask_of": getattr(mask_of, "__qualname__", type(mask_of).__name__)}
 
 
 def set_learning_rate(optimizer, lr):

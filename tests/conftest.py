@@ -146,6 +146,12 @@ def server(monkeypatch):
 
 
 @pytest.fixture
+def path(tmp_path):
+    """Where a downloaded weight file goes."""
+    return tmp_path / "pretrained" / "w.pt"
+
+
+@pytest.fixture
 def hub(tmp_path):
     """A Hugging Face hub on this machine."""
     with serving_hub(tmp_path / "hub") as server:

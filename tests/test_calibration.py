@@ -194,7 +194,7 @@ def test_boosting_is_no_change_by_the_direction(tiny):
     nothing = Direction(GivenDirection({None: torch.zeros(size)}), {"n_train_step": 4, "t_edit": 500}, "nothing")
     with pytest.raises(UserError, match="changes nothing"):
         asyrp.calibrate(model, nothing, images, n_steps=4, t_boost=700)
-    with pytest.raises(UserError, match="lpips or s_dir, not by ssim"):
+    with pytest.raises(UserError, match="unknown measure ssim: use lpips or s_dir"):
         asyrp.calibrate(model, nothing, images, "ssim", n_steps=4)
 
 
@@ -242,6 +242,8 @@ def test_the_library_calibrates_and_saves(tiny, tmp_path):
         assert again.record["t_edit"] == 700 and again.digest() == direction.digest()
     with pytest.raises(UserError, match="no images"):
         asyrp.calibrate(model, direction, images[:0])
+    boosted = [asyrp.calibrate(model, direction, images, n_steps=4, t_boost=700, batch_size=n).changes for n in (1, 3)]
+    assert boosted[0] == pytest.approx(boosted[1], rel=1e-3)  # noise is seeded per image
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_without_prompts_the_threshold_is_reached_as_it_is(tiny, tmp_path, monke
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--fit_direction", "clip_pca", "--evaluate"), "--fit_direction clip_pca makes several directions"),
+        (("--fit_direction", "clip_pca", "--evaluate"), "--fit_direction clip_pca produces several directions"),
         (("--fit_direction", "clip_pca", "--precision", "fp16"), "fp16 cannot train"),
         (("--fit_direction", "clip_pca", "--clip_loss_w", "0"), "trains with the CLIP loss"),
         (("--run_test", "--words", "x.txt"), "--words needs --fit_direction h_pca or clip_pca"),

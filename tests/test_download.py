@@ -2,44 +2,15 @@
 
 import hashlib
 import json
-import logging
-import os
 
 import gdown
 import pytest
 import requests
-from filelock import FileLock
-from huggingface_hub import constants
-from local_server import PAGE, WEIGHTS, begun, published
+from local_server import PAGE, WEIGHTS, begun, fetched, refused
 from tqdm import tqdm
 
 from utils import download
-from utils.errors import UserError
-from utils.weights import GOOGLE_DRIVE, HUB
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "pretrained" / "w.pt"
-
-
-def fetched(path, *sources, **more):
-    """The file must arrive whole, with nothing left beside it but the record."""
-    download.fetch(published(*sources, **more), path)
-    assert path.read_bytes() == WEIGHTS
-    assert sorted(p.name for p in path.parent.iterdir()) == ["sha256.json", "w.pt"]
-
-
-def refused(path, *sources, **more):
-    """-> the one line that says why, and how to get the file with a browser."""
-    with pytest.raises(UserError) as caught:
-        download.fetch(published(*sources, **more), path)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert f"get original.pt from https://example.org/model and save it as {path}" in message
-    assert not path.exists()
-    return message
-
+from utils.weights import GOOGLE_DRIVE
 
 # ---- one source -------------------------------------------------------------------------------------------------------------
 
@@ -276,7 +247,7 @@ def test_google_drive(path, drive):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (PAGE, "what drive.google.com gave is a web page"),
+        (PAGE, "the file from drive.google.com is a web page"),
         (gdown.exceptions.FileURLRetrievalError("Too many\nusers"), "drive.google.com: Too many users"),
         (requests.ConnectionError("long text"), "the connection to drive.google.com failed"),
     ],
@@ -304,198 +275,3 @@ def test_google_drive_drips(server, path, monkeypatch):
     monkeypatch.setattr(download, "PACE", (1000, 0.2))
     server.drips.add("/first.pt")
     assert "sends less than 5 KiB per second" in refused(path, server.url("/first.pt"))
-
-
-# ---- the Hugging Face hub ---------------------------------------------------------------------------------------------------
-
-ON_HUB = HUB + "owner/faces/resolve/main/a+w.pt"
-
-
-@pytest.fixture
-def faces(hub, tmp_path, monkeypatch):
-    """A hub that has WEIGHTS, as this process uses it. -> the file that it gives."""
-    hub.use_here(monkeypatch)
-    hub.models["owner/faces"] = tmp_path / "faces"
-    (tmp_path / "faces").mkdir()
-    (tmp_path / "faces" / "README.md").write_text("of no use here")
-    (tmp_path / "faces" / "a+w.pt").write_bytes(WEIGHTS)
-    return tmp_path / "faces" / "a+w.pt"
-
-
-def test_a_file_of_the_hub_lies_in_its_cache_once(hub, faces, path):
-    """What is kept with the other weights is a link; where it is gone, the cache is all that is needed."""
-    fetched(path, ON_HUB)
-    assert hub.files_asked() == {"a+w.pt"}
-    assert path.is_symlink() and path.readlink().is_relative_to(hub.cache)
-    assert json.loads((path.parent / "sha256.json").read_text())["w.pt"]["sha256"] == hashlib.sha256(WEIGHTS).hexdigest()
-    path.unlink()
-    hub.asked.clear()
-    fetched(path, ON_HUB)
-    assert hub.files_asked() == set()
-
-
-def test_the_variables_of_the_library(hub, faces, path):
-    """HF_ENDPOINT, HF_HOME and HF_TOKEN at first; then HF_HUB_OFFLINE, with nobody to ask."""
-    code = f"""
-from pathlib import Path
-from utils import download
-from utils.weights import Published
-path = Path({str(path)!r})
-print(told(lambda: download.fetch(Published("page", "file", ({ON_HUB!r},)), path) or path.read_bytes() == {WEIGHTS[:9]!r}))
-"""
-    code = code.replace("read_bytes()", "read_bytes()[:9]")
-    assert hub.say(code, HF_TOKEN="hf_secret") == "True"
-    assert {token for asked, token in hub.asked if "owner/faces" in asked} == {"Bearer hf_secret"}
-    path.unlink()
-    hub.asked.clear()
-    assert hub.say(code, HF_HUB_OFFLINE="1") == "True"
-    assert not hub.asked
-    path.unlink()
-    message = hub.say(code, HF_HUB_OFFLINE="1", HF_HOME=str(path.parent))
-    assert f"{path} could not be downloaded (owner/faces is not available from the Hugging Face hub: no connection" in message
-    assert message.endswith(f"get file from page and save it as {path}")
-
-
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        (HUB + "owner/none/resolve/main/w.pt", "owner/none is not available from the Hugging Face hub: no such model"),
-        (HUB + "owner/faces/resolve/main/none.pt", "owner/faces on the Hugging Face hub has no file none.pt"),
-    ],
-)
-def test_what_the_hub_lacks_comes_from_the_next_source(hub, faces, server, path, url, said):
-    assert said in refused(path, url)
-    fetched(path, url, server.url("/second.pt"))
-    assert not path.is_symlink()
-
-
-def test_nobody_answers_for_the_hub(hub, faces, path, server, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert "no connection, and the model is not cached" in refused(path, ON_HUB)
-    fetched(path, ON_HUB, server.url("/second.pt"))
-
-
-def test_a_hub_behind_a_network_that_swallows_packets_is_not_waited_for(hub, faces, path, monkeypatch):
-    """Then the cache alone is asked."""
-
-    def head(url, timeout):
-        assert timeout <= 10
-        raise requests.ConnectTimeout
-
-    monkeypatch.setattr(requests, "head", head)
-    assert "no connection, and the model is not cached" in refused(path, ON_HUB)
-    assert not hub.asked
-
-
-def test_a_file_that_is_damaged_in_the_cache_is_fetched_anew(hub, faces, path):
-    fetched(path, ON_HUB)
-    path.write_bytes(b"PK" + WEIGHTS[2:])  # through the link
-    with pytest.raises(UserError, match="has changed since it was downloaded"):
-        download.verify(path)
-    path.unlink()
-    fetched(path, ON_HUB)
-
-
-def test_a_wrong_file_of_the_hub_is_refused_and_stays_in_the_cache(hub, faces, path, server):
-    faces.write_bytes(PAGE)
-    assert "what huggingface.co gave is a web page" in refused(path, ON_HUB)
-    assert list(path.parent.iterdir()) == []
-    fetched(path, ON_HUB, server.url("/second.pt"))
-
-
-def test_without_links_a_file_of_the_hub_is_copied(hub, faces, path, monkeypatch):
-    def none(*args):
-        raise OSError("no links here")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.symlink_to", none)
-        fetched(path, ON_HUB)
-    assert not path.is_symlink()
-
-
-# ---- what was fetched stays what it was --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def kept(server, path):
-    """A file that was fetched."""
-    fetched(path, server.url("/first.pt"))
-    return path
-
-
-def test_a_changed_file_is_reported(kept):
-    kept.write_bytes(WEIGHTS[:-1] + b"x")
-    with pytest.raises(UserError, match=r"w\.pt has changed since it was downloaded.*delete it to download it again"):
-        download.verify(kept)
-
-
-def test_an_untouched_file_is_not_read_again(kept, monkeypatch):
-    monkeypatch.setattr(download, "_sha256", None)
-    download.verify(kept)
-    download.verify(kept.with_name("of_ones_own.pt"))
-
-
-def test_a_file_with_another_time_is_read_once(kept, monkeypatch):
-    os.utime(kept, (1, 1))
-    download.verify(kept)
-    monkeypatch.setattr(download, "_sha256", None)
-    download.verify(kept)
-
-
-@pytest.mark.parametrize("contents", ["{", "[]", '{"w.pt": 3}', "", "[" * 100_000, b"\xff\xfe"])
-def test_a_damaged_record_is_set_aside_with_a_line(kept, server, contents, caplog):
-    record = kept.with_name("sha256.json")
-    record.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
-    download.verify(kept)
-    [line] = [r.getMessage() for r in caplog.records]
-    assert f"{record} is damaged: it was renamed to sha256.json.damaged" in line
-    download.admit(published(), kept)
-    assert json.loads(record.read_text()).keys() == {"w.pt"}
-
-
-def test_a_file_that_came_by_another_way_is_checked_and_recorded(path):
-    path.parent.mkdir()
-    path.write_bytes(PAGE)
-    with pytest.raises(UserError, match=r"w\.pt is a web page, not weights: delete it"):
-        download.admit(published(), path)
-    path.write_bytes(WEIGHTS)
-    download.admit(published(), path)
-    path.write_bytes(b"x")
-    with pytest.raises(UserError, match="has changed"):
-        download.admit(published(), path)
-
-
-def test_a_second_process_does_not_write_into_the_same_file(server, path):
-    path.parent.mkdir()
-    with FileLock(path.with_name(".w.pt.lock")), pytest.raises(UserError, match="being downloaded by another process"):
-        download.fetch(published(server.url("/first.pt")), path)
-    assert server.asked == []
-    fetched(path, server.url("/first.pt"))
-
-
-def test_a_folder_that_cannot_be_written(server, tmp_path):
-    (tmp_path / "pretrained").write_text("a file where the folder belongs")
-    with pytest.raises(UserError, match=r"w\.pt cannot be written"):
-        download.fetch(published(server.url("/first.pt")), tmp_path / "pretrained" / "w.pt")
-
-
-# ---- places -----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_missing_file_is_fetched_and_said_to_be(place, tmp_path, server, caplog):
-    caplog.set_level(logging.INFO)
-    path = download.weights_at(place)
-    assert path == tmp_path / "pretrained" / "celeba_hq.ckpt"
-    assert path.read_bytes() == WEIGHTS
-    assert [r.getMessage() for r in caplog.records] == [f"fetching {path} from {server.url('/first.pt')}"]
-    assert download.weights_at(place) == path
-    assert len(server.asked) == 1
-    path.write_bytes(b"x")
-    with pytest.raises(UserError, match="has changed"):
-        download.weights_at(place)
-
-
-def test_a_file_that_the_environment_names_is_not_fetched(place, server, tmp_path, monkeypatch):
-    monkeypatch.setenv("ASYRP_MODEL_CELEBA_HQ", "elsewhere.ckpt")
-    assert download.weights_at(place) == tmp_path / "elsewhere.ckpt"
-    assert server.asked == []

@@ -36,6 +36,11 @@ def test_names_are_those_of_the_2023_release(given, folder):
     assert found.checkpoint(3, 200) == Path(f"checkpoint/{Path(folder).name}_3_200.pth")
 
 
+def test_inversion_ddpm_has_its_own_folder():
+    ddim, ddpm = (experiment(exp="runs/x", inversion=inversion) for inversion in ("ddim", "ddpm"))
+    assert ddpm.folder == Path(f"{ddim.folder}_ddpm") and ddpm.name == ddim.name
+
+
 def test_a_direction_names_the_steps_it_was_trained_with():
     assert experiment(exp="runs/x", record={"n_train_step": 20, "n_inv_step": 30}).name == "x_LC_CelebA_HQ_t999_ninv30_ngen20"
 
@@ -53,3 +58,22 @@ def test_settings_are_written_with_their_sources_as_plain_values(tmp_path, monke
     assert (written["t_edit"], written["decided"]) == ([500, 700], {"path": "a/b"})
     assert written["config"]["data"]["category"] == "CelebA_HQ"
     assert (found.folder / "go.sh").read_text() == "python main.py\n"
+
+
+@pytest.mark.parametrize("name", ["settings_test.yml", "report.html", "go"])
+def test_sh_file_name_never_overwrites_a_result(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text("not a result")
+    found = experiment(exp="runs/x", sh_file_name=name)
+    found.write_settings("test")
+    assert "not a result" not in (found.folder / "settings_test.yml").read_text()
+    assert (found.folder / f"{name}.sh").read_text() == "not a result"
+
+
+def test_sh_file_name_may_be_the_copy_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy = experiment(exp="runs/x").folder / "go.sh"
+    copy.parent.mkdir(parents=True)
+    copy.write_text("python main.py\n")
+    experiment(exp="runs/x", sh_file_name=str(copy)).write_settings("test")
+    assert copy.read_text() == "python main.py\n"

@@ -74,7 +74,7 @@ def at_strength_one(generated):
 def test_three_files_and_how_to_share_them(run_learned, share, capsys):
     assert run_learned(*EXPORT) == 0
     assert names(share) == FILES
-    assert "direction, strip and card: share; hf upload USER/REPO share shares them" in capsys.readouterr().out
+    assert "direction, strip and card: share; share them with hf upload USER/REPO share" in capsys.readouterr().out
 
 
 def test_the_direction_is_the_checkpoint_without_what_training_needs(exported, tmp_path):

@@ -45,7 +45,7 @@ def test_a_missing_unet_is_fetched_once(run, tiny, celeba, tmp_path, monkeypatch
             assert run("--just_precompute", "--n_precomp_img", "1", *celeba, weights=False) == 0
     assert len(server.asked) == 1
     said = capsys.readouterr().err
-    assert said.count(f"fetching {tmp_path / 'pretrained' / 'celeba_hq.ckpt'} from {server.url('/ddpm.pt')}\n") == 1
+    assert said.count(f"downloading {tmp_path / 'pretrained' / 'celeba_hq.ckpt'} from {server.url('/ddpm.pt')}\n") == 1
 
 
 def test_a_missing_unet_that_cannot_be_fetched(run, celeba, tmp_path, monkeypatch):

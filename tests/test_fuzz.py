@@ -228,7 +228,7 @@ KINDS = {
     "losses": losses,
     "settings of a run": settings_of_a_run,
     "evaluation": evaluation,
-    "pictures of a report": pictures,
+    "damaged report_pictures.json": pictures,
     "record of downloads": record_of_downloads,
     "config": config,
     "CLIP's config": clip_config,
@@ -275,7 +275,15 @@ def reworded(contents, chance):
     return contents[:at] + chance.choice(words) + contents[at + chance.randrange(1, 12) :]
 
 
-HEALED = {"pixel index", "losses", "settings of a run", "evaluation", "pictures of a report", "record of downloads", "latent"}
+HEALED = {
+    "pixel index",
+    "losses",
+    "settings of a run",
+    "evaluation",
+    "damaged report_pictures.json",
+    "record of downloads",
+    "latent",
+}
 DAMAGES = (cut, flipped, zeroed, shuffled, reworded)
 
 

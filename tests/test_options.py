@@ -103,7 +103,7 @@ def test_only_what_was_given_is_given():
         (TRAIN[:-2], "--run_train needs prompts"),
         ([*TRAIN, "--multiple_attr", "a b"], "--run_train learns one direction"),
         ([*TEST, "--get_h_num", "0"], "--get_h_num 0 would edit nothing"),
-        ([*TEST, "--multiple_attr", "a b"], "--multiple_attr names 2 directions: --get_h_num 1 contradicts it"),
+        ([*TEST, "--multiple_attr", "a b"], "--multiple_attr names 2 directions but --get_h_num is 1"),
         ([*TEST[:-2], "--multiple_attr", "a b", "--multiple_hs_coeff", "1"], "--multiple_hs_coeff needs 2 numbers"),
         ([*TEST[:-2], "--multiple_attr", "a b", "--multiple_hs_coeff", "1 x"], "x is not a number"),
         ([*TEST[:-2], "--multiple_attr", "a b", "--multiple_hs_coeff", "1 1e9"], "each must be -1000 to 1000"),

@@ -5,6 +5,7 @@ The interface of a dataset: `len(dataset)`, `dataset[i]`, `dataset.name(i)`, `da
 
 import io
 import struct
+import warnings
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import chain, islice
@@ -22,6 +23,8 @@ from utils.errors import UserError
 from utils.files import stamp
 from utils.text import one_line, printable
 
+# Pillow warns about large images, palettes with transparency and damaged metadata; it reads them all the same.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 # Errors that Pillow raises for damaged files; the last two come from EXIF data.
 DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, TypeError, struct.error)
 

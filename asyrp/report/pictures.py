@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+import warnings
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -114,8 +115,14 @@ def plot_curves(curve, path, title, t_edit=None, t_boost=None):
             axes.axvline(t, color=colour, linestyle="--", label=f"{label} = {t}")
     axes.set(xlabel="timestep t", ylabel="LPIPS (AlexNet), mean ± std", title=title, xlim=(0, curve.t[-1]), ylim=(0, None))
     axes.legend()
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=120, format=Path(path).suffix[1:])
+    save_figure(figure, path, dpi=120)
+
+
+def save_figure(figure, path, dpi):
+    """Write a matplotlib figure, in the format of the file name. A character that its font lacks is drawn as a box."""
+    with replacing(path) as beside, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(beside, dpi=dpi, format=Path(path).suffix[1:])
 
 
 # ---- labels -----------------------------------------------------------------------------------------------------------------

@@ -84,8 +84,7 @@ def save_plot(draw, results, title, path):
         draw(axes, result)
         axes.set_title(name)
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    drawing.save_figure(figure, path, dpi=100)
 
 
 def save_faces(result, path):
