@@ -178,7 +178,7 @@ def page(served, browser):
 # ---- in a browser -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_page_shows_a_picture_and_a_slider_for_every_direction(page, served):
+def test_page_shows_a_picture_and_a_slider_for_every_direction(page, served):
     assert [name for name in page.sliders() if "Region" not in name] == ["range slider for smile"]
     assert (page.picture("#pair img") == np.asarray(enlarged(served.session.inverted()[1][0], app.SHOWN))).all()
     assert page.width("#sides img") > 3 * app.CELL
@@ -186,7 +186,7 @@ def test_a_page_shows_a_picture_and_a_slider_for_every_direction(page, served):
     assert fetched_from and {url for url in fetched_from if not url.startswith(served.url)} == set()
 
 
-def test_a_slider_changes_the_picture(page):
+def test_slider_changes_the_picture(page):
     from selenium.webdriver import ActionChains, Keys
 
     slider = page.slider("smile")
@@ -209,7 +209,7 @@ def test_a_slider_changes_the_picture(page):
     assert "strip.png" in page.wait(lambda: "strip.png" in page.downloads() and page.downloads())
 
 
-def test_a_picture_of_ones_own_with_settings_of_ones_own(page, served):
+def test_upload_and_settings(page, served):
     from selenium.webdriver import Keys
 
     path = served.folder / "mine.jpg"
@@ -234,7 +234,7 @@ def test_a_picture_of_ones_own_with_settings_of_ones_own(page, served):
     assert "t_edit 900x: must be a whole number, 0 or more, or empty" in page.toast()
 
 
-def test_a_direction_is_learned(page, served):
+def test_direction_is_learned(page, served):
     page.click("Learn a new direction")
     learn(page, "sad face", 2)
     page.wait(lambda: "range slider for face to sad face" in page.sliders())
@@ -249,7 +249,7 @@ def test_a_direction_is_learned(page, served):
     page.shows_the_edit()
 
 
-def test_learning_can_be_stopped_and_the_page_goes_on(page):
+def test_training_can_be_cancelled(page):
     from selenium.webdriver import Keys
 
     page.click("Learn a new direction")
@@ -269,7 +269,7 @@ def learn(page, prompt, n_images):
     page.browser.find_element("xpath", "//button[normalize-space()='Learn']").click()
 
 
-def test_an_upload_that_is_no_picture(page, served):
+def test_upload_of_a_non_image(page, served):
     """A line in a toast, and the page goes on."""
     from selenium.webdriver import Keys
 
@@ -284,7 +284,7 @@ def test_an_upload_that_is_no_picture(page, served):
     page.shows_the_edit()
 
 
-def test_a_strip_of_nothing(page):
+def test_strip_without_an_edit(page):
     page.click("Draw a strip")
     assert "a strip needs an edit: move a slider first" in page.toast()
 
@@ -312,11 +312,11 @@ def test_uploads_are_bounded(served):
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", "own.yml", "images/00.png", "/etc/passwd"], ids=str)
-def test_no_other_file_is_served(served, path):
+def test_only_allowed_files_are_served(served, path):
     assert status(f"{served.url}/gradio_api/file={served.folder / path}") == 403
 
 
-def test_it_listens_on_this_machine_alone(served):
+def test_listens_on_localhost_only(served):
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", served.port), timeout=5)
 
@@ -345,7 +345,7 @@ def test_without_gradio(refused, monkeypatch):
 
 
 @needs_gradio
-def test_a_port_that_is_taken(refused, tiny):
+def test_port_that_is_taken(refused, tiny):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -356,11 +356,11 @@ def test_a_port_that_is_taken(refused, tiny):
 
 
 @needs_gradio
-def test_a_model_that_is_missing(refused):
+def test_model_that_is_missing(refused):
     assert "--config gone.yml: no such file" in refused("--config", "gone.yml")
 
 
-def test_the_faces_of_the_default_stack_are_drawn():
+def test_faces_of_the_default_stack_are_drawn():
     drawn = app.faces(SimpleNamespace(config=load_config("avatar.yml"), image_size=32), None, "test", 2)
     assert drawn.shape == (2, 3, 32, 32)
     assert -1 <= drawn.min() < drawn.max() <= 1 and not torch.equal(drawn[0], drawn[1])

@@ -93,7 +93,7 @@ def state_of(out):
 
 
 @pytest.mark.parametrize("keep", ["float16", "float32"])
-def test_the_average_is_what_is_written(train, out, keep):
+def test_average_is_what_is_written(train, out, keep):
     assert train("--keep", keep, "--lr", 0.05, "--warmup", 0)[0] == 0
     weights, state = load(out), state_of(out)
     dtype = getattr(torch, keep)
@@ -105,7 +105,7 @@ def test_the_average_is_what_is_written(train, out, keep):
 # ---- going on ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_training_goes_on_where_it_was(train, out):
+def test_resume_training(train, out):
     assert train()[0] == 0
     first = state_of(out)
     status, lines = train("--total_images", 20)
@@ -118,7 +118,7 @@ def test_a_training_goes_on_where_it_was(train, out):
     assert [v["step"] for v in last["optimizer"]["state"].values()] == [5] * len(last["optimizer"]["state"])
 
 
-def test_weights_alone_can_be_gone_on_from(train, out):
+def test_init_continues_from_weights(train, out):
     assert train("--keep", "float32", "--lr", 0.05)[0] == 0
     weights = out.rename(out.with_name("first.pt"))
     Path(f"{out}.state").unlink()
@@ -129,7 +129,7 @@ def test_weights_alone_can_be_gone_on_from(train, out):
     assert all(torch.equal(after[key], value.half()) for key, value in load(weights).items())
 
 
-def test_weights_are_written_anew_when_nothing_is_left_to_train(train, out):
+def test_complete_training_saves_weights_again(train, out):
     train()
     out.unlink()
     status, lines = train("--keep", "float32")
@@ -139,13 +139,13 @@ def test_weights_are_written_anew_when_nothing_is_left_to_train(train, out):
     assert len(state_of(out)["sessions"]) == 1
 
 
-def test_a_state_of_another_model_is_refused(train, error, world, out, tmp_path):
+def test_state_of_another_model_is_refused(train, error, world, out, tmp_path):
     train()
     line = error(config=write_config(tmp_path / "wide.yml", ch=16))
     assert line.startswith(f"{out}.state belongs to another model: model.ch is 8 there, but 16 in the config")
 
 
-def test_a_damaged_state_says_how_to_begin_again(train, error, out):
+def test_damaged_state_error_says_how_to_restart(train, error, out):
     train()
     path = Path(f"{out}.state")
     whole = path.read_bytes()
@@ -161,7 +161,7 @@ def test_a_damaged_state_says_how_to_begin_again(train, error, out):
 # ---- images -----------------------------------------------------------------------------------------------------------------
 
 
-def test_an_unreadable_image_is_told_once_and_left_out(train, out, world):
+def test_unreadable_image_is_reported_once_and_skipped(train, out, world):
     status, lines = train("--total_images", 40, "--flip")
     assert status == 0
     assert [line for line in lines if "skipped" in line] == [
@@ -176,7 +176,7 @@ def test_an_unreadable_image_is_told_once_and_left_out(train, out, world):
     assert Path(f"{out}.png").stat().st_size > 1000
 
 
-def test_images_that_all_cannot_be_read_are_an_error(error, tmp_path):
+def test_no_readable_images_exit_2(error, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_text("no image")
     assert "none of its 1 images can be used" in error(images=tmp_path / "bad")
@@ -194,7 +194,7 @@ def test_worker_processes_read_an_lmdb(train, world, out, tmp_path):
 # ---- what ends a training ---------------------------------------------------------------------------------------------------
 
 
-def test_two_trainings_do_not_write_one_file(train, out):
+def test_second_training_of_same_file_exits_2(train, out):
     with held(Files(out).lock, "what the test does"):
         status, lines = train()
     assert status == 2
@@ -203,7 +203,7 @@ def test_two_trainings_do_not_write_one_file(train, out):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_first_and_a_second_one_does_not(train, out, monkeypatch, request, number, status):
+def test_first_signal_saves_second_does_not(train, out, monkeypatch, request, number, status):
     step, times = Trainer.step, 1
 
     def interrupted(self, x_0):
@@ -227,7 +227,7 @@ def test_a_signal_saves_first_and_a_second_one_does_not(train, out, monkeypatch,
     assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] == former
 
 
-def test_ctrl_c_that_is_ignored_stays_so(train, out, monkeypatch, request):
+def test_ignored_ctrl_c_stays_ignored(train, out, monkeypatch, request):
     own_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, own_ctrl_c))
     step = Trainer.step
@@ -237,7 +237,7 @@ def test_ctrl_c_that_is_ignored_stays_so(train, out, monkeypatch, request):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_whole_group_leaves_the_readers_at_work(train, out, monkeypatch, number):
+def test_signal_to_process_group_keeps_workers_alive(train, out, monkeypatch, number):
     step = Trainer.step
 
     def signalled(self, x_0):
@@ -251,7 +251,7 @@ def test_a_signal_to_the_whole_group_leaves_the_readers_at_work(train, out, monk
     assert state_of(out)["images_seen"] == 40
 
 
-def test_minutes_end_a_training_before_its_images_do(train, out, monkeypatch):
+def test_minutes_end_a_training_early(train, out, monkeypatch):
     step = Trainer.step
 
     def slow(self, x_0):
@@ -279,14 +279,14 @@ def full_disk(monkeypatch):
     return lambda n: left.__setitem__(0, n)
 
 
-def test_a_full_disk_is_told_in_one_line_and_the_old_state_kept(train, error, out, full_disk):
+def test_full_disk_is_one_line_and_keeps_old_state(train, error, out, full_disk):
     train()
     full_disk(1)
     assert f"{out}.state: " in error("--total_images", 12)
     assert state_of(out)["images_seen"] == 8
 
 
-def test_a_disk_that_is_full_for_a_while_ends_no_training(train, out, full_disk):
+def test_temporarily_full_disk_does_not_end_training(train, out, full_disk):
     full_disk(1)
     status, lines = train("--save_minutes", 0)
     assert status == 0
@@ -294,7 +294,7 @@ def test_a_disk_that_is_full_for_a_while_ends_no_training(train, out, full_disk)
     assert state_of(out)["images_seen"] == 8
 
 
-def test_weights_that_are_no_numbers_are_not_written(train, error, out, monkeypatch):
+def test_nan_weights_are_not_saved(train, error, out, monkeypatch):
     train()
     step = Trainer.step
 
@@ -307,7 +307,7 @@ def test_weights_that_are_no_numbers_are_not_written(train, error, out, monkeypa
     assert state_of(out)["images_seen"] == 8
 
 
-def test_a_compiler_that_fails_is_one_line(error, monkeypatch):
+def test_compiler_that_fails_is_one_line(error, monkeypatch):
     def failing(unet):
         def forward(x, t):
             raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no C++ compiler"), None)

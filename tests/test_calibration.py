@@ -48,7 +48,7 @@ def test_steps_are_equal_in_change_and_keep_the_ends():
     assert found.spaced(2, -1, 7) == pytest.approx(strip[::-1])
 
 
-def test_a_slider_moves_in_equal_steps_of_a_calibrated_direction():
+def test_slider_moves_in_equal_steps_of_a_calibrated_direction():
     found = of(lambda s: s**2)
     at = [strength_at({"calibration": found.record()}, "smiling", position, 1.5) for position in np.linspace(-1.5, 1.5, 7)]
     assert (at[0], at[3], at[-1]) == pytest.approx((-1.5, 0, 1.5))
@@ -59,11 +59,11 @@ def test_a_slider_moves_in_equal_steps_of_a_calibrated_direction():
         strength_at({"calibration": {}}, "smiling", 1, 1.5)
 
 
-def test_the_change_of_a_straight_line_leaves_a_strip_as_it_is():
+def test_linear_calibration_does_not_change_a_strip():
     assert of(abs).spaced(-1, 2, 7) == pytest.approx(np.linspace(-1, 2, 7))
 
 
-def test_a_change_that_falls_again_is_left_out():
+def test_strengths_with_falling_change_are_dropped():
     found = Calibration.of([0.5, 1.0, 1.5, 2.0], [0.2, 0.1, 0.2, 0.5], "lpips")
     assert (found.strengths, found.changes) == ((0.0, 0.5, 2.0), (0.0, 0.2, 0.5))
 
@@ -76,7 +76,7 @@ def test_saturation():
     assert of(lambda s: min(abs(s), 0.75)).beyond(-0.5, 0.5) == []
 
 
-def test_a_direction_that_changes_nothing():
+def test_direction_that_changes_nothing():
     with pytest.raises(UserError, match="changes nothing"):
         of(lambda s: 0.0)
 
@@ -84,7 +84,7 @@ def test_a_direction_that_changes_nothing():
 # ---- in a record ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_record_keeps_it():
+def test_calibration_in_a_record():
     found = of(lambda s: s**2)
     read = Calibration.of_record({"calibration": json.loads(json.dumps(found.record()))}, "x")
     assert read == found
@@ -108,7 +108,7 @@ def test_a_record_keeps_it():
     ],
     ids=str,
 )
-def test_a_damaged_one_is_an_error_in_one_line(damage):
+def test_damaged_calibration_is_a_one_line_error(damage):
     entry = "text" if damage is None else LINE | damage
     with pytest.raises(UserError, match=r"calibration of smile\.pth is damaged: measure it again with --calibrate"):
         Calibration.of_record({"calibration": entry}, "smile.pth")
@@ -149,7 +149,7 @@ def strengths_of(mode="test"):
     return [float(label) for label in settings(RESULTS, mode)["strengths"]]
 
 
-def test_a_calibrated_direction_has_strips_of_equal_change(tiny, tmp_path, monkeypatch):
+def test_calibrated_direction_has_strips_of_equal_change(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call(tiny, "--run_train", *DELTA_H, "--do_test", "0", "--lr_training", "50") == 0
     before = torch.load(CHECKPOINT, weights_only=True)
@@ -187,7 +187,7 @@ def test_training_and_calibrating_in_one_command(tiny, tmp_path, monkeypatch):
     assert names(Path("checkpoint"))[-1].endswith("_2.pth")
 
 
-def test_boosting_is_no_change_by_the_direction(tiny):
+def test_boosting_does_not_count_as_change(tiny):
     """The plain pictures are boosted with the same noise: a direction that does nothing changes nothing."""
     model, images = open_tiny(tiny), smooth_images(2, seed=5)
     size = (1, model.unet.h_ch, model.unet.h_size, model.unet.h_size)
@@ -198,7 +198,7 @@ def test_boosting_is_no_change_by_the_direction(tiny):
         asyrp.calibrate(model, nothing, images, "ssim", n_steps=4)
 
 
-def test_a_finished_training_keeps_its_calibration_and_a_mean_has_none(tiny, tmp_path, monkeypatch, capsys):
+def test_finished_training_keeps_calibration_and_mean_has_none(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     learn = ("--run_train", *DELTA_H, "--do_test", "0", "--lr_training", "50")
     assert call(tiny, *learn) == call(tiny, "--calibrate", *DELTA_H) == 0
@@ -212,7 +212,7 @@ def test_a_finished_training_keeps_its_calibration_and_a_mean_has_none(tiny, tmp
     assert "was calibrated with region None, here it is {'threshold': 0.5" in capsys.readouterr().err
 
 
-def test_what_ships_is_not_written_over(tiny, tmp_path, monkeypatch):
+def test_shipped_directions_are_not_overwritten(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call(tiny, *TRAIN) == 0
     shipped = tmp_path / "shipped" / "smile.pth"
@@ -225,7 +225,7 @@ def test_what_ships_is_not_written_over(tiny, tmp_path, monkeypatch):
     assert "calibration" in directions.read(Path("checkpoint/smile.pth")).record
 
 
-def test_the_library_calibrates_and_saves(tiny, tmp_path):
+def test_library_calibrates_and_saves(tiny, tmp_path):
     model = open_tiny(tiny)
     images = smooth_images(3, seed=5)
     direction = asyrp.train_direction(
@@ -256,7 +256,7 @@ def test_the_library_calibrates_and_saves(tiny, tmp_path):
         (("--calibrate", "ssim"), "invalid choice"),
     ],
 )
-def test_what_does_not_go_together(tiny, tmp_path, monkeypatch, capsys, flags, said):
+def test_contradicting_flags_exit_2(tiny, tmp_path, monkeypatch, capsys, flags, said):
     monkeypatch.chdir(tmp_path)
     assert call(tiny, *flags) == 2
     assert said in capsys.readouterr().err

@@ -36,7 +36,7 @@ def test_lines_lie_where_their_numbers_say():
 
 
 @pytest.mark.parametrize("y", [0.0, 0.7, -0.7])
-def test_a_single_point_has_a_place(y):
+def test_single_point_has_a_place(y):
     chart = line_chart("one point", "t", "loss", [Line("one", np.array([3]), np.array([y]))])
     [(_, [(at_x, at_y)], _)] = chart.lines
     assert at_x == (LEFT + RIGHT) / 2

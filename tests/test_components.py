@@ -56,7 +56,7 @@ def test_words_of_a_file(colours):
     assert colours.changes.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
 
 
-def test_the_nearest_word_and_that_of_the_opposite(colours):
+def test_nearest_word_and_that_of_the_opposite(colours):
     ahead, behind = components.nearest(torch.tensor([1.0, 0.1, -1.0]), colours)
     assert (ahead[0], behind[0]) == ("red", "blue")
     assert 0 < ahead[1] < 1 and 0 < behind[1] < 1
@@ -81,7 +81,7 @@ def draw(direction, strength):
     return (torch.zeros(2, 3) + change)[:, :, None, None].expand(-1, 3, 40, 40)
 
 
-def test_a_sheet_has_a_row_for_each_direction(tmp_path, monkeypatch, colours):
+def test_sheet_has_a_row_for_each_direction(tmp_path, monkeypatch, colours):
     monkeypatch.setattr(components, "words_of", lambda *args: colours)
     made = [SimpleNamespace(colour=torch.tensor(colour)) for colour in ((0.2, -0.3, 0.0), (0.0, 0.1, -0.3))]
     called = components.draw_sheet(tmp_path / "sheet.png", made, "h_pca", draw, Colours, "CUSTOM")
@@ -101,7 +101,7 @@ def test_without_a_clip_the_sheet_is_drawn_without_words(tmp_path, caplog):
     assert "not named: the CLIP is not there" in caplog.text
 
 
-def test_components_of_clip_are_learned_tested_and_gone_on_from(tiny, tmp_path, monkeypatch, capsys):
+def test_components_of_clip_are_trained_tested_and_resumed(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call(tiny, *CLIP_PCA) == 0
     said = capsys.readouterr().err
@@ -121,13 +121,13 @@ def test_components_of_clip_are_learned_tested_and_gone_on_from(tiny, tmp_path, 
     assert [path.name[-6:] for path in sorted(Path("checkpoint").glob("x_pc1*"))] == ["_0.pth", "_1.pth"]
 
 
-def test_a_component_can_be_a_delta_h(tiny, tmp_path, monkeypatch):
+def test_component_can_be_a_delta_h(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call(tiny, *CLIP_PCA, "--n_components", "1", "--train_delta_h") == 0
     assert directions.read(next(Path("checkpoint").glob("*.pth"))).kind == "delta_h"
 
 
-def test_without_prompts_the_threshold_is_reached_as_it_is(tiny, tmp_path, monkeypatch, capsys):
+def test_threshold_without_prompts_is_not_scaled(tiny, tmp_path, monkeypatch, capsys):
     """Their cosine is 1: straight curves that rise to 2 at t = 999 reach 0.5 at t = 250."""
     monkeypatch.chdir(tmp_path)
     keep_curve(open_tiny(tiny), top=2.0)

@@ -44,13 +44,13 @@ def test_lmdb_without_images(tmp_path):
         LmdbImages(tmp_path / "db", SIZE)
 
 
-def test_lmdb_that_is_none(tmp_path):
+def test_folder_that_is_not_an_lmdb(tmp_path):
     (tmp_path / "data.mdb").write_bytes(b"nothing of the kind" * 1000)
     with pytest.raises(UserError, match="cannot be opened as an LMDB"):
         LmdbImages(tmp_path, SIZE)
 
 
-def test_lmdb_that_was_cut_off(tmp_path):
+def test_truncated_lmdb(tmp_path):
     write_lmdb(tmp_path / "db", {str(i): np.random.default_rng(i).bytes(20000) for i in range(20)})
     whole = (tmp_path / "db" / "data.mdb").read_bytes()
     (tmp_path / "db" / "data.mdb").write_bytes(whole[: len(whole) // 2])
@@ -59,7 +59,7 @@ def test_lmdb_that_was_cut_off(tmp_path):
 
 
 @pytest.mark.parametrize("length", [b"4", b"1000000000", b"9" * 18])
-def test_lmdb_that_says_more_than_it_holds(tmp_path, length):
+def test_lmdb_with_too_large_length(tmp_path, length):
     """At once, and without a list of that length."""
     write_lmdb(tmp_path / "db", numbered(3) | {"length": length})
     with pytest.raises(UserError, match=rf"`length` says {length.decode()} images, but {SIZE}-\d+ is missing"):
@@ -67,7 +67,7 @@ def test_lmdb_that_says_more_than_it_holds(tmp_path, length):
 
 
 @pytest.mark.parametrize("length", [b"three", b"-1", b"", b"9" * 19, b"9" * 5000])
-def test_lmdb_whose_length_is_none(tmp_path, length):
+def test_lmdb_with_invalid_length(tmp_path, length):
     write_lmdb(tmp_path / "db", numbered(3) | {"length": length})
     with pytest.raises(UserError, match=r"the value of the key `length` is b'.{0,30}', not a number of images"):
         LmdbImages(tmp_path / "db", SIZE)
@@ -95,7 +95,7 @@ def test_lmdb_with_damaged_pages(tmp_path, keys):
     assert refused >= 2
 
 
-def test_values_that_are_no_images_are_named(tmp_path):
+def test_lmdb_values_that_are_not_images_are_named(tmp_path):
     write_lmdb(tmp_path / "db", numbered(3) | {f"{SIZE}-00001": b"no image"})
     good, images, messages = load_batch(LmdbImages(tmp_path / "db", SIZE), [0, 1, 2])
     assert (good, len(images)) == ([0, 2], 2)
@@ -142,7 +142,7 @@ def test_images_of_every_kind_that_pillow_reads(tmp_path, suffix):
     assert x[0].mean() == pytest.approx(30 / 127.5 - 1, abs=0.05)
 
 
-def test_the_first_picture_of_an_animation_is_taken(tmp_path):
+def test_first_picture_of_an_animation_is_taken(tmp_path):
     colour(2).save(tmp_path / "moving.gif", save_all=True, append_images=[colour(9), colour(12)])
     assert which(ImageFolder(tmp_path, SIZE)) == [2]
 
@@ -180,7 +180,7 @@ def test_only_files_and_links_to_files_are_images(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
-def test_what_is_transparent_shows_white(tmp_path, mode, caplog):
+def test_transparent_images_on_white(tmp_path, mode, caplog):
     """Half of the image is transparent, with black under it."""
     pixels = np.zeros((SIZE, SIZE, 4), np.uint8)
     pixels[:, : SIZE // 2] = (200, 200, 200, 255)
@@ -197,7 +197,7 @@ def test_what_is_transparent_shows_white(tmp_path, mode, caplog):
     assert caplog.messages == [f"{tmp_path}: transparent images are shown on white"]
 
 
-def test_an_opaque_image_is_taken_as_it_is(tmp_path, caplog):
+def test_opaque_image_is_taken_as_it_is(tmp_path, caplog):
     colour(3).convert("RGBA").save(tmp_path / "x.png")
     assert which(ImageFolder(tmp_path, SIZE)) == [3]
     assert not caplog.messages
@@ -212,14 +212,14 @@ def test_one_picture_is_read_as_those_of_a_folder_are(tmp_path):
             read_image(str(path), SIZE)
 
 
-def test_grey_of_32_bits_is_refused(tmp_path):
+def test_32_bit_greyscale_is_refused(tmp_path):
     Image.fromarray(np.linspace(0, 1, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)).save(tmp_path / "x.tif")
     Image.fromarray(np.full((SIZE, SIZE), 2**20, np.int32)).save(tmp_path / "y.tif")
     _, _, messages = load_batch(ImageFolder(tmp_path, SIZE), [0, 1])
     assert [message.endswith("(32-bit greyscale; save it with 8 or 16 bits)") for message in messages] == [True, True]
 
 
-def test_names_in_any_bytes(tmp_path):
+def test_file_names_that_are_not_utf_8(tmp_path):
     """A name that is no UTF-8, and one of two lines: both are listed and read, and messages stay one line of valid text."""
     for name in (b"caf\xe9.png", b"two\nlines.png", b"\xff.jpg"):
         with open(os.fsencode(tmp_path) + b"/" + name, "wb") as stream:
@@ -236,7 +236,7 @@ def test_names_in_any_bytes(tmp_path):
 # ---- whole runs -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_over_lmdbs(run, tmp_path):
+def test_run_over_lmdbs(run, tmp_path):
     for split in ("train", "test"):
         images = {f"{SIZE}-{i:05d}": encoded(to_pil(x)) for i, x in enumerate(smooth_images(3))}
         images[f"{SIZE}-00001"] = b"damaged"

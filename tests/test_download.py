@@ -15,7 +15,7 @@ from utils.weights import GOOGLE_DRIVE
 # ---- one source -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_its_record_and_its_bar(server, path, monkeypatch):
+def test_download_with_record_and_progress_bar(server, path, monkeypatch):
     bars = []
     monkeypatch.setattr(download, "tqdm", lambda **settings: bars.append(tqdm(**settings)) or bars[0])
     fetched(path, server.url("/first.pt"))
@@ -24,13 +24,13 @@ def test_a_file_its_record_and_its_bar(server, path, monkeypatch):
     assert server.asked == [("/first.pt", None)]
 
 
-def test_a_broken_transfer_is_taken_up_again_as_long_as_it_gets_further(server, path):
+def test_broken_download_is_retried_while_it_progresses(server, path):
     server.breaks["/first.pt"] = 1_300_000
     fetched(path, server.url("/first.pt"))
     assert server.asked == [("/first.pt", None), ("/first.pt", "bytes=1300000-"), ("/first.pt", "bytes=2600000-")]
 
 
-def test_a_stopped_transfer_is_resumed_by_the_next_call(server, path, monkeypatch):
+def test_resume_download_in_next_call(server, path, monkeypatch):
     server.breaks["/first.pt"] = 1_300_000
     sent, get = [], requests.get
 
@@ -53,26 +53,26 @@ def test_a_stopped_transfer_is_resumed_by_the_next_call(server, path, monkeypatc
     assert server.asked == [("/first.pt", "bytes=1300000-")]
 
 
-def test_a_body_shorter_than_announced_is_not_taken_for_the_file(server, path, monkeypatch):
+def test_body_shorter_than_content_length_is_incomplete(server, path, monkeypatch):
     bodies = [[WEIGHTS[:1000]], []]
     monkeypatch.setattr(download, "_pieces", lambda response: bodies.pop(0))
     assert "the connection to 127.0.0.1" in refused(path, server.url("/first.pt"))
     assert download.parts(path)[0].read_bytes() == WEIGHTS[:1000]
 
 
-def test_a_short_body_of_unknown_length_is_taken_up_again(server, path):
+def test_short_body_of_unknown_length_is_retried(server, path):
     server.no_length.add("/first.pt")
     server.breaks["/first.pt"] = 1_300_000
     fetched(path, server.url("/first.pt"))
     assert server.asked == [("/first.pt", None), ("/first.pt", "bytes=1300000-"), ("/first.pt", "bytes=2600000-")]
 
 
-def test_a_whole_body_of_unknown_length(server, path):
+def test_whole_body_of_unknown_length(server, path):
     server.no_length.add("/first.pt")
     fetched(path, server.url("/first.pt"))
 
 
-def test_an_answer_that_begins_elsewhere_is_not_put_behind_the_part(server, path):
+def test_response_with_wrong_range_is_not_appended(server, path):
     """A piece that does not fit is never joined; one that nobody asked for is refused."""
     begun(path, server.url("/first.pt"), WEIGHTS[:1000])
     server.shifts["/first.pt"] = 500
@@ -82,7 +82,7 @@ def test_an_answer_that_begins_elsewhere_is_not_put_behind_the_part(server, path
     fetched(path, server.url("/first.pt"), server.url("/second.pt"))
 
 
-def test_a_source_that_drips_is_left_and_its_part_kept(server, path, monkeypatch):
+def test_slow_source_is_abandoned_and_its_part_kept(server, path, monkeypatch):
     monkeypatch.setattr(download, "PACE", (1000, 0.2))
     server.drips.add("/first.pt")
     message = refused(path, server.url("/first.pt"))
@@ -92,25 +92,25 @@ def test_a_source_that_drips_is_left_and_its_part_kept(server, path, monkeypatch
     fetched(path, server.url("/first.pt"), server.url("/second.pt"))
 
 
-def test_a_server_that_ignores_ranges_starts_over(server, path):
+def test_server_that_ignores_ranges_starts_over(server, path):
     begun(path, server.url("/first.pt"), b"x" * 1000)
     server.ignores_range = True
     fetched(path, server.url("/first.pt"))
     assert server.asked == [("/first.pt", "bytes=1000-")]
 
 
-def test_a_part_that_was_complete(server, path):
+def test_part_that_was_complete(server, path):
     begun(path, server.url("/first.pt"), WEIGHTS)
     fetched(path, server.url("/first.pt"))
 
 
-def test_a_part_longer_than_the_file_is_begun_again(server, path):
+def test_part_longer_than_the_file_is_restarted(server, path):
     begun(path, server.url("/first.pt"), WEIGHTS + b"more")
     fetched(path, server.url("/first.pt"))
     assert server.asked == [("/first.pt", "bytes=3000004-"), ("/first.pt", None)]
 
 
-def test_a_part_is_not_completed_from_another_source(server, path):
+def test_part_is_not_completed_from_another_source(server, path):
     begun(path, server.url("/first.pt"), b"x" * 1000)
     server.answers["/first.pt"] = 403
     fetched(path, server.url("/first.pt"), server.url("/second.pt"))
@@ -121,22 +121,22 @@ def test_a_part_is_not_completed_from_another_source(server, path):
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])
-def test_the_next_source_when_one_refuses(server, path, status):
+def test_next_source_after_http_error(server, path, status):
     server.answers["/first.pt"] = status
     fetched(path, server.url("/first.pt"), server.url("/second.pt"))
     assert [asked for asked, _ in server.asked] == ["/first.pt", "/second.pt"]
 
 
-def test_the_next_source_when_one_cannot_be_reached(server, path, closed):
+def test_next_source_after_connection_error(server, path, closed):
     fetched(path, closed, server.url("/second.pt"))
 
 
-def test_later_sources_are_left_alone(server, path):
+def test_later_sources_are_not_contacted(server, path):
     fetched(path, server.url("/first.pt"), server.url("/second.pt"))
     assert [asked for asked, _ in server.asked] == ["/first.pt"]
 
 
-def test_when_all_refuse_each_is_named(server, path):
+def test_all_failed_sources_are_named(server, path):
     server.answers = {"/first.pt": 403, "/second.pt": 404}
     message = refused(path, server.url("/first.pt"), server.url("/second.pt"))
     host = f"127.0.0.1:{server.server_port}"
@@ -148,7 +148,7 @@ def test_no_network(path, closed):
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_network_that_swallows_packets_is_waited_for_once(path, monkeypatch):
+def test_network_that_drops_packets_times_out_once(path, monkeypatch):
     asked = []
 
     def get(url, **more):
@@ -165,7 +165,7 @@ def test_a_network_that_swallows_packets_is_waited_for_once(path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream"])
-def test_a_web_page_is_not_a_weight_file(server, path, kind):
+def test_web_page_is_not_a_weight_file(server, path, kind):
     server.kinds["/page"] = kind
     assert "a web page" in refused(path, server.url("/page"))
     assert list(path.parent.iterdir()) == []
@@ -181,7 +181,7 @@ def test_a_web_page_is_not_a_weight_file(server, path, kind):
         ([{"message": "moved"}], False, "is text, not weights"),
     ],
 )
-def test_an_answer_without_a_file_is_refused_and_not_recorded(server, path, body, length_told, said):
+def test_response_without_a_file_is_refused_and_not_recorded(server, path, body, length_told, said):
     server.files["/wrong"] = body
     server.no_length |= set() if length_told else {"/wrong"}
     assert said in refused(path, server.url("/wrong"))
@@ -189,20 +189,20 @@ def test_an_answer_without_a_file_is_refused_and_not_recorded(server, path, body
     fetched(path, server.url("/wrong"), server.url("/second.pt"))
 
 
-def test_fewer_bytes_than_the_parameters_take_are_no_weights(server, path):
+def test_file_too_small_for_its_parameters_is_refused(server, path):
     server.files["/half"] = WEIGHTS[:1_500_000]
     assert "is 1,500,000 bytes long, too short for 750,000 parameters" in refused(path, server.url("/half"))
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_web_page_leaves_what_has_arrived(server, path):
+def test_web_page_keeps_the_partial_download(server, path):
     begun(path, server.url("/first.pt"), WEIGHTS[:1000])
     server.kinds["/first.pt"] = "text/html"
     refused(path, server.url("/first.pt"))
     assert download._part(path, server.url("/first.pt")).read_bytes() == WEIGHTS[:1000]
 
 
-def test_a_known_sha256_decides(server, path):
+def test_known_sha256_is_checked(server, path):
     server.files["/first.pt"] = WEIGHTS[:-1] + b"x"
     known = {"sha256": hashlib.sha256(WEIGHTS).hexdigest()}
     assert "is not the published file: its SHA-256 is" in refused(path, server.url("/first.pt"), **known)
@@ -210,7 +210,7 @@ def test_a_known_sha256_decides(server, path):
     fetched(path, server.url("/first.pt"), server.url("/second.pt"), **known)
 
 
-def test_a_known_size_decides(server, path):
+def test_known_size_is_checked(server, path):
     server.files["/first.pt"] = WEIGHTS[:-1]
     message = refused(path, server.url("/first.pt"), size=len(WEIGHTS))
     assert "is 2,999,999 bytes long, not 3,000,000" in message
@@ -258,7 +258,7 @@ def test_google_drive_refuses(server, path, drive, given, said):
     fetched(path, GOOGLE_DRIVE + "abc", server.url("/second.pt"))
 
 
-def test_gdown_is_called_as_it_wants_to_be_and_resumes(server, path, monkeypatch):
+def test_gdown_call_and_resume(server, path, monkeypatch):
     """The package itself, with this server in place of Google's."""
     monkeypatch.setattr(download, "GOOGLE_DRIVE", server.url("/"))
     server.breaks["/first.pt"] = 1_300_000
@@ -269,7 +269,7 @@ def test_gdown_is_called_as_it_wants_to_be_and_resumes(server, path, monkeypatch
     assert ("/first.pt", "bytes=1048576-") in server.asked  # gdown writes in pieces of half a MiB
 
 
-def test_google_drive_drips(server, path, monkeypatch):
+def test_slow_google_drive(server, path, monkeypatch):
     """The package itself."""
     monkeypatch.setattr(download, "GOOGLE_DRIVE", server.url("/"))
     monkeypatch.setattr(download, "PACE", (1000, 0.2))

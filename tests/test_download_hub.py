@@ -26,7 +26,7 @@ def faces(hub, tmp_path, monkeypatch):
     return tmp_path / "faces" / "a+w.pt"
 
 
-def test_a_file_of_the_hub_lies_in_its_cache_once(hub, faces, path):
+def test_hub_file_is_a_link_to_the_cache(hub, faces, path):
     """What is kept with the other weights is a link; where it is gone, the cache is all that is needed."""
     fetched(path, ON_HUB)
     assert hub.files_asked() == {"a+w.pt"}
@@ -38,7 +38,7 @@ def test_a_file_of_the_hub_lies_in_its_cache_once(hub, faces, path):
     assert hub.files_asked() == set()
 
 
-def test_the_variables_of_the_library(hub, faces, path):
+def test_hub_environment_variables(hub, faces, path):
     """HF_ENDPOINT, HF_HOME and HF_TOKEN at first; then HF_HUB_OFFLINE, with nobody to ask."""
     code = f"""
 from pathlib import Path
@@ -67,19 +67,19 @@ print(told(lambda: download.fetch(Published("page", "file", ({ON_HUB!r},)), path
         (HUB + "owner/faces/resolve/main/none.pt", "owner/faces on the Hugging Face hub has no file none.pt"),
     ],
 )
-def test_what_the_hub_lacks_comes_from_the_next_source(hub, faces, server, path, url, said):
+def test_next_source_after_hub_error(hub, faces, server, path, url, said):
     assert said in refused(path, url)
     fetched(path, url, server.url("/second.pt"))
     assert not path.is_symlink()
 
 
-def test_nobody_answers_for_the_hub(hub, faces, path, server, monkeypatch):
+def test_hub_without_connection(hub, faces, path, server, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "no connection, and the model is not cached" in refused(path, ON_HUB)
     fetched(path, ON_HUB, server.url("/second.pt"))
 
 
-def test_a_hub_behind_a_network_that_swallows_packets_is_not_waited_for(hub, faces, path, monkeypatch):
+def test_hub_on_network_that_drops_packets_times_out(hub, faces, path, monkeypatch):
     """Then the cache alone is asked."""
 
     def head(url, timeout):
@@ -91,7 +91,7 @@ def test_a_hub_behind_a_network_that_swallows_packets_is_not_waited_for(hub, fac
     assert not hub.asked
 
 
-def test_a_file_that_is_damaged_in_the_cache_is_fetched_anew(hub, faces, path):
+def test_damaged_file_in_cache_is_downloaded_again(hub, faces, path):
     fetched(path, ON_HUB)
     path.write_bytes(b"PK" + WEIGHTS[2:])  # through the link
     with pytest.raises(UserError, match="has changed since it was downloaded"):
@@ -100,7 +100,7 @@ def test_a_file_that_is_damaged_in_the_cache_is_fetched_anew(hub, faces, path):
     fetched(path, ON_HUB)
 
 
-def test_a_wrong_file_of_the_hub_is_refused_and_stays_in_the_cache(hub, faces, path, server):
+def test_wrong_hub_file_is_refused_and_stays_in_cache(hub, faces, path, server):
     faces.write_bytes(PAGE)
     assert "the file from huggingface.co is a web page" in refused(path, ON_HUB)
     assert list(path.parent.iterdir()) == []

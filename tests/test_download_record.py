@@ -19,19 +19,19 @@ def kept(server, path):
     return path
 
 
-def test_a_changed_file_is_reported(kept):
+def test_changed_file_is_reported(kept):
     kept.write_bytes(WEIGHTS[:-1] + b"x")
     with pytest.raises(UserError, match=r"w\.pt has changed since it was downloaded.*delete it to download it again"):
         download.verify(kept)
 
 
-def test_an_untouched_file_is_not_read_again(kept, monkeypatch):
+def test_untouched_file_is_not_read_again(kept, monkeypatch):
     monkeypatch.setattr(download, "_sha256", None)
     download.verify(kept)
     download.verify(kept.with_name("of_ones_own.pt"))
 
 
-def test_a_file_with_another_time_is_read_once(kept, monkeypatch):
+def test_file_with_another_time_is_read_once(kept, monkeypatch):
     os.utime(kept, (1, 1))
     download.verify(kept)
     monkeypatch.setattr(download, "_sha256", None)
@@ -39,7 +39,7 @@ def test_a_file_with_another_time_is_read_once(kept, monkeypatch):
 
 
 @pytest.mark.parametrize("contents", ["{", "[]", '{"w.pt": 3}', "", "[" * 100_000, b"\xff\xfe"])
-def test_a_damaged_record_is_set_aside_with_a_line(kept, server, contents, caplog):
+def test_damaged_record_is_renamed_with_a_warning(kept, server, contents, caplog):
     record = kept.with_name("sha256.json")
     record.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
     download.verify(kept)
@@ -49,7 +49,7 @@ def test_a_damaged_record_is_set_aside_with_a_line(kept, server, contents, caplo
     assert json.loads(record.read_text()).keys() == {"w.pt"}
 
 
-def test_a_file_that_came_by_another_way_is_checked_and_recorded(path):
+def test_manually_saved_file_is_verified_and_recorded(path):
     path.parent.mkdir()
     path.write_bytes(PAGE)
     with pytest.raises(UserError, match=r"w\.pt is a web page, not weights: delete it"):
@@ -61,7 +61,7 @@ def test_a_file_that_came_by_another_way_is_checked_and_recorded(path):
         download.admit(published(), path)
 
 
-def test_a_second_process_does_not_write_into_the_same_file(server, path):
+def test_second_process_does_not_write_the_same_file(server, path):
     path.parent.mkdir()
     with FileLock(path.with_name(".w.pt.lock")), pytest.raises(UserError, match="being downloaded by another process"):
         download.fetch(published(server.url("/first.pt")), path)
@@ -69,7 +69,7 @@ def test_a_second_process_does_not_write_into_the_same_file(server, path):
     fetched(path, server.url("/first.pt"))
 
 
-def test_a_folder_that_cannot_be_written(server, tmp_path):
+def test_folder_that_cannot_be_written(server, tmp_path):
     (tmp_path / "pretrained").write_text("a file where the folder belongs")
     with pytest.raises(UserError, match=r"w\.pt cannot be written"):
         download.fetch(published(server.url("/first.pt")), tmp_path / "pretrained" / "w.pt")
@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_written(server, tmp_path):
 # ---- places -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_file_is_fetched_and_said_to_be(place, tmp_path, server, caplog):
+def test_missing_file_is_downloaded_and_logged(place, tmp_path, server, caplog):
     caplog.set_level(logging.INFO)
     path = download.weights_at(place)
     assert path == tmp_path / "pretrained" / "celeba_hq.ckpt"
@@ -91,7 +91,7 @@ def test_a_missing_file_is_fetched_and_said_to_be(place, tmp_path, server, caplo
         download.weights_at(place)
 
 
-def test_a_file_that_the_environment_names_is_not_fetched(place, server, tmp_path, monkeypatch):
+def test_file_set_by_environment_is_not_downloaded(place, server, tmp_path, monkeypatch):
     monkeypatch.setenv("ASYRP_MODEL_CELEBA_HQ", "elsewhere.ckpt")
     assert download.weights_at(place) == tmp_path / "elsewhere.ckpt"
     assert server.asked == []

@@ -47,7 +47,7 @@ def test_list(command, server, tmp_path, capsys):
     assert table(capsys)[0]["celeba"].split()[1:4] == ["present", "3", "MB"]
 
 
-def test_what_is_there_is_checked_and_not_fetched_again(command, server, tmp_path, capsys):
+def test_existing_file_is_verified_and_not_downloaded(command, server, tmp_path, capsys):
     assert command(["celeba", "custom"]) == 0  # the same file
     assert len(server.asked) == 1
     assert "is there already" in capsys.readouterr().out
@@ -56,7 +56,7 @@ def test_what_is_there_is_checked_and_not_fetched_again(command, server, tmp_pat
     assert "has changed since it was downloaded" in capsys.readouterr().err
 
 
-def test_one_failure_does_not_keep_the_others_back(command, closed, tmp_path, monkeypatch, capsys):
+def test_one_failure_does_not_stop_the_others(command, closed, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PUBLISHED, "FFHQ", PUBLISHED["FFHQ"]._replace(sources=(closed,)))
     assert command(["ffhq", "celeba"]) == 1
     assert "ffhq_10m.pt could not be downloaded (the connection to 127.0.0.1" in capsys.readouterr().err
@@ -64,7 +64,7 @@ def test_one_failure_does_not_keep_the_others_back(command, closed, tmp_path, mo
 
 
 @pytest.mark.parametrize(("arguments", "said"), [(["celebaa"], "the names are afhq, "), ([], ", or --list")])
-def test_names_that_are_none(command, server, arguments, said, capsys):
+def test_unknown_names_exit_2(command, server, arguments, said, capsys):
     with pytest.raises(SystemExit) as caught:
         command(arguments)
     assert caught.value.code == 2
@@ -86,7 +86,7 @@ def listing(server, monkeypatch):
     return entries
 
 
-def test_the_directions_that_are_listed_are_fetched(command, listing, server, tmp_path, capsys):
+def test_listed_directions_are_downloaded(command, listing, server, tmp_path, capsys):
     assert command(["deltas"]) == 0
     names = {p.name for p in (tmp_path / "checkpoint").iterdir()}
     assert names == {entry["name"] for entry in listing[:2]} | {"sha256.json"}
@@ -96,7 +96,7 @@ def test_the_directions_that_are_listed_are_fetched(command, listing, server, tm
     assert "2 present" in table(capsys)[0]["deltas"]
 
 
-def test_a_direction_that_is_not_there_is_named_and_the_others_come(command, listing, server, tmp_path, capsys):
+def test_missing_direction_is_named_and_the_others_downloaded(command, listing, server, tmp_path, capsys):
     server.answers[f"/raw/{listing[0]['name']}"] = 404
     assert command(["deltas"]) == 1
     assert f"returned 404): get checkpoint/{listing[0]['name']} from" in capsys.readouterr().err
@@ -104,7 +104,7 @@ def test_a_direction_that_is_not_there_is_named_and_the_others_come(command, lis
 
 
 @pytest.mark.parametrize("answer", ["403", "unexpected response", b"no JSON", "the connection"])
-def test_without_a_listing_there_is_an_instruction(command, listing, server, answer, closed, monkeypatch, capsys):
+def test_missing_listing_error_says_what_to_do(command, listing, server, answer, closed, monkeypatch, capsys):
     server.files["/contents/checkpoint"] = answer if isinstance(answer, bytes) else [{"message": "moved"}]
     if answer == "403":
         server.answers["/contents/checkpoint"] = 403

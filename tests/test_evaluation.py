@@ -49,7 +49,7 @@ def test_s_dir_of_a_run_is_that_of_its_pictures(run_learned, results, tiny, gene
     assert result["settings"]["clip"] == str(tiny.clip)
 
 
-def test_the_summary_is_that_of_the_rows(run_learned, results, capsys):
+def test_summary_is_that_of_the_rows(run_learned, results, capsys):
     assert run_learned(*EVALUATE, "--n_test_img", "4", "--bs_test", "3") == 0
     result = found(results)
     table = rows(results)
@@ -68,7 +68,7 @@ def test_the_summary_is_that_of_the_rows(run_learned, results, capsys):
     assert f'"face" -> "smiling face", CLIP {result["settings"]["clip"]}: mean ± standard error' in told
 
 
-def test_what_is_missing_is_left_out_with_the_remedy(run_learned, results, capsys):
+def test_missing_metrics_are_omitted_with_advice(run_learned, results, capsys):
     assert run_learned(*EVALUATE) == 0
     result, told = found(results), capsys.readouterr().out
     assert set(result["left_out"]) == {
@@ -101,7 +101,7 @@ def test_latents_in_the_cache_are_not_inverted_again(run_learned, results, monke
     assert (results / "evaluation.json").exists()
 
 
-def test_one_generation_serves_pictures_and_metrics(run_learned, results, generated):
+def test_pictures_and_metrics_share_one_generation(run_learned, results, generated):
     assert run_learned(*TEST, "--evaluate", "--bs_test", "2") == 0
     assert len(generated) == 2  # the reconstruction and the edit
     assert (results / "test_images" / "4" / "all.png").exists()
@@ -122,7 +122,7 @@ def test_training_can_end_in_an_evaluation(run, results):
     assert list(found(results)["summary"]) == ["reconstruction", "+1"]
 
 
-def test_metrics_that_are_older_than_the_training_are_called_so(run_learned, results):
+def test_report_marks_metrics_older_than_training(run_learned, results):
     def page():
         assert run_learned(*EVALUATE, "--n_test_img", "1") == 0
         return (results / "report.html").read_text(encoding="utf-8")
@@ -181,7 +181,7 @@ def test_distances_with_images_enough(run_learned, results, tiny, monkeypatch):
     assert "KID, Fréchet distance" not in result["left_out"]
 
 
-def test_the_default_stack_is_evaluated(tiny, tmp_path, monkeypatch):
+def test_default_stack_is_evaluated(tiny, tmp_path, monkeypatch):
     """Judge, segmenter, CLIP and LPIPS of avatar.yml on two drawn faces, by a direction that ships."""
     monkeypatch.chdir(tmp_path)
     render.render_folder("test", 2, tmp_path / "faces", size=32, workers=1)

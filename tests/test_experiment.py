@@ -41,7 +41,7 @@ def test_inversion_ddpm_has_its_own_folder():
     assert ddpm.folder == Path(f"{ddim.folder}_ddpm") and ddpm.name == ddim.name
 
 
-def test_a_direction_names_the_steps_it_was_trained_with():
+def test_direction_names_the_steps_it_was_trained_with():
     assert experiment(exp="runs/x", record={"n_train_step": 20, "n_inv_step": 30}).name == "x_LC_CelebA_HQ_t999_ninv30_ngen20"
 
 

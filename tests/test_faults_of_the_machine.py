@@ -47,7 +47,7 @@ ROOM = {
 
 
 @pytest.mark.parametrize("what", ROOM)
-def test_no_room(site, what):
+def test_full_disk(site, what):
     mode, flags, size, said = ROOM[what]
     before = directions_in()
     with files_up_to(size):
@@ -59,7 +59,7 @@ def test_no_room(site, what):
     assert site.run(mode, *flags)[0] == 0
 
 
-def test_a_direction_without_room_in_its_folder_is_kept_in_another(site):
+def test_unwritable_checkpoint_is_saved_elsewhere(site):
     (site.root / "checkpoint").rename(site.root / "kept")
     status, _, err = site.run("retrain")
     assert status == 0  # a folder that is missing is made
@@ -107,7 +107,7 @@ def none():
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stream", [full, closed, without_a_reader, ascii_only, none])
-def test_a_broken_stream_costs_no_result(site, monkeypatch, stream, mode):
+def test_closed_stdout_loses_no_results(site, monkeypatch, stream, mode):
     monkeypatch.setattr(sys, "stdout", stream())
     monkeypatch.setattr(sys, "stderr", stream())
     done = {path: path.stat().st_mtime_ns for path in site.root.rglob("*") if path.is_file()}
@@ -118,7 +118,7 @@ def test_a_broken_stream_costs_no_result(site, monkeypatch, stream, mode):
 
 
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1"}])
-def test_a_locale_without_unicode(site, tiny, locale):
+def test_ascii_locale(site, tiny, locale):
     """The whole program, whose files must not depend on it."""
     for path in site.found("world/test/*.png"):
         path.rename(path.with_name(f"gesicht ä 笑 {path.name}"))
@@ -154,7 +154,7 @@ AMID = {
         ("test", signal.SIGXCPU, 152),
     ],
 )
-def test_a_signal_amid_the_work(site, monkeypatch, request, mode, number, expected):
+def test_signal_during_work(site, monkeypatch, request, mode, number, expected):
     own = signal.signal(number, signal.default_int_handler)  # some are ignored where tests run in the background
     request.addfinalizer(lambda: signal.signal(number, own))
     before = directions_in()
@@ -176,7 +176,7 @@ SCRIPTS = [
 
 
 @pytest.mark.parametrize("script", ["main.py", *map(str, SCRIPTS)])
-def test_a_signal_in_the_first_moments(script):
+def test_signal_during_imports(script):
     """While torch is imported, or whatever else takes seconds."""
     begin = [
         "import signal, sys, builtins, runpy",
@@ -204,7 +204,7 @@ def test_a_signal_in_the_first_moments(script):
     ("mode", "where", "n"),
     [("lpips", "save_file", 1), ("test", "generate", 2), ("evaluate", "generate", 2), ("test", "save_file", 1)],
 )
-def test_killed(site, mode, where, n):
+def test_resume_after_kill(site, mode, where, n):
     """What stands then is whole, and the same command ends as if nothing had happened."""
     flags = ("--bs_test", "1", "--re_precompute") if mode != "lpips" else ("--n_train_img", "3")
     assert site.run(mode, *flags)[0] == 0

@@ -328,7 +328,7 @@ def left_behind():
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_a_flag_has_its_effect(outcome, flag):
+def test_flag_has_its_effect(outcome, flag):
     flags, added, what = EFFECTS[flag]
     assert f"--{flag}" in added
     before, after = outcome(flags), outcome((*flags, *added))
@@ -339,12 +339,12 @@ def test_a_flag_has_its_effect(outcome, flag):
         assert before[what] != after[what]
 
 
-def test_what_is_compared_differs_by_nothing_else(outcome):
+def test_compared_runs_differ_only_in_the_flag(outcome):
     """The same run leaves the same behind: no view holds a date, a path or chance."""
     for flags in (TEST, TRAIN, INVERT, ON_DISK):
         first, second = outcome(flags), outcome((*flags, "--verbose", "info"))
         assert [what for what in first if what != "said" and first[what] != second[what]] == []
 
 
-def test_no_row_is_left_of_a_flag_that_is_gone():
+def test_no_row_for_a_removed_flag():
     assert EFFECTS.keys() == FLAGS.keys()

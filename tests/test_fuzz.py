@@ -288,7 +288,7 @@ DAMAGES = (cut, flipped, zeroed, shuffled, reworded)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_file_is_read_or_told_in_one_line(kind, learned, tiny, tmp_path, monkeypatch, caplog):
+def test_damaged_file_is_read_or_is_a_one_line_error(kind, learned, tiny, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(learned)
     caplog.set_level("CRITICAL")
     path, read = KINDS[kind](tmp_path, tiny)

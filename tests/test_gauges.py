@@ -43,7 +43,7 @@ def flat(*colours):
     return torch.tensor(colours, dtype=torch.float32).view(-1, 3, 1, 1).expand(-1, -1, 8, 8).clone()
 
 
-def test_the_judge_looks_at_what_lacks_the_attribute():
+def test_judge_measures_images_without_the_attribute():
     gauge = gauges.Judged(Colours(), ("bright", "yes"), ["bright", "red"])
     original = flat((-1, -1, -1), (1, -1, -1), (1, 1, 1))
     before = gauge.before(original, original)
@@ -55,7 +55,7 @@ def test_the_judge_looks_at_what_lacks_the_attribute():
     assert after["judge: probability of bright yes"][0] > 0.99
 
 
-def test_the_edit_precision_ratio_is_of_logits_aimed_at_and_others():
+def test_edit_precision_ratio_of_logits():
     dark, both, bright = flat((-1, -1, -1)), flat((1, 1, 1)), flat((-0.5, 1, 1))
     ratios = []
     for edited in (both, bright):
@@ -103,7 +103,7 @@ def test_segments():
     assert after["segments kept, mean IoU"].tolist() == pytest.approx([6 / 8 / 2, 1])
 
 
-def test_the_segmenter_that_ships_sees_the_artworks_parts():
+def test_shipped_segmenter_on_artwork():
     faces, drawn = zip(*(masks.face_and_mask(i, "test", 32) for i in range(3)), strict=True)
     drawn = torch.from_numpy(np.stack(drawn))
     segment = open_segmenter(ROOT / "pretrained/avatar/segmenter.pt", "cpu")
@@ -115,7 +115,7 @@ def test_the_segmenter_that_ships_sees_the_artworks_parts():
         assert (face == hair).nonzero()[:, 0].min() < (face == mouth).nonzero()[:, 0].min()
 
 
-def test_a_monotone_score_is_told():
+def test_monotone_score_is_reported():
     def evaluation_of(*brightness):
         evaluation = Evaluation({"judge": lambda: gauges.Judged(Colours(), ("bright", "yes"), [])}, {}, "cpu")
         dark = flat((-1, -1, -1))
@@ -127,7 +127,7 @@ def test_a_monotone_score_is_told():
     assert evaluation_of(0, -1, 1) == {"judge: probability of bright yes": False}
 
 
-def test_metrics_that_come_late_or_end_early_have_a_column_or_leave_it_empty(tmp_path):
+def test_metrics_of_only_some_batches(tmp_path):
     """Of n images memory holds no rows; the file on disk is there when it is whole."""
 
     class Ends:
@@ -197,14 +197,14 @@ def test_inception(tmp_path, monkeypatch):
     assert other["value"] > 10 * abs(same["value"])
 
 
-def test_a_judge_without_labels(tmp_path):
+def test_judge_without_labels(tmp_path):
     torch.save({"model": {}}, tmp_path / "judge.pt")
     with pytest.raises(UserError, match=r"judge\.pt is not a judge"):
         load_judge(tmp_path / "judge.pt")
 
 
 @pytest.mark.parametrize("labels", [3, ["hair"], {"hair": 3}, {"a.b": ["x"]}, {"hair": []}, {3: ["x"]}, {"": ["x"]}])
-def test_a_judge_with_damaged_labels(tmp_path, labels):
+def test_judge_with_damaged_labels(tmp_path, labels):
     torch.save({"model": {}, "labels": labels}, tmp_path / "judge.pt")
     with pytest.raises(UserError):
         load_judge(tmp_path / "judge.pt")
@@ -218,6 +218,6 @@ def test_a_judge_with_damaged_labels(tmp_path, labels):
         ([("expression", "smiling")], ["hair", "nose"], "has no label nose"),
     ],
 )
-def test_a_judge_that_does_not_know_what_it_is_to_judge(aims, kept, said):
+def test_judge_without_the_label_or_class(aims, kept, said):
     with pytest.raises(UserError, match=said):
         load_judge(ROOT / "pretrained/avatar/judge.pt", "cpu", aims, kept)

@@ -88,17 +88,17 @@ def row(name):
 
 
 @pytest.mark.parametrize("name", modules())
-def test_arrows_go_one_way(name):
+def test_imports_go_one_way(name):
     upward = {other for other in ours(name) if row(other) < row(name)}
     assert not upward
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_no_import_cycles():
     list(TopologicalSorter({name: ours(name) for name in modules()}).static_order())
 
 
 @pytest.mark.parametrize("name", [name for name in modules() if name.split(".")[0] in GROUND])
-def test_nothing_below_it_imports_asyrp(name):
+def test_ground_modules_do_not_import_asyrp(name):
     assert not {other for other in imported(modules()[name]) if other.split(".")[0] == "asyrp"}
 
 
@@ -108,19 +108,19 @@ def test_no_flag_is_read_below_the_runner(name):
     assert "argparse" not in imported(modules()[name])
 
 
-def test_every_place_of_a_row_is_there():
+def test_every_module_in_rows_exists():
     for name in (part for parts in ROWS for part in parts):
         assert name in modules() or any(other.startswith(f"{name}.") for other in modules())
 
 
 @pytest.mark.parametrize("name", PURE)
-def test_equations_need_nothing_else_of_asyrp(name):
+def test_pure_modules_import_only_the_process(name):
     """But the process."""
     assert {other for other in imported(modules()[name]) if other.split(".")[0] == "asyrp"} <= {"asyrp.process"}
 
 
 @pytest.mark.parametrize("name", PURE)
-def test_equations_know_no_files_and_print_nothing(name):
+def test_pure_modules_use_no_files_and_print_nothing(name):
     called = {node.id for node in ast.walk(ast.parse(modules()[name].read_text())) if isinstance(node, ast.Name)}
     assert not (imported(modules()[name]) | called) & NOT_PURE
 

@@ -111,7 +111,7 @@ def test_birds_and_flowers_as_published(opened, dataset, category, places):
     assert train.folder == opened.folder / places[0].split("/")[0]
 
 
-def test_too_few_to_divide(opened):
+def test_too_few_images_to_split(opened):
     write_files(opened.folder, 1, 2)
     with pytest.raises(UserError, match="holds 2 images, and the last 500 are for testing"):
         opened("FFHQ", "FFHQ", "train")
@@ -129,7 +129,7 @@ def test_imagenet_by_class(opened, wanted, found):
         assert which(opened("IMAGENET", "IMAGENET", split, class_number=wanted)) == found
 
 
-def test_a_folder_given_by_flag_wins(opened, tmp_path):
+def test_folder_given_by_flag_wins(opened, tmp_path):
     write_files(opened.folder / "train", 1)
     write_files(tmp_path / "mine", 5, 6)
     assert which(opened("CelebA_HQ", "CelebA_HQ", "train", folder=tmp_path / "mine")) == [5, 6]
@@ -174,7 +174,7 @@ def test_settings_that_do_not_fit(tmp_path, dataset, category, train, test, clas
 # ---- what is there instead --------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_holds_something_else_says_what(tmp_path):
+def test_error_describes_other_content_of_folder(tmp_path):
     write_files(tmp_path / "classes" / "n01440764", 1)
     write_files(tmp_path / "classes" / "n02099601", 1)
     write_lmdb(tmp_path / "above" / "LMDB_train", numbered(1))
@@ -193,7 +193,7 @@ def test_a_folder_that_holds_something_else_says_what(tmp_path):
         assert str(caught.value).isprintable()
 
 
-def test_a_dataset_that_lies_elsewhere_says_what_is_there(opened):
+def test_error_describes_dataset_folder(opened):
     write_files(opened.folder, 1, 2)
     write_files(opened.folder / "n02099601", 1)
     with pytest.raises(
@@ -205,7 +205,7 @@ def test_a_dataset_that_lies_elsewhere_says_what_is_there(opened):
         opened("IMAGENET", "IMAGENET", "train", class_number="207")
 
 
-def test_an_lmdb_in_place_of_the_dataset_is_named(opened):
+def test_lmdb_in_place_of_the_dataset_is_named(opened):
     write_lmdb(opened.folder, numbered(1))
     with pytest.raises(UserError, match=r"it is an LMDB.*pass --custom_test_dataset_dir"):
         opened("CelebA_HQ", "CelebA_HQ", "test")
@@ -214,7 +214,7 @@ def test_an_lmdb_in_place_of_the_dataset_is_named(opened):
 # ---- a whole run -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_one_class_of_imagenet(tiny, tmp_path, monkeypatch, capsys):
+def test_run_on_one_class_of_imagenet(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logging.root, "handlers", [])  # a run logs to the stderr of its own test
     settings = yaml.safe_load((tiny.folder / "ddpm.yml").read_text())

@@ -31,17 +31,17 @@ def test_errors(run_learned, flags, message):
     assert message in run_learned.error(*TEST, *flags, intervals=())
 
 
-def test_a_clip_that_is_missing(run_learned):
+def test_clip_that_is_missing(run_learned):
     assert "nowhere.json: no such file" in run_learned.error(*TRAIN, "--clip_model_name", "nowhere.json")
     # An edit whose interval is known needs none.
     assert run_learned(*TEST, "--clip_model_name", "nowhere.json") == 0
 
 
-def test_a_direction_that_was_not_trained(run):
+def test_direction_that_was_not_trained(run):
     assert "train it with --run_train" in run.error(*TEST)
 
 
-def test_the_kind_of_direction_must_be_right(run_learned):
+def test_kind_of_direction_must_be_right(run_learned):
     assert "was trained with --train_delta_block" in run_learned.error("--run_test", *DELTA_H)
 
 
@@ -52,19 +52,19 @@ def test_weights_of_another_architecture(run, tiny, model, other, said):
     assert f"these are {said} weights" in message
 
 
-def test_a_direction_of_another_model(run_learned):
+def test_direction_of_another_model(run_learned):
     said = run_learned.error(*TEST, model="adm")
     assert "was trained on another architecture (ddpm-16-" in said
     assert "use the config it was trained with, or train a direction for this model" in said
 
 
-def test_a_delta_h_of_another_model(run, tmp_path):
+def test_delta_h_of_another_model(run, tmp_path):
     torch.save({"999": torch.zeros(1, 32, 8, 8)}, tmp_path / "narrow.pth")
     message = run.error("--run_test", *DELTA_H, "--manual_checkpoint_name", "narrow.pth")
     assert "belongs to another model, its delta_h is not 64 x 8 x 8" in message
 
 
-def test_a_file_that_is_no_direction(run, tiny):
+def test_file_that_is_not_a_direction(run, tiny):
     assert "does not contain a direction" in run.error(*TEST, "--manual_checkpoint_name", tiny.folder / "ddpm.pt")
     assert "cannot be read as a weight file" in run.error(*TEST, "--manual_checkpoint_name", tiny.folder / "ddpm.yml")
 
@@ -74,7 +74,7 @@ def test_folders_without_images(run, tmp_path):
     assert "it contains no images and no folders" in run.error("--just_precompute", "--custom_train_dataset_dir", "empty")
 
 
-def test_unreadable_images_are_left_out(run_learned, tiny, tmp_path, results, capsys):
+def test_unreadable_images_are_skipped(run_learned, tiny, tmp_path, results, capsys):
     shutil.copytree(tiny.test, tmp_path / "some")
     (tmp_path / "some" / "00.png").write_bytes(b"no image")
     own = ("--custom_test_dataset_dir", "some")
@@ -86,7 +86,7 @@ def test_unreadable_images_are_left_out(run_learned, tiny, tmp_path, results, ca
     assert "some: none of the 2 images could be read" in run_learned.error(*TEST, *own)
 
 
-def test_a_threshold_that_is_never_reached(run_learned, tiny):
+def test_threshold_that_is_never_reached(run_learned, tiny):
     keep_curve(open_tiny(tiny), top=0.2)
     assert "LPIPS(x_0, P_t) never reaches" in run_learned.error(*TEST, "--lpips_edit_th", "10", intervals=())
     message = run_learned.error(*TEST, "--lpips_addnoise_th", "1.2", intervals=("--user_defined_t_edit", "500"))
@@ -99,7 +99,7 @@ def test_no_curve(run):
     assert "no LPIPS curves named mine" in run.error(*TRAIN, "--custom_dataset_name", "mine", intervals=())
 
 
-def test_an_editing_interval_without_steps(run):
+def test_editing_interval_without_steps(run):
     assert "t_edit 1000 is above every timestep" in run.error(*TRAIN, "--user_defined_t_edit", "1000")
 
 
@@ -109,7 +109,7 @@ def test_broken_yaml(run, tmp_path, text):
     assert "broken.yml" in run.error(*TEST, "--config", "broken.yml")
 
 
-def test_a_loss_that_explodes_at_once(run, tiny, tmp_path):
+def test_nan_loss_in_first_batch(run, tiny, tmp_path):
     weights = torch.load(tiny.clip.with_suffix(".pt"), weights_only=True)
     torch.save(weights | {"visual.proj": weights["visual.proj"] * 1e38}, tmp_path / "huge.pt")
     shutil.copy(tiny.clip, tmp_path / "huge.json")
@@ -119,7 +119,7 @@ def test_a_loss_that_explodes_at_once(run, tiny, tmp_path):
     assert directions() == {}
 
 
-def test_a_loss_that_explodes_later_leaves_the_direction_from_before(run, monkeypatch):
+def test_nan_loss_later_saves_the_previous_direction(run, monkeypatch):
     train_batch = training.train_batch
 
     def explode(unet, direction, batch, *rest):
@@ -139,13 +139,13 @@ def test_a_loss_that_explodes_later_leaves_the_direction_from_before(run, monkey
     assert run(*TRAIN, "--manual_checkpoint_name", f"checkpoint/{NAME}_0_1.pth") == 0
 
 
-def test_a_config_with_fewer_timesteps(run, tiny, tmp_path):
+def test_config_with_fewer_timesteps(run, tiny, tmp_path):
     shorter = yaml.safe_load((tiny.folder / "ddpm.yml").read_text()) | {"diffusion": {"num_diffusion_timesteps": 500}}
     (tmp_path / "short.yml").write_text(yaml.safe_dump(shorter))
     assert "--t_0 999: short.yml has 500 timesteps, numbered from 0" in run.error(*TEST, "--config", "short.yml")
 
 
-def test_a_single_file_has_no_checkpoints_to_choose_among(run_learned):
+def test_single_file_has_no_checkpoints_to_choose_among(run_learned):
     said = run_learned.error(*TEST, "--manual_checkpoint_name", f"{NAME}_0.pth", "--choose_checkpoint_num", "2")
     assert f"leave it out for checkpoint/{NAME}_0.pth" in said
 
@@ -164,7 +164,7 @@ def test_several_blocks_in_one_file(run_learned):
         (("--get_h_num", "0"), "--get_h_num 0 would edit nothing"),
     ],
 )
-def test_what_the_flags_lack_is_said_before_anything_is_loaded(run_learned, monkeypatch, flags, message):
+def test_missing_flags_are_reported_before_loading(run_learned, monkeypatch, flags, message):
     def loaded(*args):
         raise AssertionError("a network was loaded")
 
@@ -173,7 +173,7 @@ def test_what_the_flags_lack_is_said_before_anything_is_loaded(run_learned, monk
     assert message in run_learned.error(*TEST, *flags)
 
 
-def test_stopping_is_not_a_crash(run, monkeypatch, capsys):
+def test_ctrl_c_exits_130(run, monkeypatch, capsys):
     def stop(*args):
         raise KeyboardInterrupt
 
@@ -193,7 +193,7 @@ def test_training_wants_one_pair_of_prompts(run, prompts):
     assert "--run_train learns one direction: give one attribute" in run.error(*kind, *prompts)
 
 
-def test_a_number_of_the_yaml_has_the_range_of_its_flag(run, tiny, tmp_path):
+def test_number_of_the_yaml_has_the_range_of_its_flag(run, tiny, tmp_path):
     beyond = yaml.safe_load((tiny.folder / "ddpm.yml").read_text()) | {"editing": {"lr_training": 1e9}}
     (tmp_path / "beyond.yml").write_text(yaml.safe_dump(beyond))
     assert "beyond.yml, section editing: --lr_training" in run.error(*TEST, "--config", "beyond.yml")

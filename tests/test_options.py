@@ -31,13 +31,13 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("flags", [TEST, TRAIN, ["--config", "x.yml", "--lpips"], ["--config", "x.yml", "--just_precompute"]])
-def test_what_is_enough(flags):
+def test_minimal_flags(flags):
     given, notices = parse_args(flags)
     assert given["config"] == "x.yml"
     assert notices == []
 
 
-def test_only_what_was_given_is_given():
+def test_only_given_flags_are_returned():
     """A default is no wish: settings.py asks a direction's record and the YAML before it."""
     given, _ = parse_args([*TRAIN, "--n_iter", "1", "--do_test"])
     assert given == {
@@ -128,7 +128,7 @@ def test_flags_without_effect_are_one_notice():
     assert notices == ["no effect, as in the 2023 release: --ni, --comment, --hybrid_noise, --eta"]
 
 
-def test_unknown_flags_are_left_out_when_asked():
+def test_ignore_unknown_flags():
     old = ["--of_no_meaning", "a", "b", "--ni", "--neither=3"]
     given, notices = parse_args([*TEST, *old, "--ignore_unknown_flags", "--n_test_img", "3"])
     assert given["n_test_img"] == 3
@@ -168,7 +168,7 @@ def test_no_direction_need_be_named_and_none_counted():
     assert parse_args([*TEST[:3], "--multiple_attr", "a b", "--get_h_num", "2"])[1] == []
 
 
-def test_the_published_precompute_may_also_say_run_train():
+def test_published_precompute_may_also_say_run_train():
     """Nothing is trained then, and so nothing of a training is asked for."""
     assert parse_args([*PRECOMPUTE, "--run_train"])[0] == {"config": "x.yml", "just_precompute": True, "run_train": True}
 
@@ -190,7 +190,7 @@ def test_help_shows_every_group_and_default(capsys):
 
 
 @pytest.mark.parametrize("example", re.findall(r"main\.py (.*)", EXAMPLES))
-def test_the_examples_of_the_help_are_accepted(example):
+def test_examples_of_the_help_are_accepted(example):
     assert parse_args(example.split())[1] == []
 
 

@@ -40,7 +40,7 @@ def mine(saved, tmp_path):
 # ---- settings ---------------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_folder_says(mine, tmp_path, monkeypatch):
+def test_sections_of_a_pipeline_folder(mine, tmp_path, monkeypatch):
     config = load_config(mine)
     assert (config.data.category, config.data.image_size, config.name, config.path) == ("my.faces", 16, "my.faces", mine)
     assert config.editing.given() == {} and config.clip_name() == "ViT-B/16"
@@ -54,7 +54,7 @@ def test_what_a_folder_says(mine, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", BETAS)
 @pytest.mark.parametrize("T", [1000, 300])
-def test_the_schedule_is_the_schedulers(mine, kind, T):
+def test_schedule_is_the_schedulers(mine, kind, T):
     made = diffusers.DDPMScheduler(beta_schedule=kind, num_train_timesteps=T, beta_start=2e-4, beta_end=0.015)
     made.save_pretrained(mine / "scheduler")
     model = asyrp.open_model(mine, device="cpu")
@@ -144,7 +144,7 @@ def test_weights_that_are_missing_or_of_another_network(mine):
         asyrp.open_model(mine, device="cpu")
 
 
-def test_weights_beside_other_settings_are_refused(mine, tmp_path):
+def test_weights_next_to_other_settings_are_refused(mine, tmp_path):
     """Their tensors would fit: what differs stands in their config.json alone."""
     network(norm_eps=1e-3).save_pretrained(tmp_path / "other")
     weights = tmp_path / "other" / "diffusion_pytorch_model.safetensors"
@@ -172,7 +172,7 @@ def written(path, **sections):
     return path
 
 
-def test_a_yaml_adds_to_a_pipeline(mine, tmp_path):
+def test_yaml_adds_to_a_pipeline(mine, tmp_path):
     change(mine / SCHEDULER, num_train_timesteps=300)
     model = {"type": "unet2d", "pipeline": str(mine)}
     path = written(tmp_path / "faces.yml", model=model, editing={"n_inv_step": 20}, data={"category": "FACES", "credit": "me"})
@@ -199,7 +199,7 @@ def test_a_yaml_adds_to_a_pipeline(mine, tmp_path):
     ],
     ids=str,
 )
-def test_a_yaml_that_contradicts_its_pipeline(saved, tmp_path, sections, said):
+def test_yaml_that_contradicts_its_pipeline(saved, tmp_path, sections, said):
     model = {"type": "unet2d", "pipeline": str(saved)} | sections.get("model", {})
     with pytest.raises(UserError, match=said):
         load_config(written(tmp_path / "mine.yml", **sections | {"model": model}))
@@ -209,7 +209,7 @@ def test_a_yaml_that_contradicts_its_pipeline(saved, tmp_path, sections, said):
 
 
 @pytest.mark.parametrize("scheduled", [{}, {"prediction_type": "v_prediction", "num_train_timesteps": 300}], ids=str)
-def test_a_direction_is_trained_used_and_published(run, tiny, tmp_path, scheduled):
+def test_direction_is_trained_used_and_published(run, tiny, tmp_path, scheduled):
     save(tmp_path / "my.faces", **scheduled)
     T = scheduled.get("num_train_timesteps", 1000)
     middle = ("--config", "my.faces", "--user_defined_t_edit", str(T // 2))
@@ -249,7 +249,7 @@ WEIGHTS = LOADING + 'print(told(lambda: load_config("owner/faces").pipeline.weig
 
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_a_name_on_the_hub(hub, mine, flat):
+def test_name_on_the_hub(hub, mine, flat):
     """Its settings at first, its weights when they are needed, and nothing else; then from the cache."""
     if flat:
         flatten(mine)
@@ -282,19 +282,19 @@ def test_weights_that_the_hub_lacks(hub, mine):
     ],
     ids=["not there", "offline", "nobody answers"],
 )
-def test_a_name_that_is_neither_here_nor_there(hub, environment, said):
+def test_unknown_config_name(hub, environment, said):
     """A mistyped path looks like a name on the hub: the line says both."""
     begins = "error: --config owner/faces: no such file or folder; owner/faces is not available from the Hugging Face hub: "
     assert hub.say(SETTINGS, **environment).startswith(begins + said)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "configs/nowhere.yml", "a/b/c", "./mine", "/mine", "runs/"])
-def test_what_can_be_no_name_on_the_hub_is_not_asked_for(monkeypatch, name):
+def test_invalid_hub_names_are_not_requested(monkeypatch, name):
     monkeypatch.setattr("utils.hub.fetch", lambda *_: pytest.fail("the hub was asked"))
     with pytest.raises(UserError, match=r"no such file: give a path, one of .*, or a diffusers pipeline"):
         load_config(name)
 
 
-def test_main_tells_a_faulty_pipeline_in_one_line(run, mine):
+def test_invalid_pipeline_is_a_one_line_error(run, mine):
     change(mine / SCHEDULER, rescale_betas_zero_snr=True)
     assert "rescale_betas_zero_snr true is not supported" in run.error("--lpips", "--config", mine, weights=False)

@@ -42,7 +42,7 @@ def edited(model, path):
     return torch.stack([model.edit(x_T, direction, [strength], **settings).cpu() for strength in (1.0, -0.5)])
 
 
-def test_a_published_direction_edits_as_its_checkpoint_does(model, checkpoint, tmp_path, capsys):
+def test_published_direction_edits_as_its_checkpoint_does(model, checkpoint, tmp_path, capsys):
     out = tmp_path / "smile.safetensors"
     assert published(checkpoint, "--out", out) == 0
     assert torch.equal(edited(model, out), edited(model, checkpoint))
@@ -55,7 +55,7 @@ def test_a_published_direction_edits_as_its_checkpoint_does(model, checkpoint, t
         assert f"\n  {line}\n" in told
 
 
-def test_it_holds_the_direction_and_nothing_else(checkpoint, tmp_path):
+def test_published_file_has_only_the_direction(checkpoint, tmp_path):
     out = tmp_path / "smile.safetensors"
     assert published(checkpoint, "--out", out) == 0
     assert tensors.is_safetensors(out)
@@ -65,7 +65,7 @@ def test_it_holds_the_direction_and_nothing_else(checkpoint, tmp_path):
     assert tensors_equal(stored.parts, directions.read(checkpoint).parts)
 
 
-def test_the_command_line_takes_it(run_learned, results, tmp_path):
+def test_command_line_takes_it(run_learned, results, tmp_path):
     pictures = []
     [path] = (tmp_path / "checkpoint").glob("*.pth")
     assert published(path, "--out", "mine.safetensors") == 0
@@ -76,7 +76,7 @@ def test_the_command_line_takes_it(run_learned, results, tmp_path):
 
 
 @pytest.mark.parametrize("ignore", [False, True])
-def test_a_learned_delta_h(model, tmp_path, ignore):
+def test_learned_delta_h(model, tmp_path, ignore):
     """One tensor for each timestep, or one for all of them."""
     function = training.new_function(model, "delta_h", ignore, [666, 999])
     for i, delta in enumerate(function.deltas):
@@ -87,7 +87,7 @@ def test_a_learned_delta_h(model, tmp_path, ignore):
     assert torch.equal(edited(model, tmp_path / "a.safetensors"), edited(model, tmp_path / "a.pth"))
 
 
-def test_a_file_of_2023_keeps_what_its_name_says(model, tmp_path, capsys):
+def test_file_of_2023_keeps_what_its_name_says(model, tmp_path, capsys):
     block = hspace.BlockDirection(model.unet.new_delta_block()).block.state_dict()
     source = tmp_path / "smiling_LC_CelebA_HQ_t999_ninv40_ngen20_0.pth"
     torch.save({"0": block, "optimizer": {}}, source)
@@ -101,7 +101,7 @@ def test_a_file_of_2023_keeps_what_its_name_says(model, tmp_path, capsys):
     assert torch.equal(edited(model, tmp_path / "s.safetensors"), edited(model, source))
 
 
-def test_what_it_refuses(checkpoint, tiny, tmp_path, capsys):
+def test_refused_arguments(checkpoint, tiny, tmp_path, capsys):
     def error(*args):
         assert published(*args) == 2
         return capsys.readouterr().err.splitlines()[-1]

@@ -81,7 +81,7 @@ def test_shares_are_a_partition():
     assert Ranks(1, 3).share(torch.arange(7)).tolist() == [1, 4]
 
 
-def test_alone_everything_passes_through():
+def test_single_process_passes_everything_through():
     gradient = torch.ones(3)
     ALONE.average([gradient], 0.5)
     assert gradient.tolist() == [1, 1, 1]
@@ -90,7 +90,7 @@ def test_alone_everything_passes_through():
         ALONE.wait()
 
 
-def test_what_is_gathered_and_averaged(tmp_path):
+def test_gather_and_average(tmp_path):
     def work(rank):
         with ranks.together() as several:
             several.join("cpu")
@@ -108,7 +108,7 @@ def test_what_is_gathered_and_averaged(tmp_path):
     together(3, work, folder=tmp_path)
 
 
-def test_a_process_without_images_stands_in_for_another():
+def test_process_without_images_gets_a_placeholder():
     def load(indices):
         readable = [i for i in indices if i != 4]
         return Batch(readable, [f"{i}" for i in readable], None, torch.zeros(len(readable))) if readable else None
@@ -134,7 +134,7 @@ def numbers(rows):
 
 @WORLDS
 @pytest.mark.parametrize("kind", [SMILE, DELTA_H], ids=["delta_block", "delta_h"])
-def test_a_training_is_that_of_one_process(jobs, world, images, kind):
+def test_training_is_that_of_one_process(jobs, world, images, kind):
     flags = ("--run_train", *kind, "--do_test", "0", "--n_train_img", images, "--n_iter", "2", "--bs_precompute", "2")
     flags += ("--shuffle_train_dataloader",)
     # A delta_h begins at zero: there a difference to P_plain is rounding, and its sign is chance.
@@ -193,7 +193,7 @@ def test_gradients_are_those_of_the_whole_batch(tmp_path, world):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_a_training_goes_on_with_another_number_of_processes(jobs):
+def test_resume_with_another_number_of_processes(jobs):
     flags = ("--run_train", *SMILE, "--do_test", "0", "--n_train_img", "4")
     first = jobs("first", 2, *flags, "--n_iter", "1", "--bs_train", "2")
     then = jobs("then", 1, *flags, "--n_iter", "2", "--bs_train", "4", before=first)
@@ -225,7 +225,7 @@ def test_curves_and_latents_are_those_of_one_process(jobs, tiny, tmp_path, world
     assert others == [[]] * (world - 1)
 
 
-def test_images_that_all_cannot_be_read_are_an_error_of_all(jobs, tmp_path):
+def test_no_readable_images_fail_on_all_processes(jobs, tmp_path):
     (tmp_path / "bad").mkdir()
     for i in range(2):
         (tmp_path / "bad" / f"{i}.png").write_bytes(b"no image")
@@ -235,14 +235,14 @@ def test_images_that_all_cannot_be_read_are_an_error_of_all(jobs, tmp_path):
     assert jobs.said[1:] == [[], []]
 
 
-def test_the_mean_direction_is_that_of_one_process(jobs, learned):
+def test_mean_direction_is_that_of_one_process(jobs, learned):
     flags = ("--run_test", *SMILE, "--num_mean_of_delta_hs", "4")
     one, several = (jobs(name, world, *flags, before=learned) for name, world in (("one", 1), ("several", 3)))
     [[expected], [found]] = (list(inside(folder, lambda: stored("mean")).values()) for folder in (one, several))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_fit_is_that_of_one_process(jobs):
+def test_fit_is_that_of_one_process(jobs):
     flags = ("--fit_direction", "labels", "--edit_attr", "smiling", "--n_examples", "2", "--n_train_img", "4", "--run_test")
     one, several = jobs("one", 1, *flags), jobs("several", 2, *flags)
     assert tensors_equal(inside(several, directions), inside(one, directions))

@@ -31,7 +31,7 @@ def killed(tiny, flags, where, n):
 
 
 @pytest.mark.parametrize(("where", "n"), [("invert", 3), ("save_file", 3)])
-def test_killed_while_inverting(run, tiny, tmp_path, monkeypatch, where, n):
+def test_resume_after_kill_while_inverting(run, tiny, tmp_path, monkeypatch, where, n):
     """What was finished is kept, half a file is nobody's latent, and the rest is as if nothing had happened."""
     killed(tiny, INVERT, where, n)
     done = {key: Store().path("latent", key).stat().st_mtime_ns for key in stored("latent")}
@@ -53,7 +53,7 @@ def test_killed_while_inverting(run, tiny, tmp_path, monkeypatch, where, n):
         ("save", 2, ["_0.pth"]),  # the first checkpoint, half of the second
     ],
 )
-def test_killed_while_training(run, tiny, results, where, n, left):
+def test_resume_after_kill_while_training(run, tiny, results, where, n, left):
     killed(tiny, LEARN, where, n)
     assert [name[-6:] for name in directions()] == left
     half = list(Path("checkpoint").glob(".*.pth.*"))
@@ -65,7 +65,7 @@ def test_killed_while_training(run, tiny, results, where, n, left):
     assert rows == losses(results)
 
 
-def test_what_a_killed_writer_left_is_swept_up(tmp_path):
+def test_temporary_files_of_killed_writers_are_deleted(tmp_path):
     target = tmp_path / "direction.pth"
     old, new, other = (tmp_path / name for name in (".direction.pth.old", ".direction.pth.new", ".another.pth.old"))
     for path, age in ((old, 7200), (new, 0), (other, 7200)):

@@ -40,7 +40,7 @@ def test_many_epochs_have_one_point_each():
     assert len(losses["training"].lines[0][1]) == 70
 
 
-def test_a_single_epoch_is_drawn_too():
+def test_single_epoch_is_drawn_too():
     losses = loss_charts(loss_rows(1, 1, lambda e, i, t: 1))
     assert [label for label, _, _ in losses["timesteps"].lines] == ["total, epoch 0"]
     assert len(losses["training"].lines[0][1]) == 1

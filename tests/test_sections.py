@@ -122,7 +122,7 @@ def test_what_is_missing_is_named():
         refused(given, "lacks name; compare")
 
 
-def test_a_section_without_keys_is_none():
+def test_section_without_keys_is_none():
     @dataclass
     class Optional:
         rate: float = 0.5

@@ -103,7 +103,7 @@ N = torch.tensor(7)
     ],
     ids=lambda contents: "-".join(map(str, contents))[:60] if isinstance(contents, dict) else "a list",
 )
-def test_the_usual_wrappings(contents, tmp_path):
+def test_usual_wrappings(contents, tmp_path):
     assert same(read(contents, tmp_path), WEIGHTS)
 
 
@@ -140,17 +140,17 @@ AVERAGES = ["ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema"
         [under("module.", RAW), OPTIMIZER, 3, 100, under("module.", WEIGHTS)],
     ],
 )
-def test_the_average_is_taken_where_there_is_one(contents, tmp_path):
+def test_average_is_taken_where_there_is_one(contents, tmp_path):
     assert same(read(contents, tmp_path), WEIGHTS)
 
 
-def test_a_prefix_that_not_all_names_have_stays(tmp_path):
+def test_prefix_that_not_all_names_have_stays(tmp_path):
     """Then it is no wrapper's, and no tensor may go unnoticed."""
     contents = {**under("module.", WEIGHTS), "extra.weight": torch.zeros(1)}
     assert same(read(contents, tmp_path), contents)
 
 
-def test_contents_that_hold_themselves(tmp_path):
+def test_contents_that_contain_themselves(tmp_path):
     contents = {}
     contents["model"] = contents
     with pytest.raises(UserError, match="contains no state dict"):
@@ -165,7 +165,7 @@ def test_what_wrappers_of_torch_really_write(tmp_path):
         assert same(read(wrapped.state_dict(), tmp_path), WEIGHTS)
 
 
-def test_what_was_taken_is_said_where_there_was_a_choice(tmp_path, caplog):
+def test_choice_of_weights_is_logged(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     read({"model": RAW, "deep": 1, "ema": {"state_dict": WEIGHTS}}, tmp_path)
     [line] = caplog.messages
@@ -182,7 +182,7 @@ def test_what_was_taken_is_said_where_there_was_a_choice(tmp_path, caplog):
     assert not caplog.messages
 
 
-def test_an_average_that_cannot_be_used_is_said(tmp_path, caplog):
+def test_unusable_average_is_logged(tmp_path, caplog):
     """Those of torch_ema are a list without names."""
     assert same(read({"model": WEIGHTS, "ema": {"decay": 0.9, "shadow_params": list(RAW.values())}}, tmp_path), WEIGHTS)
     [record] = caplog.records
@@ -231,7 +231,7 @@ def large():
 
 @pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".safetensors"])
 @pytest.mark.parametrize("keep", [0, 10, 300, 1000, 0.5, 0.9, 0.99, -5])
-def test_a_truncated_file_is_damaged(large, tmp_path, suffix, keep):
+def test_truncated_file_is_damaged(large, tmp_path, suffix, keep):
     if suffix == ".safetensors":
         save_file(large, tmp_path / "whole")
     else:
@@ -245,7 +245,7 @@ def test_a_truncated_file_is_damaged(large, tmp_path, suffix, keep):
 @pytest.mark.parametrize(
     "contents", [b"<html>no</html>", b"\x89PNG\r\n\x1a\n" + bytes(100), bytes(100), b"GIF89a" * 9, b".", b"PK"]
 )
-def test_a_file_of_another_kind(tmp_path, contents):
+def test_file_of_another_kind(tmp_path, contents):
     (tmp_path / "w.pt").write_bytes(contents)
     refused(tmp_path / "w.pt", "cannot be read as a weight file.*damaged, or of another kind")
 
@@ -256,7 +256,7 @@ class Harmful:
 
 
 @pytest.mark.parametrize("form", ["zip", "old", "pickle 0", "pickle 2", "pickle 4"])
-def test_a_pickle_that_would_run_code_is_not_run(tmp_path, form, capsys):
+def test_pickle_that_would_run_code_is_not_run(tmp_path, form, capsys):
     path = tmp_path / "w.pt"
     if form.startswith("pickle"):
         path.write_bytes(pickle.dumps({"a": Harmful()}, protocol=int(form[-1])))
@@ -270,21 +270,21 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path, form, capsys):
 @pytest.mark.parametrize(
     ("more", "named"), [(argparse.Namespace(lr=1), "argparse.Namespace"), (np.zeros(2), "numpy"), (Net(), "test_tensors.Net")]
 )
-def test_a_checkpoint_with_more_than_tensors_is_not_called_damaged(tmp_path, more, named):
+def test_checkpoint_with_more_than_tensors_is_not_called_damaged(tmp_path, more, named):
     path = saved({**LIGHTNING, "state_dict": under("model.", WEIGHTS), "hyper_parameters": more}, tmp_path / "last.ckpt")
     message = refused(path, rf"contains more than tensors \({re.escape(named)}.*\) so it was not loaded")
     assert "fetch" not in message and "damaged" not in message
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_torchscript_archive_is_called_so(tmp_path):
+def test_torchscript_archive_is_called_so(tmp_path):
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "w.pt")
     assert tensors.is_torchscript(tmp_path / "w.pt")
     assert not tensors.is_torchscript(saved(WEIGHTS, tmp_path / "plain.pt"))
     refused(tmp_path / "w.pt", "is a TorchScript archive, which contains code")
 
 
-def test_a_missing_file_and_a_folder(tmp_path):
+def test_missing_file_and_a_folder(tmp_path):
     refused(tmp_path / "nothing.pt", "no such file")
     refused(tmp_path, "is a folder")
 
@@ -347,7 +347,7 @@ def test_safetensors_with_metadata(tmp_path):
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError])
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, interruption):
+def test_interrupted_write_leaves_the_old_file(tmp_path, interruption):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(interruption), replacing(path) as beside:
@@ -358,7 +358,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, interruption):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_complete_write_replaces(tmp_path):
+def test_complete_write_replaces(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with replacing(path) as beside:
@@ -368,7 +368,7 @@ def test_a_complete_write_replaces(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_what_cannot_be_pickled_leaves_the_old_file(tmp_path):
+def test_pickling_error_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.pt"
     tensors.save({"a": torch.zeros(1)}, path)
     with pytest.raises(Exception, match=re.compile("pickle", re.IGNORECASE)):

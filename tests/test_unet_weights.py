@@ -56,7 +56,7 @@ def test_weights_of_another_architecture(tmp_path):
     refused("iddpm", saved(golden_weights("adm")[0], tmp_path / "w.pt"), "too many .*of another shape")
 
 
-def test_the_shipped_configs_that_would_fit_are_named():
+def test_shipped_configs_that_would_fit_are_named():
     with torch.device("meta"):
         ddpm, iddpm, adm = (build_unet(load_config(name)) for name in ("celeba", "ffhq", "imagenet"))
         blocks = [unet.new_delta_block() for unet in (ddpm, iddpm)]
@@ -72,7 +72,7 @@ def test_weights_of_a_shipped_model_name_its_configs(tmp_path):
     refused("iddpm", saved(avatar, tmp_path / "w.pt"), r"they would fit avatar\.yml$")
 
 
-def test_a_direction_is_not_a_unet(tmp_path):
+def test_direction_is_not_a_unet(tmp_path):
     block = golden_weights("ddpm")[1][0]
     refused("ddpm", saved({"0": block, "optimizer": {}}, tmp_path / "direction.pth"), "contains no state dict")
     refused("ddpm", saved({"0": torch.zeros(1, 64, 8, 8)}, tmp_path / "delta_h.pth"), "looks like a direction.*--model_path")

@@ -59,7 +59,7 @@ def test_keys_and_shapes_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_two_halves_are_the_network(name):
+def test_two_halves_are_the_network(name):
     unet, _ = golden_unet(name)
     x, t = golden_arrays(f"unet_{name}")["x"], torch.tensor([20, 999])
     with torch.no_grad():
@@ -112,6 +112,6 @@ def test_gradient_reaches_the_delta_block(name):
         ({"type": "simple"}, "data.dataset"),
     ],
 )
-def test_settings_that_name_no_network(model, complaint):
+def test_settings_of_an_unknown_network(model, complaint):
     with pytest.raises(ValueError, match=complaint):
         build_unet({"data": {"image_size": 32, "dataset": "Cats"}, "model": model})

@@ -63,7 +63,7 @@ def errors(job):
 
 
 @pytest.mark.parametrize(("guilty", "world"), [(1, 2), (0, 3)])
-def test_one_that_dies_is_named_and_the_same_command_goes_on(failing, tiny, guilty, world):
+def test_dead_process_is_named_and_run_resumes(failing, tiny, guilty, world):
     job = failing(killed, [guilty], world)
     assert job.finish() == [-signal.SIGKILL if rank == guilty else 2 for rank in range(world)]
     [line] = errors(job)
@@ -77,7 +77,7 @@ def test_one_that_dies_is_named_and_the_same_command_goes_on(failing, tiny, guil
     torch.testing.assert_close(resumed, directions(), rtol=0, atol=1e-5)
 
 
-def test_one_that_hangs_is_waited_for_no_longer(failing):
+def test_hanging_process_times_out(failing):
     """Its connections are open: nothing but its silence tells."""
     job = failing(lambda: os.kill(os.getpid(), signal.SIGSTOP), [1])
     job.processes[0].join(30)
@@ -92,13 +92,13 @@ def damaged():
     raise UserError("image 7 is damaged: mend it")
 
 
-def test_an_error_of_one_is_told_by_it_and_ends_all(failing):
+def test_error_of_one_process_is_reported_once_and_ends_all(failing):
     job = failing(damaged, [1], 3)
     assert job.finish() == [2, 2, 2]
     assert errors(job) == ["error: rank 1: image 7 is damaged: mend it"]
 
 
-def test_one_that_does_not_notice_is_ended(tiny, tmp_path, monkeypatch):
+def test_blocked_process_is_ended(tiny, tmp_path, monkeypatch):
     """As where a GPU waits for another one's: no error and no signal reach Python."""
     monkeypatch.chdir(tmp_path)
 
@@ -111,21 +111,21 @@ def test_one_that_does_not_notice_is_ended(tiny, tmp_path, monkeypatch):
     assert other == ["error: rank 1: image 7 is damaged: mend it"]
 
 
-def test_an_error_of_all_is_told_by_the_first(failing):
+def test_error_of_all_processes_is_reported_by_rank_0(failing):
     job = failing(damaged, [0, 1, 2], 3)
     assert job.finish() == [2, 2, 2]
     assert errors(job) == ["error: image 7 is damaged: mend it"]
     assert job.lines()[1:] == [[], []]
 
 
-def test_a_fault_of_the_program_shows_one_trace(failing):
+def test_fault_of_the_program_shows_one_trace(failing):
     job = failing(lambda: 1 // 0, [1], 3)
     assert job.finish() == [2, 99, 2]
     assert ["ZeroDivisionError" in " ".join(some) for some in job.lines()] == [False, True, False]
     assert not errors(job)
 
 
-def test_a_signal_to_all_is_told_once(failing):
+def test_signal_to_all_is_reported_once(failing):
     """As a scheduler sends it, and Ctrl-C."""
     job = failing(lambda: os.kill(os.getpid(), signal.SIGTERM), [0, 1, 2], 3)
     assert job.finish() == [143, 143, 143]
@@ -135,7 +135,7 @@ def test_a_signal_to_all_is_told_once(failing):
     assert others == [[], []]
 
 
-def test_a_loss_that_is_not_finite_names_its_image_and_rescues_the_direction(tiny, tmp_path, monkeypatch):
+def test_loss_that_is_not_finite_names_its_image_and_rescues_the_direction(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def work(rank):
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_names_its_image_and_rescues_the_direction(tin
 
 
 @pytest.mark.parametrize("flags", [("--n_iter", "0"), ("--t_0", "5000"), ("--custom_train_dataset_dir", "nowhere")])
-def test_what_is_wrong_for_all_is_told_once(tiny, tmp_path, monkeypatch, flags):
+def test_common_error_is_reported_once(tiny, tmp_path, monkeypatch, flags):
     monkeypatch.chdir(tmp_path)
     terminal, *others = together(3, lambda rank: call(tiny, *LONG, *flags), [2, 2, 2], folder=tmp_path / "terminals")
     assert len(terminal) == 1
@@ -178,7 +178,7 @@ def test_two_jobs_do_not_train_one_experiment(tiny, tmp_path, monkeypatch):
 # ---- processes that cannot talk ---------------------------------------------------------------------------------------------
 
 
-def test_a_training_is_no_work_for_separate_processes(run, monkeypatch):
+def test_training_needs_connected_processes(run, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for flags in (TRAIN, ("--lpips",), ("--fit_direction", "h_pca")):
@@ -192,13 +192,13 @@ def test_a_training_is_no_work_for_separate_processes(run, monkeypatch):
         ({"RANK": "x"}, "RANK=x in the environment is not a number"),
     ],
 )
-def test_an_environment_that_cannot_be(run, monkeypatch, environment, said):
+def test_invalid_environment(run, monkeypatch, environment, said):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert said in run.error("--just_precompute")
 
 
-def test_a_task_of_a_slurm_array(monkeypatch):
+def test_task_of_a_slurm_array(monkeypatch):
     def task(number, low, high, count):
         for name, value in zip(("ID", "MIN", "MAX", "COUNT"), (number, low, high, count), strict=True):
             monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))

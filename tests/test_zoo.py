@@ -49,7 +49,7 @@ def refused(model, complaint, data=None, **changes):
 
 
 @pytest.mark.parametrize("model", [DDPM, ADM], ids=["ddpm", "adm"])
-def test_a_section_can_be_any_object(model):
+def test_section_can_be_any_object(model):
     settings = unet_settings(model, {"image_size": SIZE})
     data = SimpleNamespace(image_size=SIZE, more="than is needed")
     of_objects = build_unet(SimpleNamespace(data=data, model=settings))
@@ -86,7 +86,7 @@ def test_settings_change_what_is_computed(model):
 
 
 @pytest.mark.parametrize("model", [DDPM, ADM], ids=["ddpm", "adm"])
-def test_a_fraction_of_ch(model):
+def test_fraction_of_ch(model):
     """guided-diffusion's own plan for 512 px begins with 0.5."""
     unet = built(model, ch=64, ch_mult=[0.5, 1])
     assert unet.h_ch == 64
@@ -141,7 +141,7 @@ def test_plans_that_are_refused(model, changes, complaint):
 
 
 @pytest.mark.parametrize("size", [None, "16", 16.0, True, 0])
-def test_a_size_that_is_none(size):
+def test_invalid_image_size(size):
     refused(DDPM, "image_size", data={"image_size": size})
 
 
@@ -206,7 +206,7 @@ def test_heads_where_widths_differ():
     assert heads_of(unet) == ([2, 4], [4], [4, 4, 2, 2])
 
 
-def test_pooling_where_there_is_no_convolution():
+def test_average_pooling_without_convolution():
     with_conv, without = (built(ADM, resblock_updown=False, conv_resample=on) for on in (True, False))
     lost = set(keys(with_conv)) - set(keys(without))
     assert lost == {
@@ -262,7 +262,7 @@ def test_simple_is_the_published_adm_whatever_the_section_says():
 
 
 @pytest.mark.parametrize("key", ["num_heads", "use_new_attention_order", "norm_groups", "chh"])
-def test_simple_does_not_drop_what_2023_did_not_know(key):
+def test_simple_refuses_keys_unknown_to_2023(key):
     refused({**OF_2023, key: 4}, f"{key} has no effect: use type", data={"dataset": "AFHQ", "image_size": 256})
 
 
