@@ -237,7 +237,7 @@ def test_close_strengths_have_separate_columns(run_learned, results):
 
 
 @pytest.mark.parametrize("mode", ["--run_test", "--evaluate"])
-def test_test_with_t_edit_above_all_timesteps_exits_2(run_learned, results, mode):
+def test_run_test_with_t_edit_above_all_timesteps_exits_2(run_learned, results, mode):
     before = names(results)
     said = run_learned.error(mode, *SMILE, "--t_0", "200", "--user_defined_t_edit", "300", "--load_from_checkpoint", "smile")
     assert "t_edit 300" in said
@@ -245,6 +245,6 @@ def test_test_with_t_edit_above_all_timesteps_exits_2(run_learned, results, mode
     assert names(results) == before
 
 
-def test_train_with_t_edit_above_all_timesteps_exits_2(run):
+def test_run_train_with_t_edit_above_all_timesteps_exits_2(run):
     said = run.error(*TRAIN, "--t_0", "200", *INTERVALS)
     assert "t_edit 500 is above every timestep (the highest is 200), so nothing would be trained" in said

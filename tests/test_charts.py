@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from asyrp.intervals import Curve
 from asyrp.report.charts import BOTTOM, LEFT, RIGHT, TOP, Line, Span, line_chart, round_numbers
 
 
@@ -41,3 +42,9 @@ def test_single_point_has_a_place(y):
     [(_, [(at_x, at_y)], _)] = chart.lines
     assert at_x == (LEFT + RIGHT) / 2
     assert TOP < at_y <= BOTTOM
+
+
+def test_missing_glyphs_of_a_plot_give_no_warning(tmp_path, recwarn):
+    values = np.linspace(0, 1, 3)
+    plot_curves(Curve(np.arange(3), *[values] * 4), tmp_path / "curve.png", "\u6f22")
+    assert (tmp_path / "curve.png").is_file() and not recwarn.list

@@ -1,6 +1,8 @@
 """Images on disk -> tensors: every kind of file, LMDBs, and what is left out with a word."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from asyrp.data import folders
 from asyrp.data.datasets import ImageFolder, LmdbImages, UnreadableImage, load_batch, read_image
 from asyrp.report.pictures import labelled_grid, to_pil
 from utils.errors import UserError
+from utils.files import ROOT
 
 # ---- one storage ------------------------------------------------------------------------------------------------------------
 
@@ -210,6 +213,18 @@ def test_one_picture_is_read_as_those_of_a_folder_are(tmp_path):
     for path, reason in ((tmp_path / "y.png", "unknown format"), (tmp_path / "gone.png", "No such file")):
         with pytest.raises(UserError, match=f"{path} cannot be read as an image .*{reason}"):
             read_image(str(path), SIZE)
+
+
+def test_harmless_warnings_of_pillow_are_silent(tmp_path):
+    to_pil(smooth_images(1, size=24)[0]).save(tmp_path / "x.png")
+    code = "import sys; from PIL import Image; from asyrp.data.datasets import read_image; Image.MAX_IMAGE_PIXELS = 400; "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}read_image(sys.argv[1], 16)", tmp_path / "x.png"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_32_bit_greyscale_is_refused(tmp_path):

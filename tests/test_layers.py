@@ -138,7 +138,10 @@ def test_no_script_parses_the_flags_of_another(path):
             assert not {alias.name for alias in node.names} & {"parse_args", "build_parser", "main"}
 
 
-@pytest.mark.parametrize("path", [*modules().values(), *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [*modules().values(), *SCRIPTS, *TESTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_file_is_longer_than_400_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 

@@ -131,7 +131,7 @@ def test_mask_image_restricts_the_edit(run_learned, results, model):
     assert torch.equal(mask, RIGHT)
 
 
-@pytest.mark.parametrize(("name", "said"), [("nowhere.png", "cannot be read as an image"), ("black.png", "is black")])
+@pytest.mark.parametrize(("name", "said"), [("nowhere.png", "cannot be read as an image"), ("black.png", "is all black")])
 def test_invalid_mask_images(run_learned, name, said):
     half("black.png", 0)
     error = run_learned.error(*TEST, "--edit_mask", name)
@@ -218,7 +218,10 @@ def test_no_gradient_outside_the_region(model, tiny):
     settings = {"n_steps": 4, "t_edit": 500, "batch_size": 2, "clip": str(tiny.clip), "kind": "delta_h", "l1_w": 0}
     nowhere = asyrp.train_direction(model, images, "face", "smiling face", mask_of=lambda images: 0 * RIGHT, **settings)
     assert all(not delta.any() for _, delta in nowhere.function.items())
-    right = asyrp.train_direction(model, images, "face", "smiling face", mask_of=lambda images: RIGHT, **settings)
+    region = regions.Region({"mask": "the right half"}, lambda images: RIGHT)
+    right = asyrp.train_direction(model, images, "face", "smiling face", mask_of=region, **settings)
+    assert right.record["training"]["region"] == region.about
+    assert "lambda" in nowhere.record["training"]["region"]["mask_of"]
     assert any(delta.any() for _, delta in right.function.items())
     assert training.SETTINGS.keys() >= settings.keys() - {"clip", "kind"}
 
