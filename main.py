@@ -4,7 +4,7 @@ import os
 import sys
 
 STOPPED = (
-    "stopped; latents, finished epochs and measured curves are kept: run the same command again to resume; "
+    "stopped; latents, finished epochs and measured curves are kept: run the same command to resume; "
     "a test redoes its pictures and metrics"
 )
 

@@ -81,7 +81,7 @@ class Curve:
 
     def write(self, path):
         """Write a CSV file from which `read` restores exactly this curve."""
-        with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as stream:
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(NAMES)
             writer.writerows(zip(*(getattr(self, name).tolist() for name in NAMES), strict=True))

@@ -179,8 +179,8 @@ class Asyrp(Parts):
         return learning.direction, learning.path
 
     def fit(self):
-        """--fit_direction: fit directions without training -> list of (Direction, its file). Principal components also get a
-        contact sheet."""
+        """--fit_direction: directions from labels or unlabelled images -> list of (Direction, its file). Principal components
+        also get a contact sheet."""
         s, experiment, prompts, ranks = self.settings, Experiment(self.settings), self.prompts(), self.ranks
         if s.words:
             components.read_words(s.words)  # fails here rather than after the fit

@@ -70,7 +70,9 @@ class Watch(threading.Thread):
 
     def _missing(self, gone, store):
         named = ", ".join(f"rank {rank} ({store.get(f'where {rank}').decode()})" for rank in gone)
-        return UserError(f"died: {named}; the others stop, finished work is kept: run the same command to resume")
+        return UserError(
+            f"these processes died: {named}; the others stop, finished work is kept: run the same command to resume"
+        )
 
     def _is_first(self, store):
         """Claim the right to report why the job ends -> whether this process is the first to claim it."""

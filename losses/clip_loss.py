@@ -164,8 +164,8 @@ def _find(model):
     if not path.is_file():
         raise UserError(f"{path}: no such file: check --clip_model_name")
     if path.suffix.lower() == ".json":
-        return path, _weights_beside(path), None
-    return _config_beside(path), path, None
+        return path, _weights_next_to(path), None
+    return _config_next_to(path), path, None
 
 
 def fetch_openai(name):
@@ -248,7 +248,7 @@ def _computes_quick_gelu(path):
     return None if quick == exact else quick
 
 
-def _config_beside(path):
+def _config_next_to(path):
     """The open_clip config next to a weight file, or None."""
     for candidate in (path.with_suffix(".json"), path.with_name(CONFIG_OF_A_FOLDER)):
         if candidate.is_file() and not {"model_cfg", "embed_dim"}.isdisjoint(_read_settings(candidate)):
@@ -256,7 +256,7 @@ def _config_beside(path):
     return None
 
 
-def _weights_beside(path):
+def _weights_next_to(path):
     """The weight file next to an open_clip config. Raises UserError if there is none."""
     names = [path.with_suffix(suffix).name for suffix in WEIGHT_SUFFIXES]
     names += WEIGHTS_OF_A_FOLDER if path.name == CONFIG_OF_A_FOLDER else ()

@@ -146,17 +146,17 @@ def read_weights_of(unet, path):
     return {re.sub(ATTENTION, lambda m: f"{m[1]}.{RENAMED[m[2]]}.", key): value for key, value in state_dict.items()}
 
 
-def _check_same_settings(settings, beside):
+def _check_same_settings(settings, config_path):
     """Raise SettingsError if the config.json next to a weight file describes a UNet2DModel with other settings."""
-    config = _read_config(beside)
+    config = _read_config(config_path)
     if config is None:
         return
-    check_kind(config, beside)
+    check_kind(config, config_path)
     silent = vars(UNet2DSettings())
     pairs = {name: (config.get(name, silent[name]), here) for name, here in settings.items() if name not in OURS}
     if differing := _differing({name: (_listed(there), _listed(here)) for name, (there, here) in pairs.items()}):
         raise SettingsError(
-            f"{beside} has {differing}: the network here would compute something different with these weights: put those "
+            f"{config_path} has {differing}: the network here would compute something different with these weights: put those "
             "settings in the model section, or pass the folder of their pipeline as --config"
         )
 
@@ -181,12 +181,12 @@ def read_unet_weights(path, norm_groups=32):
     state_dict = tensors.state_dict_of(tensors.load(path), path)
     if not is_diffusers(state_dict):
         return state_dict
-    beside = Path(path).with_name("config.json")
-    config = _read_config(beside)
+    config_path = Path(path).with_name("config.json")
+    config = _read_config(config_path)
     if config is None:
         assumed = ", ".join(f"{name} {json.dumps(SETTINGS[name])}" for name in ASSUMED)
         log.info(f"{path} has no diffusers config.json next to it: assuming the settings of google/ddpm-ema-* ({assumed})")
-    return from_diffusers(state_dict, config, norm_groups, beside)
+    return from_diffusers(state_dict, config, norm_groups, config_path)
 
 
 def _read_config(path):

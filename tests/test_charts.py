@@ -5,6 +5,7 @@ import pytest
 
 from asyrp.intervals import Curve
 from asyrp.report.charts import BOTTOM, LEFT, RIGHT, TOP, Line, Span, line_chart, round_numbers
+from asyrp.report.pictures import plot_curves
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_single_edit_is_the_last_stop_after_original_and_reconstruction(tmp_path
     found = gallery_of((tmp_path / report.PICTURES).read_text())
     assert found["sliders"] == [{"name": "Shown", "stops": ["original", "reconstruction", "+0.5"], "start": 2}]
     [image] = found["images"]
-    assert [label for label, _ in image["beside"]] == ["original", "reconstruction"]
+    assert [label for label, _ in image["unedited"]] == ["original", "reconstruction"]
     assert [decoded(uri)[1].max() for _, uri in image["stops"]] == [0, 128, 255]
 
 

@@ -67,7 +67,7 @@ def test_dead_process_is_named_and_run_resumes(failing, tiny, guilty, world):
     job = failing(killed, [guilty], world)
     assert job.finish() == [-signal.SIGKILL if rank == guilty else 2 for rank in range(world)]
     [line] = errors(job)
-    assert line.startswith(f"error: died: rank {guilty} (process {job.processes[guilty].pid} on ")
+    assert line.startswith(f"error: these processes died: rank {guilty} (process {job.processes[guilty].pid} on ")
     assert "run the same command to resume" in line
     assert [name[-6:] for name in directions()] == ["_0.pth"]  # an epoch has two batches
     again = (*LONG, "--bs_train", str(world))
@@ -85,7 +85,7 @@ def test_hanging_process_times_out(failing):
     job.processes[1].kill()
     job.finish()
     [line] = errors(job)
-    assert line.startswith("error: died: rank 1 (process ")
+    assert line.startswith("error: these processes died: rank 1 (process ")
 
 
 def damaged():
@@ -257,5 +257,5 @@ def test_torchrun(tiny, tmp_path, monkeypatch):
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: died: rank 1")
+    assert line.startswith("error: these processes died: rank 1")
     assert len(directions()) == 1

@@ -140,7 +140,7 @@ class FaceAligner:
             landmarks = find_landmarks(image)
             if landmarks is None:
                 return None
-            with replacing(path) as beside:
-                align(image, landmarks, self.size).save(beside, "PNG")
+            with replacing(path) as temporary:
+                align(image, landmarks, self.size).save(temporary, "PNG")
         with Image.open(path) as face:
             return face.convert("RGB")

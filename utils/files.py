@@ -52,15 +52,15 @@ def replacing(path):
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=beginning)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=beginning)
     os.close(handle)
     try:
         with naming(path):
-            yield Path(beside)
-            os.chmod(beside, 0o644)
-            os.replace(beside, path)
+            yield Path(temporary)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
     finally:
-        Path(beside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _shortened(name):
@@ -70,8 +70,8 @@ def _shortened(name):
 
 def write_text(path, text):
     """Write a text file atomically in UTF-8. Bytes of file names that are not UTF-8 are escaped with backslashes."""
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def set_aside(path):

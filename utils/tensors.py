@@ -63,9 +63,9 @@ class Misfit(UserError):
 
 def save(obj, path):
     """torch.save, atomically. Raises OSError, which names `path`, if it cannot be written."""
-    with replacing(path) as beside:
+    with replacing(path) as temporary:
         try:
-            torch.save(obj, beside)
+            torch.save(obj, temporary)
         except RuntimeError as error:
             raise OSError(None, NOT_WHOLE, str(path)) from error
 
@@ -104,9 +104,9 @@ def plain(contents, path):
 def save_safetensors(tensors, path, metadata):
     """Write {name: tensor} and metadata {name: str} to a safetensors file, atomically. Raises OSError, which names `path`."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as beside:
+    with replacing(path) as temporary:
         try:
-            save_file(whole, beside, metadata)
+            save_file(whole, temporary, metadata)
         except SafetensorError as error:
             raise OSError(None, NOT_WHOLE, str(path)) from error
 

@@ -125,7 +125,7 @@ class Evaluation:
         result = self.result()
         write_text(folder / f"{NAME}.json", json.dumps(result, indent=1))
         self.rows.seek(0)
-        with replacing(folder / f"{NAME}.csv") as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+        with replacing(folder / f"{NAME}.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             shutil.copyfileobj(self.rows, stream)
         files = f"metrics: {folder / NAME}.json, and per image in {folder / NAME}.csv"
         return f"{as_text(result)}\n\n{files}"

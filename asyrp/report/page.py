@@ -188,7 +188,7 @@ def gallery_of(text):
     shown = [
         {
             "name": image["name"],
-            "beside": list(zip(labels[:-n], image["pictures"][:-n], strict=True)),
+            "unedited": list(zip(labels[:-n], image["pictures"][:-n], strict=True)),
             "stops": list(zip(labels[first:], image["pictures"][first:], strict=True)),
         }
         for image in pictures["images"]

@@ -63,8 +63,8 @@ def in_rows(before, edited, width):
 
 def save(picture, path):
     """Write a PIL image, creating its folder."""
-    with replacing(path) as beside:
-        picture.save(beside, kind_of(path))
+    with replacing(path) as temporary:
+        picture.save(temporary, kind_of(path))
 
 
 def kind_of(path):
@@ -92,8 +92,8 @@ def save_animation(strips, labels, path):
     rest = frames[1:] + frames[-2:0:-1]
     # Only used by WebP. Enlarged pixels are stored losslessly, which compresses well.
     quality = {"lossless": strips[0][0].shape[-1] < SMALLEST_CELL, "quality": 90}
-    with replacing(path) as beside:
-        frames[0].save(beside, kind_of(path), save_all=True, append_images=rest, duration=FRAME, loop=0, **quality)
+    with replacing(path) as temporary:
+        frames[0].save(temporary, kind_of(path), save_all=True, append_images=rest, duration=FRAME, loop=0, **quality)
 
 
 def plot_curves(curve, path, title, t_edit=None, t_boost=None):
@@ -120,9 +120,9 @@ def plot_curves(curve, path, title, t_edit=None, t_boost=None):
 
 def save_figure(figure, path, dpi):
     """Write a matplotlib figure, in the format of the file name. A character that its font lacks is drawn as a box."""
-    with replacing(path) as beside, warnings.catch_warnings():
+    with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        figure.savefig(beside, dpi=dpi, format=Path(path).suffix[1:])
+        figure.savefig(temporary, dpi=dpi, format=Path(path).suffix[1:])
 
 
 # ---- labels -----------------------------------------------------------------------------------------------------------------
