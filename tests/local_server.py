@@ -1,4 +1,4 @@
-"""A web server on this machine that misbehaves on request, and files to be fetched from it."""
+"""A web server on this machine that misbehaves on request, files to download from it, and checks of downloads."""
 
 import json
 import random

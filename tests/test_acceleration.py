@@ -160,7 +160,7 @@ def test_unsupported_precisions_exit_2(run):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_freed_memory_is_reused():
-    """Without the call each of these blocks is mapped and cleared anew, which the kernel counts page by page."""
+    """Without the call each of these blocks is mapped and cleared again, which shows as page faults."""
     work = """
         import resource, sys, torch
         from asyrp.acceleration.fast_unet import keep_freed_memory

@@ -223,7 +223,7 @@ def test_homogeneity():
 
 
 def test_homogeneity_pairs_images_with_donors():
-    """The donors' delta_h are told apart, and batches do not mix them up."""
+    """Each image gets the delta_h of its own donor, also across batches."""
 
     def by_size(h, emb, t):
         return -h.mean((1, 2, 3), keepdim=True).expand_as(h)

@@ -270,7 +270,7 @@ def learn(page, prompt, n_images):
 
 
 def test_upload_of_a_non_image(page, served):
-    """A line in a toast, and the page goes on."""
+    """The error is shown in a toast, and the page still works."""
     from selenium.webdriver import Keys
 
     path = served.folder / "<i>broken.png"

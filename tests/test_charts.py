@@ -1,4 +1,4 @@
-"""Charts: round ticks, and lines that lie where their numbers say."""
+"""Charts: round ticks, positions of lines, and plots without warnings."""
 
 import numpy as np
 import pytest

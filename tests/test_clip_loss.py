@@ -46,7 +46,7 @@ def images():
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A function (suffix of the weights, changes to the config) -> path of the config, with weights beside it."""
+    """A function (suffix of the weights, changes to the config) -> path of the config, with its weights next to it."""
 
     def write(suffix=".safetensors", dtype=torch.float16, **changes):
         torch.manual_seed(0)
@@ -183,7 +183,7 @@ def test_folder_as_open_clip_publishes_it(tiny, name):
     config = path.rename(path.with_name("open_clip_config.json"))
     assert ClipLoss(config).image_size == 32
     path.with_name(name).unlink()
-    assert "or open_clip_pytorch_model.bin beside it" in message_of(config)
+    assert "or open_clip_pytorch_model.bin next to it" in message_of(config)
 
 
 def test_config_with_sections(tiny):
@@ -280,7 +280,7 @@ def test_missing_files(tmp_path, name):
 def test_config_without_weights(tiny):
     path = tiny()
     path.with_suffix(".safetensors").unlink()
-    assert "put tiny.safetensors or tiny.pt beside it" in message_of(path)
+    assert "put tiny.safetensors or tiny.pt next to it" in message_of(path)
 
 
 def test_weights_of_another_model(tiny):

@@ -1,4 +1,4 @@
-"""Images on disk -> tensors: every kind of file, LMDBs, and what is left out with a word."""
+"""Images on disk -> tensors: every kind of file, LMDBs, and files that are skipped with a warning."""
 
 import os
 import subprocess

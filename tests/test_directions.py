@@ -319,7 +319,7 @@ def test_ways_to_name_a_file(folder):
 
 
 def test_experiment_of_other_steps_is_found_where_there_is_one(folder):
-    """The steps of a direction are in its record: nobody has to repeat them."""
+    """The steps of a direction are in its record and need not be given again."""
     written(
         "sad_LC_TINY_t999_ninv40_ngen20_3.pth", "sad_LC_OTHER_t999_ninv40_ngen40_3.pth", "sadder_LC_TINY_t9_ninv4_ngen4_0.pth"
     )

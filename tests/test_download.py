@@ -1,4 +1,4 @@
-"""Fetching weights, from a server on this machine."""
+"""Downloading weights, from a server on this machine."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def test_whole_body_of_unknown_length(server, path):
 
 
 def test_response_with_wrong_range_is_not_appended(server, path):
-    """A piece that does not fit is never joined; one that nobody asked for is refused."""
+    """A range that does not fit is never appended; one that was not requested is refused."""
     begun(path, server.url("/first.pt"), WEIGHTS[:1000])
     server.shifts["/first.pt"] = 500
     assert "sent only a part of the file" in refused(path, server.url("/first.pt"))

@@ -39,7 +39,7 @@ def test_hub_file_is_a_link_to_the_cache(hub, faces, path):
 
 
 def test_hub_environment_variables(hub, faces, path):
-    """HF_ENDPOINT, HF_HOME and HF_TOKEN at first; then HF_HUB_OFFLINE, with nobody to ask."""
+    """First HF_ENDPOINT, HF_HOME and HF_TOKEN; then HF_HUB_OFFLINE without a server."""
     code = f"""
 from pathlib import Path
 from utils import download

@@ -1,4 +1,4 @@
-"""What an experiment is called, where it lies, and what it writes down."""
+"""Names, folders and settings files of experiments."""
 
 from pathlib import Path
 

@@ -205,7 +205,7 @@ def test_signal_during_imports(script):
     [("lpips", "save_file", 1), ("test", "generate", 2), ("evaluate", "generate", 2), ("test", "save_file", 1)],
 )
 def test_resume_after_kill(site, mode, where, n):
-    """What stands then is whole, and the same command ends as if nothing had happened."""
+    """All files are complete afterwards, and the same command then succeeds."""
     flags = ("--bs_test", "1", "--re_precompute") if mode != "lpips" else ("--n_train_img", "3")
     assert site.run(mode, *flags)[0] == 0
     pictures = [pixels(path) for path in sorted(RESULTS.glob("test_images/*/*.png"))]

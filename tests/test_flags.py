@@ -294,7 +294,7 @@ def prepare(tiny):
 
 
 def watched(patch):
-    """Lists that fill while a run goes on: what is done that leaves no file."""
+    """Lists that record what a run does without writing a file."""
     seen = {"batches": [], "passes": [], "compiled": [], "recomputed": [], "tracked": []}
 
     def watch(home, name, note):
@@ -314,7 +314,7 @@ def watched(patch):
 
 
 def left_behind():
-    """What lies in the current folder after a run."""
+    """The files in the current folder after a run."""
     paths = [path for path in sorted(Path().rglob("*")) if path.is_file()]
     written = {path.stem: yaml.safe_load(path.read_text()) for path in paths if path.name.startswith("settings_")}
     return {

@@ -1,4 +1,4 @@
-"""Three hundred damaged files of each kind that the project reads: each is read, set aside, or told in one plain line."""
+"""Three hundred damaged files of each kind that the project reads: each is read, renamed, or a one-line error."""
 
 import json
 import os
@@ -261,7 +261,7 @@ def zeroed(contents, chance):
 
 
 def shuffled(contents, chance):
-    """Pieces in another order, as a disk that lies leaves them."""
+    """Blocks in another order, as after a faulty disk write."""
     places = sorted({0, len(contents), *(chance.randrange(len(contents)) for _ in range(4))})
     pieces = [contents[a:b] for a, b in pairwise(places)]
     chance.shuffle(pieces)

@@ -1,4 +1,4 @@
-"""Imports go one way, and what needs no torch does without it."""
+"""Imports go one way, files stay short, and --help does not import torch."""
 
 import ast
 import subprocess
@@ -11,8 +11,8 @@ import pytest
 
 from utils.files import ROOT
 
-# From the top to the ground. A module imports from its own row and from those below it; one of a package belongs to the
-# package's row unless it has a place of its own.
+# From top to bottom. A module imports only from its own row and those below it. Modules of a package are in the row of the
+# package unless they are listed themselves.
 ROWS = (
     ("main",),
     ("asyrp.runner",),
@@ -37,15 +37,15 @@ ROWS = (
     ),
     ("asyrp.noise_maps", "asyrp.hspace", "asyrp.blending", "asyrp.calibration", "asyrp.acceleration", "asyrp.options", "asyrp"),
     ("asyrp.ranks", "asyrp.watch"),
-    ("asyrp.process",),  # it learns of no way to edit and no way to invert
+    ("asyrp.process",),  # independent of the kinds of edits and inversions
     ("models", "losses"),
     ("configs", "utils"),
 )
 GROUND = ("utils", "models", "losses", "configs")
-# Who may know what a flag is: the command line itself, and the one place where settings are decided.
+# Modules that may read flags: the command line, and the module that decides settings.
 KNOW_FLAGS = {"main", "asyrp.parsing", "asyrp.settings", "asyrp.runner", "asyrp.parts", "asyrp.images", "utils.arguments"}
 FLAGS = {"asyrp.options", "asyrp.parsing"}
-# The equations: no files, no printing, nothing to configure.
+# Modules with equations only: no files, no printing, no configuration.
 PURE = (
     *("asyrp.process", "asyrp.noise_maps", "asyrp.hspace", "asyrp.blending"),
     *("models.schedule", "models.ddpm", "models.adm", "models.unet2d"),
@@ -62,7 +62,7 @@ def modules():
 
 @cache
 def imported(path):
-    """Names of the modules that a file imports, anywhere in it; `from a import b` is a.b where that is a module of ours."""
+    """Names of the modules that a file imports, anywhere in it; `from a import b` counts as a.b if that is our module."""
     found = set()
     for node in ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -79,9 +79,9 @@ def ours(name):
 
 
 def row(name):
-    """The row of a module: of the longest name in ROWS that it is, or lies in."""
+    """The row of a module: that of the longest name in ROWS that equals or contains it."""
     places = [(len(part), i) for i, parts in enumerate(ROWS) for part in parts if f"{name}.".startswith(f"{part}.")]
-    # `asyrp` itself is the package's docstring: a module in it has to have a place.
+    # The row of `asyrp` is only for the package itself; its modules must be listed.
     places = [place for place in places if name == "asyrp" or place[0] > len("asyrp") or not name.startswith("asyrp")]
     assert places, f"{name} has no row in ROWS"
     return max(places)[1]
@@ -115,7 +115,7 @@ def test_every_module_in_rows_exists():
 
 @pytest.mark.parametrize("name", PURE)
 def test_pure_modules_import_only_the_process(name):
-    """But the process."""
+    """`asyrp.process` is allowed."""
     assert {other for other in imported(modules()[name]) if other.split(".")[0] == "asyrp"} <= {"asyrp.process"}
 
 
@@ -130,7 +130,7 @@ SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_no_script_parses_the_flags_of_another(path):
-    """What it needs of the program it takes from the library."""
+    """Scripts use the library instead."""
     names = imported(path)
     assert not names & (FLAGS | {"main", "asyrp.runner", "asyrp.uses", "asyrp.learning"})
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

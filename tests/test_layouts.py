@@ -1,4 +1,4 @@
-"""Where the images of a dataset lie, in a tiny instance of every layout, and errors that say what lies there instead."""
+"""A tiny instance of every dataset layout, and errors that say what is there instead."""
 
 import logging
 
@@ -86,7 +86,7 @@ def test_one_folder_whose_last_500_are_for_testing(opened, dataset, category):
 
 @pytest.mark.parametrize("places", [["images"], ["images/00000", "images/01000"]])
 def test_metfaces_as_published(opened, places):
-    """Its images lie in a folder of that name; what lies above it is no part of them."""
+    """Only the images in the folder of that name are used."""
     for k, place in enumerate(places):
         write_files(opened.folder / place, *range(250 * k, 250 * k + (502 if len(places) == 1 else 251)))
     write_files(opened.folder, 7)

@@ -1,4 +1,4 @@
-"""A training on disk: where it goes on, what it refuses to go on from, and which learning rate each epoch has."""
+"""A training on disk: where it resumes, what it refuses to resume from, and the learning rate of each epoch."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The tables of losses: what is kept when a training is stopped, goes on, or is done again."""
+"""The tables of losses when a training is interrupted, resumed or repeated."""
 
 import pytest
 import torch

@@ -183,7 +183,7 @@ def test_learned_delta_h(run, generated, model, flags, keys):
 
 
 def test_ignore_timesteps_is_kept(run, results):
-    """It says so itself: in a test nobody has to."""
+    """The record says so; a test does not need the flag."""
     assert run(*TRAIN, "--ignore_timesteps") == 0
     assert run(*TEST) == 0
     by_itself = (results / "test_images" / "4" / "all.png").read_bytes()

@@ -321,7 +321,7 @@ def test_refused(run_learned, monkeypatch, flags, message):
 
 
 def test_steps_of_the_record_count(run_learned):
-    """The direction was trained with n_inv_step 4, and nobody says another."""
+    """The direction was trained with n_inv_step 4, and no flag overrides it."""
     said = run_learned.error(*TEST, *DDPM, "--n_test_step", "5", steps=())
     assert "n_inv_step is 4 (smile_LC_CUSTOM" in said
     assert run_learned(*TEST, *DDPM, "--n_test_step", "4", steps=()) == 0

@@ -33,7 +33,7 @@ MODEL = SimpleNamespace(identity="ddpm", precision="fp32")
 
 @pytest.fixture
 def on_disk(tmp_path, monkeypatch):
-    """on_disk(bytes of memory) -> PlainTrajectories that goes on in the store of the current folder."""
+    """on_disk(bytes of memory) -> PlainTrajectories with the store in the current folder."""
     monkeypatch.chdir(tmp_path)
 
     def new(ram=0, disk=10**9, dtype=torch.float32):

@@ -145,7 +145,7 @@ def test_weights_that_are_missing_or_of_another_network(mine):
 
 
 def test_weights_next_to_other_settings_are_refused(mine, tmp_path):
-    """Their tensors would fit: what differs stands in their config.json alone."""
+    """Their tensors fit; only config.json shows the difference."""
     network(norm_eps=1e-3).save_pretrained(tmp_path / "other")
     weights = tmp_path / "other" / "diffusion_pytorch_model.safetensors"
     with pytest.raises(

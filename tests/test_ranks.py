@@ -206,7 +206,7 @@ def test_resume_with_another_number_of_processes(jobs):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_curves_and_latents_are_those_of_one_process(jobs, tiny, tmp_path, world):
-    """Bit for bit: batches are shared out whole. What cannot be read is told once, by the first process."""
+    """Bit for bit, because whole batches are shared. Unreadable images are reported once, by the first process."""
     shutil.copytree(tiny.train, tmp_path / "some")
     (tmp_path / "some" / "01.png").write_bytes(b"no image")
     flags = ("--lpips", "--just_precompute", "--n_train_img", "4", "--n_precomp_img", "4", "--bs_precompute", "1")

@@ -1,4 +1,4 @@
-"""A run killed at any moment goes on where it was, and processes that share a cache do each other no harm."""
+"""A run killed at any moment resumes, and processes can share a cache."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def killed(tiny, flags, where, n):
 
 @pytest.mark.parametrize(("where", "n"), [("invert", 3), ("save_file", 3)])
 def test_resume_after_kill_while_inverting(run, tiny, tmp_path, monkeypatch, where, n):
-    """What was finished is kept, half a file is nobody's latent, and the rest is as if nothing had happened."""
+    """Finished latents are kept, partial files are ignored, and the result equals that of an uninterrupted run."""
     killed(tiny, INVERT, where, n)
     done = {key: Store().path("latent", key).stat().st_mtime_ns for key in stored("latent")}
     assert len(done) == 2

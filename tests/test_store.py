@@ -70,7 +70,7 @@ def test_key_changes_with_each_of_its_parts(kind, part):
 
 @pytest.mark.parametrize("kind", KEYS)
 def test_equal_parts_make_equal_keys(kind):
-    """Also a tensor that lies elsewhere in memory; and it is a name that a file can have."""
+    """Also for a tensor with another memory layout; and a key is a valid file name."""
     function, parts, _ = KEYS[kind]
     copies = {part: value.clone() if isinstance(value, torch.Tensor) else value for part, value in parts.items()}
     assert function(SimpleNamespace(**MODEL), **copies) == key_of(kind)
