@@ -77,7 +77,7 @@ def test_t_edit_is_that_of_the_training(run_learned, results, capsys):
     assert settings(results, "test")["t_edit"] == 500
     assert f"t_edit 500 ({NAME}_0.pth)" in capsys.readouterr().err
     assert run_learned(*ALONE, "--user_defined_t_edit", "700", steps=()) == 0
-    assert f"{NAME}_0.pth was trained with t_edit 500; t_edit 700 (flag) is used" in capsys.readouterr().err
+    assert f"{NAME}_0.pth was trained with t_edit 500; using t_edit 700 (flag)" in capsys.readouterr().err
 
 
 def test_shipped_direction_with_the_attribute_it_was_trained_for(run, tmp_path, generated):

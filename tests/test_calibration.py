@@ -77,7 +77,7 @@ def test_saturation():
 
 
 def test_direction_that_changes_nothing():
-    with pytest.raises(UserError, match="changes nothing"):
+    with pytest.raises(UserError, match="no measurable effect"):
         of(lambda s: 0.0)
 
 
@@ -192,7 +192,7 @@ def test_boosting_does_not_count_as_change(tiny):
     model, images = open_tiny(tiny), smooth_images(2, seed=5)
     size = (1, model.unet.h_ch, model.unet.h_size, model.unet.h_size)
     nothing = Direction(GivenDirection({None: torch.zeros(size)}), {"n_train_step": 4, "t_edit": 500}, "nothing")
-    with pytest.raises(UserError, match="changes nothing"):
+    with pytest.raises(UserError, match="no measurable effect"):
         asyrp.calibrate(model, nothing, images, n_steps=4, t_boost=700)
     with pytest.raises(UserError, match="unknown measure ssim: use lpips or s_dir"):
         asyrp.calibrate(model, nothing, images, "ssim", n_steps=4)
@@ -209,7 +209,7 @@ def test_finished_training_keeps_calibration_and_mean_has_none(tiny, tmp_path, m
     assert strengths_of() == pytest.approx([0, 1, 2], abs=0.02)
     assert "was calibrated with" not in capsys.readouterr().err
     assert call(tiny, "--run_test", *DELTA_H, *strip, "--edit_threshold", "0.5") == 0
-    assert "was calibrated with region None, here it is {'threshold': 0.5" in capsys.readouterr().err
+    assert "was calibrated with region None, but here it is {'threshold': 0.5" in capsys.readouterr().err
 
 
 def test_shipped_directions_are_not_overwritten(tiny, tmp_path, monkeypatch):

@@ -144,7 +144,7 @@ def test_threshold_without_prompts_is_not_scaled(tiny, tmp_path, monkeypatch, ca
         (("--fit_direction", "clip_pca", "--precision", "fp16"), "fp16 cannot train"),
         (("--fit_direction", "clip_pca", "--clip_loss_w", "0"), "trains with the CLIP loss"),
         (("--run_test", "--words", "x.txt"), "--words needs --fit_direction h_pca or clip_pca"),
-        ((*CLIP_PCA, "--words", "nowhere.txt"), "--words nowhere.txt: it cannot be read"),
+        ((*CLIP_PCA, "--words", "nowhere.txt"), "--words nowhere.txt cannot be read"),
     ],
 )
 def test_errors_of_components(tiny, tmp_path, monkeypatch, capsys, flags, said):

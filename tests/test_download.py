@@ -140,7 +140,7 @@ def test_all_failed_sources_are_named(server, path):
     server.answers = {"/first.pt": 403, "/second.pt": 404}
     message = refused(path, server.url("/first.pt"), server.url("/second.pt"))
     host = f"127.0.0.1:{server.server_port}"
-    assert f"{host} answers 403; {host} returned 404" in message
+    assert f"{host} returned 403; {host} returned 404" in message
 
 
 def test_no_network(path, closed):

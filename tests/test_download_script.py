@@ -50,7 +50,7 @@ def test_list(command, server, tmp_path, capsys):
 def test_existing_file_is_verified_and_not_downloaded(command, server, tmp_path, capsys):
     assert command(["celeba", "custom"]) == 0  # the same file
     assert len(server.asked) == 1
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     (tmp_path / "pretrained" / "celeba_hq.ckpt").write_bytes(b"x")
     assert command(["celeba"]) == 1
     assert "has changed since it was downloaded" in capsys.readouterr().err

@@ -98,9 +98,9 @@ def test_threshold_of_zero_is_reached_at_once(curve):
 
 
 def test_threshold_that_is_never_reached(curve):
-    with pytest.raises(UserError, match=r"LPIPS\(x_0, P_t\) never reaches 0\.600: its maximum is 0\.500; lower the threshold"):
+    with pytest.raises(UserError, match=r"LPIPS\(x_0, P_t\) never reaches 0\.600, its maximum is 0\.500: lower the threshold"):
         choose_t_edit(curve, 1.0, 0.6)
-    with pytest.raises(UserError, match=r"LPIPS\(x_0, x_t\) never reaches 1\.200: its maximum is 1\.000"):
+    with pytest.raises(UserError, match=r"LPIPS\(x_0, x_t\) never reaches 1\.200, its maximum is 1\.000"):
         choose_t_boost(curve)
 
 
@@ -121,7 +121,7 @@ def test_to_tensors_and_back(curve):
     assert same(again, curve)
     assert again.t.tolist() == [0, 100, 200, 400]
     del tensors["lpips_x_t"]
-    with pytest.raises(UserError, match=r"no LPIPS curve \(it has no lpips_x_t\): measure it again with --lpips"):
+    with pytest.raises(UserError, match=r"the stored LPIPS curve is invalid \(it has no lpips_x_t\): measure it again with --lpips"):
         Curve.from_tensors(tensors)
     with pytest.raises(UserError, match="lpips_x_t cannot be nan"):
         Curve.from_tensors(tensors | {"lpips_x_t": torch.full((4,), torch.nan)})
@@ -210,5 +210,5 @@ def test_measure_refuses_what_is_not_finite(unet):
     def broken(a, b):
         return distance(a, b) * torch.nan
 
-    with pytest.raises(UserError, match=r"no use \(lpips_x_t cannot be .*--precision fp32"):
+    with pytest.raises(UserError, match=r"invalid \(lpips_x_t cannot be .*--precision fp32"):
         measure(unet, [([0], smooth_images(1), [])], SCHEDULE, process.timesteps(2, 999), broken, "cpu")

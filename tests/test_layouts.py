@@ -113,7 +113,7 @@ def test_birds_and_flowers_as_published(opened, dataset, category, places):
 
 def test_too_few_images_to_split(opened):
     write_files(opened.folder, 1, 2)
-    with pytest.raises(UserError, match="holds 2 images, and the last 500 are for testing"):
+    with pytest.raises(UserError, match="has 2 images, and the last 500 are for testing"):
         opened("FFHQ", "FFHQ", "train")
 
 
@@ -181,9 +181,9 @@ def test_error_describes_other_content_of_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "images.zip").write_bytes(b"PK")
     for name, said in (
-        ("classes", "it holds the folders n01440764, n02099601"),
+        ("classes", "it contains the folders n01440764, n02099601"),
         ("classes/n01440764/00001.png", "it is a file, not a folder"),
-        ("above", r"it holds the folder LMDB_train \(an LMDB\)"),
+        ("above", r"it contains the folder LMDB_train \(an LMDB\)"),
         ("images.zip", "it is a file, not a folder"),
         ("empty", "it contains no images and no folders"),
         ("nothing", "there is no such folder"),
@@ -197,7 +197,7 @@ def test_error_describes_dataset_folder(opened):
     write_files(opened.folder, 1, 2)
     write_files(opened.folder / "n02099601", 1)
     with pytest.raises(
-        UserError, match=r"data \(it holds 2 images and the folder n02099601\): put .* in one of train/n02099601;"
+        UserError, match=r"data \(it contains 2 images and the folder n02099601\): put .* in one of train/n02099601;"
     ):
         opened("IMAGENET", "IMAGENET", "train", class_number="207")
     write_lmdb(opened.folder / "train", numbered(1))

@@ -90,7 +90,7 @@ def test_threshold_that_is_never_reached(run_learned, tiny):
     keep_curve(open_tiny(tiny), top=0.2)
     assert "LPIPS(x_0, P_t) never reaches" in run_learned.error(*TEST, "--lpips_edit_th", "10", intervals=())
     message = run_learned.error(*TEST, "--lpips_addnoise_th", "1.2", intervals=("--user_defined_t_edit", "500"))
-    assert "never reaches 1.200: its maximum is 0.200" in message
+    assert "never reaches 1.200, its maximum is 0.200" in message
 
 
 def test_no_curve(run):

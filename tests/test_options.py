@@ -54,7 +54,7 @@ def test_only_given_flags_are_returned():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config", "x.yml"], "no mode: give --lpips"),
+        (["--config", "x.yml"], "no mode: give one of --lpips"),
         (["--lpips"], "no model: give --config"),
         ([*TEST, "--n_inv_stp", "40"], "unknown flag --n_inv_stp; did you mean --n_inv_step?"),
         ([*TEST, "--lpips_edit_thr=0.3"], "unknown flag --lpips_edit_thr; did you mean --lpips_edit_th?"),

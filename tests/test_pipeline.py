@@ -195,7 +195,7 @@ def test_yaml_adds_to_a_pipeline(mine, tmp_path):
         ({"model": {"pipeline": 3}}, "section 'model': pipeline 3: must be text"),
         ({"model": {"type": "ddpm"}, "data": {"dataset": "A", "category": "B", "image_size": 16}}, "unknown key 'pipeline'"),
         ({"data": {"image_size": 32}}, "sample_size 16 and data.image_size 32 differ"),
-        ({"data": "faces"}, "section 'data' lacks dataset"),
+        ({"data": "faces"}, "section 'data' has no dataset"),
     ],
     ids=str,
 )

@@ -112,5 +112,5 @@ def test_refused_arguments(checkpoint, tiny, tmp_path, capsys):
     assert "the name must end in .safetensors" in error(checkpoint, "--out", tmp_path / "a.pth")
     assert not out.exists()
     out.write_text("mine")
-    assert f"{out} is there already" in error(checkpoint, "--out", out)
+    assert f"{out} already exists" in error(checkpoint, "--out", out)
     assert out.read_text() == "mine"

@@ -119,7 +119,7 @@ def test_values_that_are_refused(key, given, complaint):
 
 def test_what_is_missing_is_named():
     for given in (None, {}, {"rate": 0.1}, "name", ["name"]):
-        refused(given, "lacks name; compare")
+        refused(given, "has no name: compare")
 
 
 def test_section_without_keys_is_none():

@@ -234,10 +234,10 @@ def test_ancestral_steps_are_not_boosted():
 def test_flag_that_differs_from_the_record_is_one_line():
     found = settings(CELEBA, RECORD, n_train_step=10, t_0=900)
     assert differences(found, "sad.pth", RECORD, Value(302, "sad.pth")) == [
-        "sad.pth was trained with n_train_step 20; --n_train_step 10 is used"
+        "sad.pth was trained with n_train_step 20; using --n_train_step 10"
     ]
     assert differences(found, "sad.pth", RECORD, Value(5, "flag"))[-1] == (
-        "sad.pth was trained with t_edit 302; t_edit 5 (flag) is used"
+        "sad.pth was trained with t_edit 302; using t_edit 5 (flag)"
     )
 
 

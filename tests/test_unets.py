@@ -108,7 +108,7 @@ def test_gradient_reaches_the_delta_block(name):
     ("model", "complaint"),
     [
         ({"type": "vit"}, "unknown"),
-        ({"type": "ddpm", "ch": 32, "ch_mult": [1], "num_res_blocks": 1}, "lacks attn_resolutions"),
+        ({"type": "ddpm", "ch": 32, "ch_mult": [1], "num_res_blocks": 1}, "has no attn_resolutions"),
         ({"type": "simple"}, "data.dataset"),
     ],
 )
