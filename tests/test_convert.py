@@ -217,5 +217,5 @@ def test_another_network_in_this_layout_is_refused(reference, tmp_path):
     weights = reference.state_dict()
     weights["up_blocks.0.extra.0.weight"] = torch.zeros(1)
     torch.save(weights, tmp_path / "w.bin")
-    with pytest.raises(Misfit, match=r"1 too many \(first: up\.5\.extra"):
+    with pytest.raises(Misfit, match=r"1 unexpected \(first: up\.5\.extra"):
         ours(tmp_path / "w.bin")

@@ -121,7 +121,9 @@ def test_to_tensors_and_back(curve):
     assert same(again, curve)
     assert again.t.tolist() == [0, 100, 200, 400]
     del tensors["lpips_x_t"]
-    with pytest.raises(UserError, match=r"the stored LPIPS curve is invalid \(it has no lpips_x_t\): measure it again with --lpips"):
+    with pytest.raises(
+        UserError, match=r"the stored LPIPS curve is invalid \(it has no lpips_x_t\): measure it again with --lpips"
+    ):
         Curve.from_tensors(tensors)
     with pytest.raises(UserError, match="lpips_x_t cannot be nan"):
         Curve.from_tensors(tensors | {"lpips_x_t": torch.full((4,), torch.nan)})

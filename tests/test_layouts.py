@@ -140,8 +140,8 @@ def test_folder_given_by_flag_wins(opened, tmp_path):
     [
         ("CelebA_HQ", "CelebA_HQ", ["train, LMDB_train", "ASYRP_DATA_CELEBA_HQ", "--custom_train_dataset_dir"]),
         ("LSUN", "bedroom", ["bedroom_train_lmdb", "ASYRP_DATA_BEDROOM"]),
-        ("FFHQ", "FFHQ", ["the folder itself (its last 500 are for testing)"]),
-        ("MetFACE", "metfaces", ["images, the folder itself (its last 500 are for testing)", "there is no such folder"]),
+        ("FFHQ", "FFHQ", ["the folder itself (its last 500 images are for testing)"]),
+        ("MetFACE", "metfaces", ["images, the folder itself (its last 500 images are for testing)", "there is no such folder"]),
     ],
 )
 def test_no_images_names_every_place(opened, dataset, category, said):

@@ -179,7 +179,7 @@ def test_flags_that_do_not_fit(run, flags, said):
 
 
 def test_region_needs_an_edit(run):
-    assert "--edit_mask needs an edit" in run.error("--just_precompute", "--edit_mask", "a.png")
+    assert "--edit_mask restricts an edit" in run.error("--just_precompute", "--edit_mask", "a.png")
 
 
 def test_shipped_segmenter_names_its_segments():
