@@ -329,4 +329,4 @@ def test_other_refused_uses_of_hub_names(run, shared, hub, tiny):
     assert "was trained with --train_delta_block" in run.error("--run_test", *DELTA_H, *own)
     (shared / "direction.safetensors").write_bytes(b"PK\3\4 no tensors")
     hub.models["owner/other"] = shared
-    assert "it is damaged, or of another kind" in run.error(*TEST, "--manual_checkpoint_name", "hf:owner/other")
+    assert "it is damaged or of another kind" in run.error(*TEST, "--manual_checkpoint_name", "hf:owner/other")
