@@ -37,7 +37,7 @@ def test_lmdb_of_arbitrary_keys_in_their_order(tmp_path):
 
 def test_lmdb_of_another_resolution(tmp_path):
     write_lmdb(tmp_path / "db", numbered(2, resolution=64) | numbered(2, resolution=128))
-    with pytest.raises(UserError, match=f"only has images of 64, 128 px, but {SIZE} are needed"):
+    with pytest.raises(UserError, match=f"only has images of 64, 128 px, but {SIZE} px are needed"):
         LmdbImages(tmp_path / "db", SIZE)
 
 
