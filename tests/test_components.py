@@ -40,7 +40,7 @@ def test_components_of_clip_are_directions_of_length_one():
     assert found[0].abs().flatten().tolist() == pytest.approx([1, 0, 0], abs=0.05)
     assert [direction.norm().item() for direction in found] == pytest.approx([1, 1])
     assert shares[0] > 0.99 and shares.sum() == pytest.approx(1)
-    with pytest.raises(UserError, match="at most 1"):
+    with pytest.raises(UserError, match="more than 2 images"):
         components.clip_components(Colours(), [batch([(0, 0, 0), (1, 0, 0)])], 2)
 
 

@@ -214,9 +214,9 @@ def test_earlier_export_is_replaced(run_learned, exported):
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("notes.txt", "contains notes.txt, which is not part of an export: give another folder"),
-        ("direction.safetensors", "its README.md is missing or was edited by hand: give another folder"),
-        ("README.md", "its README.md is missing or was edited by hand: give another folder"),
+        ("notes.txt", " contains notes.txt, which is not part of an export: give another folder"),
+        ("direction.safetensors", ": its README.md is missing or was edited by hand: give another folder"),
+        ("README.md", ": its README.md is missing or was edited by hand: give another folder"),
     ],
 )
 def test_folder_with_other_files_is_refused(run_learned, share, tmp_path, file, said):
@@ -224,7 +224,7 @@ def test_folder_with_other_files_is_refused(run_learned, share, tmp_path, file, 
     share.mkdir()
     (share / file).write_text("mine")
     shutil.rmtree(tmp_path / "precomputed")
-    assert run_learned.error(*EXPORT) == f"--export share: {said}, or move that file"
+    assert run_learned.error(*EXPORT) == f"--export share{said}, or move that file"
     assert names(share) == [file] and (share / file).read_text() == "mine"
     assert not (tmp_path / "precomputed").exists()
 

@@ -168,14 +168,14 @@ def test_resume_with_another_kind_exits_2(run_after):
 
 def test_resume_with_other_images_weights_or_clip_exits_2(run_after, tiny, tmp_path):
     run = run_after(1)
-    assert "was trained with other images: --retrain 1" in run.error(*LONG, "--custom_train_dataset_dir", tiny.test)
+    assert "was trained with other images: train from scratch" in run.error(*LONG, "--custom_train_dataset_dir", tiny.test)
     weights = torch.load(tiny.folder / "ddpm.pt", weights_only=True)
     torch.save({key: 1.01 * value for key, value in weights.items()}, tmp_path / "other.pt")
-    assert "was trained with other identity: --retrain 1" in run.error(*LONG, "--model_path", "other.pt")
+    assert "was trained with other identity: train from scratch" in run.error(*LONG, "--model_path", "other.pt")
     weights = torch.load(tiny.clip.with_suffix(".pt"), weights_only=True)
     torch.save({key: 1.01 * value for key, value in weights.items()}, tmp_path / "clip.pt")
     shutil.copy(tiny.clip, tmp_path / "clip.json")
-    assert "was trained with other clip: --retrain 1" in run.error(*LONG, "--clip_model_name", "clip.json")
+    assert "was trained with other clip: train from scratch" in run.error(*LONG, "--clip_model_name", "clip.json")
 
 
 def test_second_experiment_of_the_same_last_name_is_not_the_first_one(run_after):

@@ -237,11 +237,17 @@ def test_test_with_noise_maps(run_learned, results, generated, capsys):
     [first, *_] = [latent["z"] for latent in stored("noise_maps").values() if close(latent["z"], plain["noise"])]
     assert first.dtype == torch.float16
     assert not torch.allclose(plain["x_0"], edited["x_0"], atol=1e-4)
+    results = of_ddpm(results)
     written = settings(results, "test")
     assert (written["flags"]["inversion"], written["t_boost"]) == ("ddpm", 0)
     assert "t_boost 0 (--inversion ddpm)" in capsys.readouterr().err
     page = (results / "report.html").read_text()
     assert "<dt>inversion</dt><dd>DDPM, noise maps</dd>" in page
+
+
+def of_ddpm(results):
+    """The folder of the same experiment for --inversion ddpm."""
+    return results.with_name(f"{results.name}_ddpm")
 
 
 def close(z, noise):
@@ -258,11 +264,12 @@ def test_reconstruction_of_an_evaluation_is_that_of_the_inversion(run_learned, r
     found = {}
     for inversion in ("ddim", "ddpm"):
         assert run_learned("--evaluate", *SMILE, "--inversion", inversion) == 0
-        told = json.loads((results / "evaluation.json").read_text())
+        folder = results if inversion == "ddim" else of_ddpm(results)
+        told = json.loads((folder / "evaluation.json").read_text())
         assert told["settings"]["inversion"] == inversion
         assert ("; inversion ddpm" in capsys.readouterr().out) == (inversion == "ddpm")
         found[inversion] = told["summary"]["reconstruction"]["PSNR in dB"]["mean"]
-        assert f"Inversion: {'DDIM' if inversion == 'ddim' else 'DDPM, noise maps'}." in (results / "report.html").read_text()
+        assert f"Inversion: {'DDIM' if inversion == 'ddim' else 'DDPM, noise maps'}." in (folder / "report.html").read_text()
     assert found["ddpm"] > found["ddim"] + 5
 
 
