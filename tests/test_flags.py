@@ -317,9 +317,11 @@ def left_behind():
     """The files in the current folder after a run."""
     paths = [path for path in sorted(Path().rglob("*")) if path.is_file()]
     written = {path.stem: yaml.safe_load(path.read_text()) for path in paths if path.name.startswith("settings_")}
+    # --inversion ddpm must change the pictures, not only their folder.
+    pictures = {str(p).replace("_ddpm/", "/"): p for p in paths if p.suffix == ".png" and p.parts[0] == "runs"}
     return {
         "files": [str(path) for path in paths],
-        "pictures": {str(path): path.read_bytes() for path in paths if path.suffix == ".png" and path.parts[0] == "runs"},
+        "pictures": {name: path.read_bytes() for name, path in pictures.items()},
         "directions": digest(directions()) + " ".join(directions()),
         "latents": digest(stored("latent")),
         "trajectories": digest(stored("trajectory")),
