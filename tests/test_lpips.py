@@ -138,7 +138,7 @@ def test_unpickler_reads_arrays_only(converter, tmp_path):
 
 def test_another_source_file_is_refused(converter, tmp_path):
     (tmp_path / "alexnet.ckpt").write_bytes(b"something else")
-    with pytest.raises(UserError, match="sha256"):
+    with pytest.raises(UserError, match="SHA-256"):
         converter.convert(tmp_path / "alexnet.ckpt", tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
     with pytest.raises(UserError, match="no such file"):
