@@ -69,7 +69,7 @@ def test_each_of_several_directions_has_the_strength_of_its_own_training(run_lea
 def test_given_n_train_step_is_used_and_logged(run_learned, generated, capsys):
     assert run_learned(*ALONE, "--n_train_step", "2", "--load_from_checkpoint", "smile", steps=()) == 0
     assert generated[0]["edit"].coefficients == [0.5]
-    assert f"{NAME}_0.pth was trained with n_train_step 4; --n_train_step 2 is used" in capsys.readouterr().err
+    assert f"{NAME}_0.pth was trained with n_train_step 4; using --n_train_step 2" in capsys.readouterr().err
 
 
 def test_t_edit_is_that_of_the_training(run_learned, results, capsys):

@@ -57,7 +57,7 @@ def test_edit_image_with_export(one):
     assert one(*FLAGS, "--export", "share")[0] == 0
     assert settings(RESULTS, "test")["strengths"] == ["+0", "+0.5", "+1", "+1.5"]
     assert names(Path("share")) == ["README.md", "direction.safetensors", "strip.png"]
-    assert "1 test image; above each column" in Path("share/README.md").read_text()
+    assert "1 test image; the strength is above each column" in Path("share/README.md").read_text()
 
 
 def test_edit_image_with_training_folder(one, tiny):
