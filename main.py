@@ -1,4 +1,4 @@
-"""Asyrp on the command line; `python main.py --help` lists the flags. What it runs is asyrp/cli.py."""
+"""Asyrp on the command line; `python main.py --help` lists the flags. Its code is in asyrp/cli.py."""
 
 from utils.terminal import catch_signals_early
 

@@ -7,12 +7,12 @@
     x_T = model.invert(images)
     edited = model.edit(x_T, [smiling], strengths=[1.0])
 
-Nothing here knows a flag of the command line; what is imported is loaded when it is first used.
+The library does not depend on the command line's flags. Each name is imported when it is first used.
 """
 
 import importlib
 
-# name -> module that has it
+# name -> module that defines it
 _PUBLIC = {
     "open_model": "asyrp.model",
     "Model": "asyrp.model",

@@ -1,8 +1,8 @@
-"""Edits that stay in a region: the edited prediction inside a mask, the frozen one outside.
+"""Edits restricted to a region: the edited prediction inside a mask, the frozen one outside.
 
-P_t is linear in eps, so that eps~ blended with eps is P_t blended, m P(eps~) + (1 - m) P(eps); D stays the frozen branch's.
-Where the mask is 0, a step takes P and D from the frozen branch, as the plain process does. Published: blended diffusion
-(Avrahami et al. 2022), here in P; the mask from the two predictions themselves is that of LEDITS++ (Brack et al. 2024).
+P_t is linear in eps, so blending eps~ with eps blends P_t: m P(eps~) + (1 - m) P(eps). D still comes from the frozen branch.
+Where the mask is 0, a step takes P and D from the frozen branch, like the plain process. Sources: blended diffusion
+(Avrahami et al. 2022), here applied to P; the mask computed from the two predictions is that of LEDITS++ (Brack et al. 2024).
 """
 
 import torch
@@ -11,12 +11,13 @@ from torchvision.transforms.v2 import functional as TF
 
 
 class InRegion:
-    """A U-Net, in the two halves that `asyrp.process` calls, whose edits stay inside a mask.
+    """Wraps a U-Net (`encode`, `decode`) so that edits are restricted to a mask.
 
-    mask: tensor (B or 1, 1, H, W), 0 (as it was) to 1 (edited), or a function of (eps, eps~), both (B, C, H, W), that gives it.
+    mask: tensor (B or 1, 1, H, W), 0 (unedited) to 1 (edited), or a function of (eps, eps~), both (B, C, H, W), that returns
+    one.
 
-    The first decoding after an encoding is the plain one, as in `process.frozen_branch`; every further one with the same skips
-    is an edit. What the plain one gave travels in `skips`, so that nobody has to know of it.
+    The first `decode` after an `encode` is the frozen branch, as in `process.frozen_branch`; any further one with the same
+    skips is an edit. The output of the frozen branch is passed along inside `skips`, so that callers need not change.
     """
 
     def __init__(self, unet, mask):
@@ -38,17 +39,17 @@ class InRegion:
 
 
 def dilated(mask, radius):
-    """A mask (B, 1, H, W), larger by `radius` pixels on every side."""
+    """A mask (B, 1, H, W), enlarged by `radius` pixels on every side."""
     return F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius) if radius else mask
 
 
 def smoothed(mask, radius):
-    """A mask (B, 1, H, W) with soft edges: a Gaussian of 2 * radius + 1 pixels."""
+    """A mask (B, 1, H, W) with soft edges, blurred by a Gaussian of 2 * radius + 1 pixels."""
     return TF.gaussian_blur(mask, [2 * radius + 1] * 2) if radius else mask
 
 
 def largest_changes(quantile, radius):
-    """-> a mask function for `InRegion`: where |eps~ - eps|, smoothed, is at or above this quantile of its image."""
+    """A mask function for `InRegion`: where the smoothed |eps~ - eps| is at or above this quantile of the image."""
 
     def mask(plain, edited):
         change = smoothed((edited - plain)[:, :3].detach().float().abs().mean(1, keepdim=True), radius)

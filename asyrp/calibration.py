@@ -1,7 +1,7 @@
-"""Equal steps: how far a direction moves the picture at each strength, measured once, and the inverse of that.
+"""Equal steps: how far a direction moves the image at each strength, measured once, and the inverse of that curve.
 
-The change is a distance of the edited picture from the plain one (LPIPS), or S_dir, in the mean over a few images. Strips and
-sliders then move by equal changes in place of equal strengths; strengths keep their meaning.
+The change is the distance of the edited image from the unedited one (LPIPS), or S_dir, averaged over a few images. Strips and
+sliders then move by equal changes instead of equal strengths; the meaning of a strength stays the same.
 """
 
 import math
@@ -11,13 +11,14 @@ import numpy as np
 
 from utils.errors import UserError
 
-STRENGTHS = (-2.0, -1.5, -1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # measured; 0 is no change by definition
+STRENGTHS = (-2.0, -1.5, -1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # measured; at 0 the change is 0
 MEASURES = ("lpips", "s_dir")
-FLAT = 0.1  # a direction is saturated where the change grows at less than this share of its rate up to there
+FLAT = 0.1  # a direction is saturated where the change grows at less than this fraction of its mean rate so far
 
 
 def saturation(strengths, changes):
-    """The strength from which on the change hardly grows, or None where it grows to the end. Both count outward from 0."""
+    """The strength beyond which the change hardly grows, or None if it grows to the end. Both lists are ordered outward from
+    0."""
     for s, c in list(zip(strengths, changes, strict=True))[:-1]:
         if c > 0 and (changes[-1] - c) / (strengths[-1] - s) < FLAT * c / s:
             return float(s)
@@ -26,10 +27,10 @@ def saturation(strengths, changes):
 
 @dataclass(frozen=True)
 class Calibration:
-    """strengths, changes: ascending, with 0 for 0 among them; changes below strength 0 are negative. measure: of MEASURES.
+    """strengths, changes: ascending, including (0, 0); changes below strength 0 are negative. measure: one of MEASURES.
 
-    saturates: (low, high), the strengths beyond which the change hardly grows, None where it grows all the way. about: what it
-    was measured with, plain data.
+    saturates: (low, high), the strengths beyond which the change hardly grows, or None. about: what it was measured with, as
+    plain data.
     """
 
     strengths: tuple
@@ -40,10 +41,10 @@ class Calibration:
 
     @classmethod
     def of(cls, strengths, sizes, measure, about=None):
-        """strengths: of one sign or both, without 0. sizes: the mean change at each, 0 or more. -> Calibration
+        """strengths: of one sign or both, without 0. sizes: the mean change at each, 0 or more. -> Calibration.
 
-        Outward from 0 the change never falls: a strength at which it is no larger than at a smaller one is left out, so that
-        every change has one strength. Raises UserError for a direction that changes nothing.
+        The change must grow outward from 0: a strength at which it is no larger than at a smaller strength is dropped, so that
+        the curve can be inverted. Raises UserError for a direction that changes nothing.
         """
         known, saturates = {0.0: 0.0}, []
         for sign in (-1, 1):
@@ -55,47 +56,47 @@ class Calibration:
             new = np.diff(c, prepend=0.0) > 0
             known |= dict(zip((sign * s[new]).tolist(), (sign * c[new]).tolist(), strict=True))
         if len(known) < 2:
-            raise UserError("the direction changes nothing that could be measured: there is nothing to calibrate")
+            raise UserError("the direction has no measurable effect, so it cannot be calibrated: check that it was trained")
         return cls(*zip(*sorted(known.items()), strict=True), measure, tuple(saturates), about or {})
 
     # ---- what it is for -----------------------------------------------------------------------------------------------------
 
     def change(self, strength):
-        """The change at a strength; beyond those that were measured it goes on as at the last of them."""
+        """The change at a strength, interpolated linearly; extrapolated beyond the measured ones."""
         return _line(strength, self.strengths, self.changes)
 
     def strength(self, change):
-        """The strength of a change: the inverse of `change`."""
+        """The strength that gives a change: the inverse of `change`."""
         return _line(change, self.changes, self.strengths)
 
     def spaced(self, low, high, n):
-        """n strengths from low to high, equal changes apart -> list of float."""
+        """n strengths from low to high, spaced by equal changes -> list of float."""
         inner = [self.strength(c) for c in np.linspace(self.change(low), self.change(high), n)[1:-1]]
         return [float(low), *inner, float(high)]
 
     def beyond(self, low, high):
-        """The ends of a range that lie beyond saturation -> list of the saturated strengths."""
+        """The saturation limits that the range low to high exceeds -> list of strengths."""
         ends = zip((low, high), self.saturates, (np.less, np.greater), strict=True)
         return [limit for end, limit, passes in ends if limit is not None and passes(end, limit)]
 
     def __str__(self):
-        """For a log: the change at each strength, and where it ends."""
+        """One line for the log: the change at each strength, and where it saturates."""
         said = ", ".join(f"{s:+g}: {c:.3g}" for s, c in zip(self.strengths, self.changes, strict=True) if s)
         limits = [f"{limit:+g}" for limit in self.saturates if limit is not None]
-        return f"{self.measure} by strength {said}" + (f"; saturated beyond {' and '.join(limits)}" if limits else "")
+        return f"{self.measure} at strength {said}" + (f"; saturated beyond {' and '.join(limits)}" if limits else "")
 
     # ---- in a record --------------------------------------------------------------------------------------------------------
 
     def record(self):
-        """As plain data, for a direction's record."""
+        """Plain data, for a direction's record."""
         found = {"measure": self.measure, "strengths": list(self.strengths), "changes": list(self.changes)}
         return found | {"saturates": list(self.saturates)} | self.about
 
     @classmethod
     def of_record(cls, record, name):
-        """The entry `calibration` of a direction's record -> Calibration, or None where there is none.
+        """The entry `calibration` of a direction's record -> Calibration, or None if there is none.
 
-        Raises UserError, with the direction's name, for one that cannot be what it should be.
+        Raises UserError, with the direction's name, for an invalid entry.
         """
         if (entry := record.get("calibration")) is None:
             return None
@@ -108,15 +109,15 @@ class Calibration:
             sound = np.isfinite(numbers).all() and (np.diff(numbers) > 0).all() and numbers.shape[1] >= 2
             starts_at_zero = (0.0, 0.0) in zip(strengths, changes, strict=True)
             if not (sound and starts_at_zero and measure in MEASURES and len(limits) == 2):
-                raise ValueError("no calibration")
+                raise ValueError("not a calibration")
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"the calibration of {name} is damaged: --calibrate measures it anew") from error
+            raise UserError(f"the calibration of {name} is damaged: measure it again with --calibrate") from error
         return cls(strengths, changes, measure, limits, about)
 
 
 def strength_at(record, name, position, reach):
-    """The strength at a slider's position, -reach to reach: the position itself, or, of a calibrated direction, the strength
-    whose change is the position's share of that at the end. record, name: of the direction."""
+    """The strength at a slider position, -reach to reach: the position itself, or for a calibrated direction the strength
+    whose change is the same fraction of the change at the end. record, name: those of the direction."""
     calibration = Calibration.of_record(record, name)
     if calibration is None or not position:
         return float(position)
@@ -125,6 +126,6 @@ def strength_at(record, name, position, reach):
 
 
 def _line(x, xs, ys):
-    """Linear interpolation, going on beyond both ends with the slope of the last stretch."""
+    """Linear interpolation, extrapolated at both ends with the slope of the last segment."""
     i = int(np.clip(np.searchsorted(xs, x), 1, len(xs) - 1))
     return float(ys[i - 1] + (x - xs[i - 1]) * (ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1]))

@@ -1,23 +1,23 @@
-"""The command line: flags -> settings -> runner. `python main.py` in the repository; `asyrp` where the project is installed."""
+"""The command line: flags -> settings -> runner. `python main.py` in the repository, `asyrp` where the project is installed."""
 
 import os
 import sys
 
 STOPPED = (
-    "stopped; latents, finished epochs and measured curves are kept, and the same command goes on from there; "
-    "pictures and metrics of a test are made anew"
+    "stopped; latents, finished epochs and measured curves are kept: run the same command to resume; "
+    "a test redoes its pictures and metrics"
 )
 
 
 def command():
-    """The program: run what the flags ask for, and end the process with its status."""
+    """Run `main` and exit with its status: the entry point of the program."""
     try:
         status = main()
-    except KeyboardInterrupt:  # in the first moments, while modules are imported
+    except KeyboardInterrupt:  # while modules are still being imported
         print(STOPPED, file=sys.stderr)
         status = 130
     if status > 128:
-        # Stopped by a signal: threads that still read or draw are not waited for.
+        # Stopped by a signal: do not wait for threads that are still reading or drawing.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -25,7 +25,7 @@ def command():
 
 
 def main(argv=None):
-    """Run the modes the flags ask for -> exit status: 0, or 2 after an error that the user can put right."""
+    """Run the requested modes -> exit status: 0, or 2 after an error that the user can fix."""
     from utils.terminal import guarded
 
     return guarded(run, argv, STOPPED)
@@ -43,7 +43,7 @@ def run(argv):
         ranks.join(given.get("device"), given.get("slurm_array", False))
         for notice in notices:
             logging.warning(notice)
-        # Imported here: torch takes seconds, and neither --help nor a wrong flag needs it.
+        # Imported here because torch takes seconds to load, and neither --help nor a wrong flag needs it.
         from asyrp.config import load_config
         from asyrp.runner import Asyrp
         from asyrp.settings import Settings

@@ -1,4 +1,4 @@
-"""The CLIP of a run: opened only when something has to be encoded."""
+"""The CLIP of a run, loaded only when something has to be encoded."""
 
 from functools import cached_property
 
@@ -10,10 +10,11 @@ from utils.files import stamp
 
 
 class Clip:
-    """A CLIP by its name or file (see `ClipLoss`), which is not opened for what is in the store already.
+    """A CLIP by name or file (see `ClipLoss`), not loaded if the store already has the result.
 
-    Its identity lies in the store by its files' places, sizes and times of change; the cosine of two prompts by its identity.
-    Raises UserError, here, when there is no such model or it cannot be fetched; when it is opened, for one that is damaged.
+    The store holds its identity, under the paths, sizes and modification times of its files, and the cosine of two prompts,
+    under the identity. The constructor raises UserError if there is no such model or it cannot be downloaded; damaged files
+    are reported when it is loaded.
     """
 
     def __init__(self, name, device, kept):
@@ -27,7 +28,7 @@ class Clip:
 
     @cached_property
     def identity(self):
-        """A text that changes with its weights and settings: `ClipLoss.identity`."""
+        """A string that depends on its weights and settings: `ClipLoss.identity`."""
         key = store.clip_key([[str(path.resolve()), *stamp(path)] for path in self.files])
         found = self.store.read("clip", key, {"identity": (8,)})
         if found is None:

@@ -1,7 +1,7 @@
-"""Principal components as directions: those of CLIP features, which are trained for, and the contact sheet of any.
+"""Principal components as directions: those of CLIP features, used as training targets, and a contact sheet.
 
-A component has no name. The sheet shows what it does, and calls it by the nearest words of a list: those whose change
-in CLIP's space is most like the change of the pictures.
+A component has no name. The sheet shows its effect and labels it with the words whose change in CLIP space is closest to the
+change of the images.
 """
 
 import logging
@@ -19,13 +19,13 @@ from utils.text_dic import attributes_of
 
 log = logging.getLogger(__name__)
 
-IMAGES = 3  # on a sheet
-STRENGTH = {"h_pca": 3.0, "clip_pca": 1.0}  # of a sheet: standard deviations of h; what was trained
+IMAGES = 3  # images per sheet
+STRENGTH = {"h_pca": 3.0, "clip_pca": 1.0}  # strength on the sheet: in standard deviations of h; as trained
 
 
 @torch.no_grad()
 def clip_components(clip, batches, k):
-    """The first k principal components of the images' CLIP features -> (list of k directions (1, D), normalised; (k,) shares
+    """The first k principal components of the images' CLIP features -> (list of k directions (1, D), normalised; (k,) fractions
     of the variance). clip: a ClipLoss. batches: an iterable of Batch. Raises UserError for too few images."""
     features = torch.cat([clip.encode_images(batch.x_0.to(clip.mean.device)).cpu() for batch in batches])
     components, shares = fitting.principal_components({0: features[:, :, None, None]}, k)
@@ -33,16 +33,16 @@ def clip_components(clip, batches, k):
 
 
 class Words(NamedTuple):
-    """Names, and how the image changes towards each: (N, D), normalised."""
+    """Names, and the change in CLIP space towards each: (N, D), normalised."""
 
     names: list
     changes: torch.Tensor
 
 
 def words_of(clip, category, path=None):
-    """The words that components are called by: of a file, a line each, else the attributes of the category -> Words.
+    """Candidate names for components: from a file, one per line, else the attributes of the category -> Words.
 
-    The words of a file are seen as changes from their mean. Raises UserError as `read_words`.
+    Words from a file are taken as changes from their mean. Raises UserError as `read_words`.
     """
     if path is None:
         found = attributes_of(category)
@@ -53,28 +53,28 @@ def words_of(clip, category, path=None):
 
 
 def read_words(path):
-    """A text file -> its lines, different ones. Raises UserError for a file without two of them."""
+    """A text file -> its distinct lines. Raises UserError for a file with fewer than two."""
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--words {path}: it cannot be read as text in UTF-8; check the path") from error
+        raise UserError(f"--words {path} cannot be read as UTF-8 text: check the path") from error
     names = list(dict.fromkeys(line for line in lines if line))
     if len(names) < 2:
-        raise UserError(f"--words {path}: two different words are needed at least, a line each")
+        raise UserError(f"--words {path}: give at least two different words, one per line")
     return names
 
 
 def nearest(change, words):
-    """A change in CLIP's space (D,) -> ((name, cosine) of the word most like it, and of the word most like its opposite)."""
+    """A change in CLIP space (D,) -> [(name, cosine) of the closest word, and of the word closest to its opposite]."""
     cosines = words.changes @ F.normalize(change, dim=-1)
     return [(words.names[int(i)], cosines[i].abs().item()) for i in (cosines.argmax(), cosines.argmin())]
 
 
 class Sheet:
-    """Directions drawn on a few images, a row each: backward, not at all, forward.
+    """Directions applied to a few images, one row per direction: backward, unedited, forward.
 
-    draw: function (direction, strength), or (None, None) for the plain ones -> images (N, 3, H, W), N up to IMAGES. strength:
-    how far. clip: a ClipLoss, and words: Words; without them directions are not named.
+    draw: function (direction, strength), or (None, None) for unedited images -> images (N, 3, H, W), N up to IMAGES. clip: a
+    ClipLoss, and words: Words; without them directions are not named.
     """
 
     def __init__(self, draw, strength, clip=None, words=None):
@@ -83,7 +83,7 @@ class Sheet:
 
     @torch.no_grad()
     def add(self, direction, title):
-        """Draw a row -> what the direction is called: [(word, cosine) forward, (word, cosine) backward], or []."""
+        """Draw a row -> the words for the direction: [(word, cosine) forward, (word, cosine) backward], or []."""
         backward, forward = (self.draw(direction, sign * self.strength) for sign in (-1, 1))
         found, name = [], title
         if self.clip is not None:
@@ -101,9 +101,10 @@ class Sheet:
 
 
 def draw_sheet(path, made, kind, draw, clip, category, words=None):
-    """The contact sheet of Directions -> what each is called, a list of texts. clip: function without arguments -> ClipLoss.
+    """Write the contact sheet of Directions -> the words for each, a list of strings. clip: function without arguments ->
+    ClipLoss.
 
-    Without a CLIP the sheet is drawn all the same, and a line says why its rows have no words.
+    Without a CLIP the sheet is still drawn, and a warning says why its rows have no words.
     """
     named = ()
     try:
@@ -111,7 +112,7 @@ def draw_sheet(path, made, kind, draw, clip, category, words=None):
     except UserError as error:
         if words is not None:
             raise
-        log.warning("components are not called by words: %s", error)
+        log.warning("components are not named: %s", error)
     sheet, called = Sheet(draw, STRENGTH[kind], *named), []
     for k, direction in enumerate(tqdm(made, desc="drawing components", unit="component")):
         found = sheet.add(direction, f"pc{k + 1}")

@@ -1,4 +1,4 @@
-"""A model's YAML file, or its pipeline of diffusers -> checked settings, one dataclass a section."""
+"""A model's YAML file or diffusers pipeline -> validated settings, one dataclass per section."""
 
 from collections import Counter
 from dataclasses import dataclass, fields, is_dataclass
@@ -16,13 +16,13 @@ from utils.sections import ANY, checked, nearest, setting
 from utils.text import one_line
 
 CONFIGS = ROOT / "configs"
-# A file of settings is small. So few aliases cannot make a small file stand for a large one.
+# A settings file is small, and with this few aliases it cannot expand to a large one.
 LARGEST, MOST_ALIASES = 64 * 1024, 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """The images. `dataset`: key of their layout and of a published network; `category`: which of them, part of file names;
+    """The images. `dataset`: selects their layout and a published network; `category`: which of them, part of file names;
     `image_size`: pixels; `credit`: shown in reports."""
 
     dataset: str = setting(part_of_a_name=True)
@@ -31,22 +31,22 @@ class Data:
     credit: str = ""
 
 
-# Keys of the 2023 release and of DDIM before it that nothing here reads, with the values that say what is done anyway.
+# Unused keys of the 2023 release and of DDIM, with the values that match what this code does.
 DATA_ACCEPTED = {
     "channels": (3,),
     "logit_transform": (False,),
     "uniform_dequantization": (False,),
     "gaussian_dequantization": (False,),
     "rescaled": (True,),
-    "random_flip": (True, False),  # of training a model; directions were never trained on flipped images
+    "random_flip": (True, False),  # for training a base model; directions were never trained on flipped images
     "num_workers": ANY,
 }
-SECTIONS_ACCEPTED = ("sampling", "training", "optim", "path", "pipeline")  # the last two: as `to_dict` writes them
+SECTIONS_ACCEPTED = ("sampling", "training", "optim", "path", "pipeline")  # the last two are written by `to_dict`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Editing:
-    """What main.py's flags of the same names are for this model, unless they are given; None: not said here."""
+    """Values of main.py's flags of the same names for this model, unless the flags are given; None: not set."""
 
     lpips_edit_th: float | None = setting(None, at_least=0)
     lpips_addnoise_th: float | None = setting(None, at_least=0)
@@ -70,35 +70,35 @@ class Editing:
     dt_lambda: float | None = None
 
     def given(self):
-        """-> {flag: value} of those that the file sets."""
+        """{flag: value} of those that the file sets."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """`model`: what ClipLoss takes; a path is relative to the repository."""
+    """`model`: an argument of ClipLoss; a path is relative to the repository."""
 
     model: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """For --evaluate. `weights`: of the judge, relative to the repository; `aims`: attribute of utils/text_dic.py -> (label,
-    class) of the judge; `kept`: labels that an edit should leave alone."""
+    """For --evaluate. `weights`: file of the judge, relative to the repository; `aims`: attribute in utils/text_dic.py ->
+    (label, class) of the judge; `kept`: labels that an edit should not change."""
 
     weights: str
     aims: dict[str, tuple[str, str]]
     kept: tuple[str, ...] = ()
 
     def by_direction(self):
-        """The aims by the names of the default stack's directions: its attributes are these with `avatar_` before them."""
+        """The aims by direction name: attributes of the default stack are its direction names with the prefix `avatar_`."""
         return {attribute.removeprefix("avatar_"): aim for attribute, aim in self.aims.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A model's settings, and where they came from. `path`: the file, or the pipeline's folder or name; `pipeline`: where its
-    weights lie, if it is one."""
+    """A model's settings. `path`: the file they were read from, or the pipeline's folder or name; `pipeline`: the Pipeline, if
+    it is one."""
 
     data: Data
     model: DDPMSettings | ADMSettings | UNet2DSettings
@@ -112,12 +112,12 @@ class Config:
 
     @property
     def name(self):
-        """What the model is called: the file's name without its suffix, or the pipeline's."""
+        """The name of the model: the file name without suffix, or the pipeline's name."""
         itself = self.pipeline and self.path == Path(self.pipeline.name)
         return self.path.name if itself else self.path.stem
 
     def clip_name(self):
-        """What names the CLIP for this model (see ClipLoss): its own, else OpenAI's ViT-B/16."""
+        """The CLIP for this model, as an argument of ClipLoss: its own, else OpenAI's ViT-B/16."""
         if self.clip is None:
             return "ViT-B/16"
         own = ROOT / self.clip.model
@@ -129,8 +129,9 @@ class Config:
 
 
 def find_config(name):
-    """`--config` as given -> path of a YAML, a file or a name under configs/ with or without .yml; or the Pipeline of a folder
-    or of a name on the Hugging Face hub, whose settings are fetched. Raises UserError where there is none of them."""
+    """The value of `--config` -> path of a YAML file (given as a path, or as a name in configs/ with or without .yml), or a
+    Pipeline (given as a folder, or as a name on the Hugging Face hub, whose settings are downloaded). Raises UserError if
+    there is no such model."""
     for path in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yml"):
         if path.is_file():
             return path
@@ -138,24 +139,24 @@ def find_config(name):
             return found
     known = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yml")))
     if Path(name).is_dir():
-        needed = f"a pipeline of diffusers, which has {pipeline.INDEX}, a YAML, or one of {known}"
-        raise UserError(f"--config {name} is a folder, and no pipeline: give {needed}")
+        needed = f"a diffusers pipeline (a folder with {pipeline.INDEX}), a YAML file, or one of {known}"
+        raise UserError(f"--config {name} is a folder but not a pipeline: give {needed}")
     try:
         if found := pipeline.on_hub(name):
             return found
     except UserError as error:
         raise UserError(f"--config {name}: no such file or folder; {error}") from error
     raise UserError(
-        f"--config {name}: no such file; give a path, or one of {known}, or a pipeline of diffusers: its folder, or its name "
+        f"--config {name}: no such file: give a path, one of {known}, or a diffusers pipeline by its folder or its name "
         "on the Hugging Face hub (owner/model)"
     )
 
 
 def load_config(name):
-    """What `find_config` finds -> Config.
+    """Load the settings of a model -> Config. name: see `find_config`.
 
-    Raises UserError, one line that names the file and the section, for a missing file, broken YAML, and a setting that is
-    missing, unknown, of the wrong type or out of range. The files that the 2023 release published load too.
+    Raises UserError, one line that names the file and the section, for a missing file, invalid YAML, and a setting that is
+    missing, unknown, of the wrong type or out of range. The YAML files of the 2023 release load too.
     """
     found = find_config(name)
     if isinstance(found, Pipeline):
@@ -176,14 +177,14 @@ def load_config(name):
 
 
 def _with_pipeline(sections, where):
-    """The sections of a YAML whose model section names a pipeline -> (sections, Pipeline): what the YAML does not say is as the
-    pipeline says it."""
+    """The sections of a YAML whose model section names a pipeline -> (sections, Pipeline). The pipeline supplies what the YAML
+    does not set."""
     name, others = sections["model"]["pipeline"], sections["model"].keys() - {"type", "pipeline"}
     if not isinstance(name, str):
         raise SettingsError(f"{where('model')}: pipeline {name!r}: must be text")
     if others or "diffusion" in sections:
         extra = f"{where('model')}: {min(others, key=str)}" if others else where("diffusion")
-        raise SettingsError(f"{extra} is what the pipeline {name} says: leave it out")
+        raise SettingsError(f"{extra} is set by the pipeline {name}: leave it out")
     try:
         found = pipeline.at(ROOT / name) or pipeline.at(name) or pipeline.on_hub(name)
     except UserError as error:
@@ -197,7 +198,7 @@ def _with_pipeline(sections, where):
 
 
 def _checked(sections, path, where, of_pipeline=None):
-    """Sections as they were read -> Config. where: function section -> what messages about it begin with."""
+    """Sections as read -> Config. where: function section -> the prefix of error messages about it."""
 
     def optional(kind, section):
         return None if sections.get(section) is None else checked(kind, sections[section], where(section))
@@ -224,7 +225,7 @@ def _checked(sections, path, where, of_pipeline=None):
 
 
 def to_dict(value):
-    """Settings, dicts and lists of them -> plain data that can be written as YAML or JSON; paths become strings."""
+    """Dataclasses, dicts and lists -> plain data for YAML or JSON; paths become strings."""
     if is_dataclass(value):
         value = vars(value)
     if isinstance(value, dict):
@@ -236,20 +237,20 @@ def to_dict(value):
 
 def _check_diffusion(diffusion, where):
     if diffusion.beta_start > diffusion.beta_end:
-        raise SettingsError(f"{where}: beta_start {diffusion.beta_start} is above beta_end {diffusion.beta_end}: exchange them")
+        raise SettingsError(f"{where}: beta_start {diffusion.beta_start} is above beta_end {diffusion.beta_end}: swap them")
     betas = (diffusion.beta_start, diffusion.beta_end)
     if diffusion.beta_schedule == "cosine" and betas != (Diffusion.beta_start, Diffusion.beta_end):
-        raise SettingsError(f"{where}: beta_schedule cosine has no beta_start and no beta_end: leave them out")
+        raise SettingsError(f"{where}: beta_schedule cosine does not use beta_start and beta_end: leave them out")
 
 
 def _check_timesteps(editing, T, where):
     for name, largest in (("t_0", T - 1), ("user_defined_t_edit", T), ("user_defined_t_addnoise", T)):
         if (getattr(editing, name) or 0) > largest:
-            raise SettingsError(f"{where}: {name} {getattr(editing, name)}: must be at most {largest}, of {T} timesteps")
+            raise SettingsError(f"{where}: {name} {getattr(editing, name)}: must be at most {largest}, with {T} timesteps")
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only; a key that is given twice is an error, as in YAML 1.2, and so are more than a few aliases."""
+    """Plain data only. Duplicate keys are an error, as in YAML 1.2, and so are more than MOST_ALIASES aliases."""
 
     aliases = 0
 
@@ -258,7 +259,7 @@ class _Loader(yaml.SafeLoader):
             self.aliases += 1
             if self.aliases > MOST_ALIASES:
                 mark = self.peek_event().start_mark
-                text = f"more than {MOST_ALIASES} aliases (*name); write the values out"
+                text = f"more than {MOST_ALIASES} aliases (*name): write the values out"
                 raise yaml.composer.ComposerError(None, None, text, mark)
         return super().compose_node(parent, index)
 
@@ -269,26 +270,28 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# Besides YAMLError: what PyYAML lets through for a scalar that is not what its tag says (`!!bool x`, a 13th month), and for
-# brackets nested without end.
+# PyYAML raises more than YAMLError: other errors for scalars that do not match their tag (`!!bool x`, a 13th month), and
+# RecursionError for deeply nested brackets.
 FAULTS = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
 
 def _read(path):
-    """-> the sections of a YAML file, a dict."""
+    """The sections of a YAML file -> dict."""
     try:
         if path.stat().st_size > LARGEST:
-            raise SettingsError(f"{shown(path)} is no file of settings: it has more than {LARGEST // 1024} KiB")
+            raise SettingsError(
+                f"{shown(path)} is larger than {LARGEST // 1024} KiB: give a settings file such as configs/celeba.yml"
+            )
         text = path.read_text(encoding="utf-8")
         sections = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise UserError(f"{shown(path)} cannot be read: {one_line(error)}") from error
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{shown(path)} is not valid YAML: it is no text in UTF-8") from error
+        raise SettingsError(f"{shown(path)} is not valid YAML: it is not UTF-8 text") from error
     except SettingsError:
         raise
     except FAULTS as error:
         raise SettingsError(f"{shown(path)} is not valid YAML: {one_line(error)}") from error
     if not isinstance(sections, dict):
-        raise SettingsError(f"{shown(path)} holds no sections; compare configs/celeba.yml")
+        raise SettingsError(f"{shown(path)} has no sections: compare configs/celeba.yml")
     return sections

@@ -1,4 +1,4 @@
-"""Where LPIPS curves lie: those measured on a model are in the store, the published ones in utils/lpips_curves/."""
+"""Find LPIPS curves: those measured on a model are in the store, the published ones in utils/lpips_curves/."""
 
 import logging
 
@@ -10,7 +10,7 @@ from utils.files import ROOT, shown
 log = logging.getLogger(__name__)
 
 PUBLISHED = ROOT / "utils" / "lpips_curves"
-# Whose published curves a category uses, and a dataset key with category CUSTOM.
+# The published curves for a category, and for a dataset key with category CUSTOM.
 OF_CATEGORY = {
     "CelebA_HQ": "celeba",
     "CelebA_HQ_P2": "celeba",
@@ -31,19 +31,20 @@ OF_DATASET = {
 
 
 def name_of_curve(config, name=None):
-    """The name under which a run measures and reads curves: the given one, else the category's, else the category itself."""
+    """The name of the curves that a run measures and reads: the given one, else the published name for the category, else the
+    category."""
     return name or _published(config.data) or config.data.category
 
 
 def _published(data):
     if data.category == CUSTOM:
         return OF_DATASET.get(data.dataset)
-    # Of the published model alone: the category of a pipeline is the name of its folder, which may be that of a dataset.
+    # Only for published models: the category of a pipeline is its folder name, which may equal that of a dataset.
     return OF_CATEGORY.get(data.category) if (data.dataset, data.category) in PLACES else None
 
 
 def keep_curve(kept, curve, model, images, name):
-    """Put a measured Curve into the store. images: digests of the measured images, in order."""
+    """Write a measured Curve to the store -> its path. images: digests of the measured images, in order."""
     key = store.curve_key(model, curve.t.tolist(), images, name)
     about = {"model": model.identity, "precision": model.precision, "name": name, "images": len(images)}
     kept.write("curve", key, curve.to_tensors(), about)
@@ -51,12 +52,12 @@ def keep_curve(kept, curve, model, images, name):
 
 
 def find_curve(kept, model, name=None):
-    """The LPIPS curves of a model -> (Curve, where they are from as a text).
+    """The LPIPS curves of a model -> (Curve, a description of where it comes from).
 
-    name: --custom_dataset_name. Without it: those measured on this very model, the newest first, else the published ones of its
-    category. With it: those of that name that were measured on this model, else the published ones of that name, else those of
-    another model, with a warning.
-    Raises UserError when there are none: no model takes another's by itself.
+    name: --custom_dataset_name. Without it: the newest curves measured on this model, else the published ones of its category.
+    With it: curves of that name measured on this model, else the published ones of that name, else those of another model,
+    with a warning.
+    Raises UserError if there are none: the curves of another model are never used by default.
     """
 
     def kept_one(is_wanted):
@@ -77,6 +78,6 @@ def find_curve(kept, model, name=None):
     known = ", ".join(sorted(path.stem for path in PUBLISHED.glob("*.csv")))
     what = f"named {name}" if name else f"for category {model.config.data.category}"
     raise UserError(
-        f"no LPIPS curves {what}: measure them with --lpips, or take others with --custom_dataset_name ({known}), or set "
+        f"no LPIPS curves {what}: measure them with --lpips, choose others with --custom_dataset_name ({known}), or set "
         "--user_defined_t_edit and --user_defined_t_addnoise"
     )

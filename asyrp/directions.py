@@ -1,18 +1,19 @@
-"""Directions in h-space with their records: what was learned, and how. Files of ours, of the 2023 release, and safetensors.
+"""Directions in h-space with a record of how they were learned. Reads our checkpoints, those of the 2023 release, and
+safetensors files.
 
 A record is a mapping of plain data:
 
     kind               "delta_block" or "delta_h"
-    ignore_timesteps   whether it serves all timesteps alike
+    ignore_timesteps   whether it is the same for all timesteps
     prompts            [source, target]
-    t_edit, t_boost    the intervals it was made for; t_boost only where it was known
+    t_edit, t_boost    the intervals it was trained for; t_boost only if it was known
     t_0, n_inv_step, n_train_step
     model              identity and architecture of the model it was learned on (see model.py)
     training           everything else that the result depends on: loss, learning rate, images, CLIP, seed ...
     origin             "trained", "mean of <n> images", "2023 release"
-    calibration        how far it moves the picture at each strength (see calibration.py), once that was measured
+    calibration        how far it moves the image at each strength (see calibration.py), once measured
 
-Strength 1 is what a direction was trained as.
+Strength 1 is the strength at which a direction was trained.
 """
 
 import json
@@ -38,15 +39,15 @@ CHECKPOINTS = Path("checkpoint")
 SHIPPED = ROOT / "pretrained"
 SUFFIXES = (".pth", ".safetensors")
 ON_HUB, FILE = "hf:", "direction.safetensors"  # hf:USER/REPO is this file of a model on the Hugging Face hub
-AGAIN = "fetch it again, or train it again"
+AGAIN = "download it again, or train it again"
 FLAG = {"delta_block": "--train_delta_block", "delta_h": "--train_delta_h"}
-# Of the files of the 2023 release, and ours: <experiment>_LC_<category>_t<t_0>_ninv<n>_ngen<n>[_<epoch>[_<images>]]
+# Checkpoint names of the 2023 release, and ours: <experiment>_LC_<category>_t<t_0>_ninv<n>_ngen<n>[_<epoch>[_<images>]]
 NAME = re.compile(r"(?P<experiment>.+)_LC_(?P<category>.+)_t(?P<t_0>\d+)_ninv(?P<n_inv>\d+)_ngen(?P<n_train>\d+)(?:_\d+)*")
-EPOCH = re.compile(r"(.+_LC_.+_ngen\d+)_(\d+)(_\d+)?")  # of a checkpoint: experiment, epoch, images within it
+EPOCH = re.compile(r"(.+_LC_.+_ngen\d+)_(\d+)(_\d+)?")  # experiment, epoch, images within the epoch
 
 
 class Direction(nn.Module):
-    """A direction: `direction(h, emb, t)` -> delta_h (see hspace.py), with its `record` and a `name` to show."""
+    """A direction: `direction(h, emb, t)` -> delta_h (see hspace.py), with its `record` and a display `name`."""
 
     def __init__(self, function, record, name):
         super().__init__()
@@ -60,22 +61,22 @@ class Direction(nn.Module):
         return kind_of(self.function)
 
     def state(self):
-        """In the form of the published checkpoints: {"0": state dict of the delta block}, or with a learned delta_h
-        {"<timestep>": tensor}, {"0": tensor} where one serves all timesteps."""
+        """The layout of the published checkpoints: {"0": state dict of the delta block}, or for a learned delta_h
+        {"<timestep>": tensor}, with {"0": tensor} if it is the same for all timesteps."""
         if self.kind == "delta_block":
             return {"0": self.function.block.state_dict()}
         return {str(0 if t is None else t): delta for t, delta in self.function.items()}
 
     def save(self, path):
-        """Write the direction with its record to a file, .safetensors or .pth, that `load_direction` reads."""
+        """Write the direction and its record to a .safetensors or .pth file, which `load_direction` reads."""
         save(self, path)
 
     def digest(self):
-        """Sixteen digits that change with what was learned."""
+        """Sixteen hex digits that identify the learned weights."""
         return digest(self.kind, self.record.get("ignore_timesteps", False), self.state())
 
     def scale(self, n_steps, n_directions=1):
-        """The coefficient that is strength 1 over `n_steps` steps, of one of `n_directions` directions."""
+        """The coefficient for strength 1 with `n_steps` steps, when `n_directions` directions are combined."""
         return hspace.coefficients(1.0, n_directions, self.record.get("n_train_step") or n_steps, n_steps)[0]
 
 
@@ -83,24 +84,25 @@ def kind_of(function):
     return "delta_block" if isinstance(function, hspace.BlockDirection) else "delta_h"
 
 
-# What a user should know of a direction before using it: entry of its record -> how it is told.
+# Entries of a record shown to users -> their labels.
 TOLD = {
     "prompts": "prompts",
     "t_edit": "t_edit",
     "t_boost": "t_boost",
     "t_0": "t_0",
-    "n_inv_step": "steps of inversion",
-    "n_train_step": "steps of training",
-    "ignore_timesteps": "one for all timesteps",
+    "n_inv_step": "inversion steps",
+    "n_train_step": "training steps",
+    "ignore_timesteps": "same for all timesteps",
     "origin": "origin",
 }
 
 
 def facts(kind, record):
-    """What a direction says of itself -> ({name: value}, {name: value} of its training), texts; and what it does not say."""
+    """Describe a direction from its record -> ({label: value}, {label: value} of its training), all strings; missing entries
+    are "unknown"."""
     model = record.get("model") or {}
-    found = {"kind": kind.replace("_", " ")} | {name: record.get(key, "not known") for key, name in TOLD.items()}
-    found |= {"model": model.get("identity", "not known"), "its architecture": model.get("architecture", "not known")}
+    found = {"kind": kind.replace("_", " ")} | {name: record.get(key, "unknown") for key, name in TOLD.items()}
+    found |= {"model": model.get("identity", "unknown"), "model architecture": model.get("architecture", "unknown")}
     return tuple({name: _text(value) for name, value in about.items()} for about in (found, record.get("training") or {}))
 
 
@@ -113,7 +115,7 @@ def _text(value):
 
 @dataclass
 class Stored:
-    """A direction's file, read, and not yet built for a model. `more`: what else lies in it (optimizer, scheduler)."""
+    """The contents of a direction's file, not yet built for a model. `more`: its other entries (optimizer, scheduler)."""
 
     path: Path
     parts: dict
@@ -131,7 +133,7 @@ class Stored:
 
 
 def read(path):
-    """A direction's file -> Stored. Raises UserError when it is damaged or no direction."""
+    """A direction's file -> Stored. Raises UserError if it is damaged or not a direction."""
     path = Path(path)
     contents = tensors.load(path)
     record = None
@@ -147,9 +149,9 @@ def read(path):
     blocks = [isinstance(part, dict) for part in numbered.values()]
     found = [tensor for part in numbered.values() for tensor in (part.values() if isinstance(part, dict) else [part])]
     if not found or any(blocks) != all(blocks) or not all(isinstance(tensor, torch.Tensor) for tensor in found):
-        raise UserError(f"{path} holds no direction in h-space; give a checkpoint that --run_train wrote")
+        raise UserError(f"{path} does not contain a direction in h-space: give a checkpoint written by --run_train")
     if not all(torch.isfinite(tensor).all() for tensor in found):
-        raise UserError(f"{path} is damaged: not all of its numbers are finite; {AGAIN}")
+        raise UserError(f"{path} is damaged: it contains inf or nan; {AGAIN}")
     if record is None:
         record = more.pop("record", None)
     record = record_of_name(path.stem) if record is None else _checked_record(record, path)
@@ -160,21 +162,21 @@ def _in_float32(part):
     return {name: tensor.float() for name, tensor in part.items()} if isinstance(part, dict) else part.float()
 
 
-# What a record's entries are, where they are known.
+# Entries of a record by type.
 COUNTS = ("t_edit", "t_boost", "t_0", "n_inv_step", "n_train_step")
 SWITCHES = ("ignore_timesteps",)
 MAPPINGS = ("model", "training")
 
 
 def _checked_record(record, path):
-    """A mapping, or its JSON -> the record. Raises UserError when something in it cannot be what it should be."""
+    """A mapping, or its JSON -> the record. Raises UserError for an entry of the wrong type."""
     try:
         record = json.loads(record) if isinstance(record, str) else record
-        json.dumps(record)  # plain data, and nothing else
+        json.dumps(record)  # fails unless it is plain data
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: its record cannot be read; {AGAIN}") from error
     if not isinstance(record, dict):
-        raise UserError(f"{path} is damaged: its record is no mapping; {AGAIN}")
+        raise UserError(f"{path} is damaged: its record is not a mapping; {AGAIN}")
     faults = [name for name in COUNTS if not (record.get(name) is None or (type(record[name]) is int and record[name] >= 0))]
     faults += [name for name in SWITCHES if not isinstance(record.get(name), bool | None)]
     faults += [name for name in MAPPINGS if not isinstance(record.get(name), dict | None)]
@@ -187,12 +189,12 @@ def _checked_record(record, path):
 
 
 def record_of_name(stem):
-    """What the name of a file of the 2023 release says; of another name, that it says nothing."""
+    """The record given by the file name of a 2023 checkpoint; {"origin": "unknown"} for any other name."""
     match = NAME.fullmatch(stem)
     if match is None:
         return {"origin": "unknown"}
     t_0 = int(match["t_0"])
-    # 0 stands for every timestep.
+    # 0 means every timestep.
     record = {"t_0": t_0, "n_inv_step": int(match["n_inv"]) or t_0 + 1, "n_train_step": int(match["n_train"]) or t_0 + 1}
     record |= {"origin": "2023 release", "category": match["category"]}
     if match["experiment"] in PROMPTS:
@@ -201,7 +203,7 @@ def record_of_name(stem):
 
 
 def save(direction, path, more=None):
-    """Write a direction with its record: .safetensors, or the published form of a checkpoint. more: optimizer, scheduler."""
+    """Write a direction and its record, as .safetensors or like the published checkpoints. more: optimizer, scheduler."""
     if Path(path).suffix == ".safetensors":
         _save_safetensors(direction.state(), direction.record, path)
     else:
@@ -209,13 +211,13 @@ def save(direction, path, more=None):
 
 
 def convert(stored, path):
-    """Write a Stored direction, its record and nothing else, as safetensors: one file that says what it is and runs no code."""
+    """Write a Stored direction and its record as safetensors, without optimizer state; loading such a file runs no code."""
     _save_safetensors({str(number): part for number, part in stored.parts.items()}, stored.record, path)
 
 
 def write_record(path, record):
-    """Put another record into a direction's file; everything else in it stays as it is -> the file. What ships is not written
-    over: a copy under checkpoint/ is, which is found first from then on."""
+    """Replace the record in a direction's file, and nothing else -> the file. Directions that ship are not modified; a copy in
+    checkpoint/ is written instead, which takes precedence from then on."""
     contents = tensors.load(path)
     target = CHECKPOINTS / path.name if path.resolve().is_relative_to(SHIPPED) else path
     if tensors.is_safetensors(path):
@@ -251,16 +253,17 @@ def _nested(flat):
 
 
 def load_direction(name_or_path, model):
-    """A path, a name under checkpoint/, a direction that ships with the model, or "hf:USER/REPO" on the Hugging Face hub ->
-    frozen Direction on the model's device.
+    """Load a direction -> frozen Direction on the model's device.
 
-    Raises UserError when there is none, when it is damaged, or when it belongs to another architecture.
+    name_or_path: a path, a name in checkpoint/, a direction that ships with the model, or "hf:USER/REPO" on the Hugging Face
+    hub. Raises UserError if it is missing, damaged, or belongs to another architecture.
     """
     return build(read(find(name_or_path, model.config.data.category)), model)
 
 
 def build(stored, model, ignore_timesteps=False):
-    """Stored -> frozen Direction for a model. ignore_timesteps: what to take where the record does not say."""
+    """Stored -> frozen Direction for a model. ignore_timesteps: used if the record does not say. Raises UserError if it does
+    not fit."""
     record = {"ignore_timesteps": ignore_timesteps} | stored.record | {"kind": stored.kind}
     check_model(stored, model)
     if stored.kind == "delta_block":
@@ -274,7 +277,7 @@ def build(stored, model, ignore_timesteps=False):
 def _block(stored, model):
     if len(stored.parts) > 1:
         n = len(stored.parts)
-        raise UserError(f"{stored.path} holds {n} delta blocks; write each to a file of its own, for --multiple_attr")
+        raise UserError(f"{stored.path} contains {n} delta blocks: write each to its own file and use --multiple_attr")
     [weights] = stored.parts.values()
     block = model.unet.new_delta_block()
     tensors.load_strictly(block, weights, stored.path, "the delta block of this model")
@@ -284,20 +287,21 @@ def _block(stored, model):
 def _deltas(stored, model):
     shape = (1, model.unet.h_ch, model.unet.h_size, model.unet.h_size)
     if any(part.shape != shape for part in stored.parts.values()):
-        raise UserError(f"{stored.path} is a direction of another model: its delta_h is not {' x '.join(map(str, shape[1:]))}")
-    # In the order of training, whatever that of the file: safetensors sorts by name.
+        size = " x ".join(map(str, shape[1:]))
+        raise UserError(f"{stored.path} belongs to another model, its delta_h is not {size}: use the one it was trained on")
+    # In the order of training; safetensors sorts by name.
     return {None: stored.parts[0]} if list(stored.parts) == [0] else dict(sorted(stored.parts.items(), reverse=True))
 
 
 def check_model(stored, model):
-    """A direction of another architecture is an error; one of the same architecture with other weights is said."""
+    """Raise UserError for a direction of another architecture; warn if only the weights differ."""
     made = stored.record.get("model")
     if not made:
         return
     if made.get("architecture") != model.architecture:
         raise UserError(
             f"{stored.path} was trained on another architecture ({made.get('architecture')}, this model is "
-            f"{model.architecture}): use it with the config it was trained with, or train one for this model"
+            f"{model.architecture}): use the config it was trained with, or train a direction for this model"
         )
     if made.get("identity") != model.identity:
         log.warning(
@@ -309,29 +313,27 @@ def check_model(stored, model):
 
 
 def check_replaceable(experiment):
-    """Raise UserError where an experiment of this name has a checkpoint that a fit would write over, or that would be found in
-    its place."""
+    """Raise UserError if an experiment of this name has a trained checkpoint, which a fit would overwrite or be hidden by."""
     for path in _epochs(re.escape(experiment), None):
         if not str(read(path).record.get("origin")).startswith("fitted"):
-            raise UserError(f"{path} was trained: give another --exp, or --retrain 1, which writes over its epoch 0")
+            raise UserError(f"{path} was trained: give another --exp, or --retrain 1 to overwrite its epoch 0")
 
 
-# ---- where they lie ---------------------------------------------------------------------------------------------------------
+# ---- finding files ----------------------------------------------------------------------------------------------------------
 
 
 def find(name, category, suffix="", images=None):
     """The file of a direction -> path.
 
-    name: a path, a name under checkpoint/, an experiment (with its suffix `_LC_...` or without), a direction that ships with
-    the model of this category, or hf:USER/REPO, which is fetched. suffix: of the experiment at hand, looked at first. images:
-    choose the checkpoint that was written within an epoch after so many images. Raises UserError that says where it was looked
-    for.
+    name: a path, a name in checkpoint/, an experiment (with or without its suffix `_LC_...`), a direction that ships with the
+    model of this category, or hf:USER/REPO, which is downloaded. suffix: that of the current experiment, tried first. images:
+    choose the checkpoint written within an epoch after this many images. Raises UserError that says where it looked.
     """
     name = str(name)
     files = [Path(name), CHECKPOINTS / name, *(CHECKPOINTS / f"{name}{end}" for end in SUFFIXES)]
     found = [_fetched(name)] if name.startswith(ON_HUB) else [path for path in files if path.is_file()]
     if found and images is not None:
-        raise UserError(f"--choose_checkpoint_num chooses among an experiment's checkpoints: leave it out for {found[0]}")
+        raise UserError(f"--choose_checkpoint_num chooses among the checkpoints of an experiment: leave it out for {found[0]}")
     for stem in dict.fromkeys((name + suffix, name)):
         found += _epochs(re.escape(stem), images)
     if not found:
@@ -348,10 +350,10 @@ def find(name, category, suffix="", images=None):
 
 
 def _fetched(name):
-    """hf:USER/REPO -> the file of the direction there, in the cache of the hub's library. Raises UserError."""
+    """hf:USER/REPO -> the direction's file in the hub cache. Raises UserError."""
     model = name.removeprefix(ON_HUB)
     if not hub.NAME.fullmatch(model):
-        raise UserError(f"{name}: a direction on the Hugging Face hub is called {ON_HUB}USER/REPO")
+        raise UserError(f"{name}: give a direction on the Hugging Face hub as {ON_HUB}USER/REPO")
     return hub.file(model, FILE)
 
 
@@ -362,13 +364,13 @@ def shipped(category):
 
 
 def fitting(model):
-    """The directions there are for a model -> {name: Direction}: those that ship with it, and those under checkpoint/, of an
-    experiment its last epoch, by its name. What is damaged or belongs to another architecture is not among them."""
+    """All directions available for a model -> {name: Direction}: those that ship with it, and the last epoch of each experiment
+    in checkpoint/. Files that are damaged or belong to another architecture are skipped."""
     found = shipped(model.config.data.category)
     epochs = {}
     for path in (path for end in SUFFIXES for path in CHECKPOINTS.glob(f"*{end}")):
         stem, epoch, images = match.groups() if (match := EPOCH.fullmatch(path.stem)) else (path.stem, 0, None)
-        if images is None:  # else within an epoch
+        if images is None:  # not a checkpoint within an epoch
             epochs.setdefault(stem, []).append((int(epoch), path))
     for stem, paths in sorted(epochs.items()):
         experiment = stem.partition("_LC_")[0]
@@ -381,11 +383,11 @@ def fitting(model):
 
 
 def _only_experiment(name, category, images):
-    """Checkpoints of the one experiment of this name whatever its steps; [] without one. Raises UserError for several."""
+    """Checkpoints of the experiment of this name, with any numbers of steps; [] if there is none. UserError for several."""
     pattern = rf"({re.escape(name)}_LC_{re.escape(category)}_t\d+_ninv\d+_ngen\d+)_\d+\.pth"
     stems = sorted({match[1] for path in CHECKPOINTS.glob("*.pth") if (match := re.fullmatch(pattern, path.name))})
     if len(stems) > 1:
-        raise UserError(f"there are several experiments named {name} ({', '.join(stems)}): give one with its whole name")
+        raise UserError(f"there are several experiments named {name} ({', '.join(stems)}): give the full name of one")
     return _epochs(re.escape(stems[0]), images) if stems else []
 
 

@@ -1,4 +1,4 @@
-"""What directions do to latents: one picture, a strip of strengths, a square of two directions, and their mean."""
+"""Apply directions to latents: one strength, a strip of strengths, a grid of two directions, and the mean direction."""
 
 import logging
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MOST_STATES = 40  # of a process that are drawn side by side
+MOST_STATES = 40  # states x_t of a process that are drawn side by side
 
 
 @dataclass(frozen=True)
 class Use:
-    """A direction in a run: where its interval ends, and the coefficient that is strength 1 there."""
+    """A direction as a run uses it: its t_edit, and `scale`, the coefficient that corresponds to strength 1."""
 
     direction: Direction
     t_edit: Value
@@ -33,8 +33,8 @@ class Use:
 
 @dataclass(frozen=True)
 class Reverse:
-    """How the reverse process runs. timesteps: ascending. noise_maps: whether it adds those of the batch at every step, instead
-    of noise that it draws."""
+    """Settings of the reverse process. timesteps: ascending. noise_maps: whether every step adds the noise maps of the batch
+    instead of drawing noise."""
 
     timesteps: list
     t_boost: int = 0
@@ -44,22 +44,23 @@ class Reverse:
     noise_maps: bool = False
 
     def content(self):
-        """Everything that decides its result, as plain data; the seed only where noise is drawn."""
+        """Everything the result depends on, as plain data; the seed only if noise is drawn."""
         noisy = self.sample_type == "ddpm" or self.t_boost > 0 or self.noise_maps
         content = [self.timesteps, self.t_boost, self.sample_type, self.dt_lambda, self.seed if noisy else None]
         return [*content, "noise maps"] if self.noise_maps else content
 
 
 def points_of(n, axes=None):
-    """Strengths of `n` directions, a tuple for each picture: one, or all those of `axes`, a list for each direction."""
+    """Strengths of `n` directions, one tuple per picture: a single (1, ...), or the product of `axes`, one list per
+    direction."""
     return [(1.0,) * n] if axes is None else list(product(*axes))
 
 
 def edits_of(uses, points, strength=1.0, each=None, origin=1.0):
     """The edits of a run -> list of (label, Edit).
 
-    uses: list of Use; points: from `points_of`. strength: `--hs_coeff_delta_h`; each: factors of the single directions; origin:
-    the factor of h itself.
+    uses: list of Use; points: from `points_of`. strength: `--hs_coeff_delta_h`; each: a factor per direction; origin: the
+    factor of h itself.
     """
     each = each or [1.0] * len(uses)
     factors = [[strength * a * b for a, b in zip(each, point, strict=True)] for point in points]
@@ -73,38 +74,38 @@ def edits_of(uses, points, strength=1.0, each=None, origin=1.0):
 
 
 def check_finite(images, names, what):
-    """Raise UserError that names the image whose tensor (B, ...) has a value that is not finite."""
+    """Raise UserError, naming the image, if a tensor (B, ...) has a value that is not finite."""
     wrong = (~images.isfinite()).flatten(1).any(1)
     if wrong.any():
         name = names[int(wrong.nonzero()[0])]
         raise UserError(
-            f"{what} of {name} is not finite: lower the strength (--hs_coeff_delta_h, --max_delta), or give --precision fp32 "
-            "where it is fp16; if no edit is to blame, the weights are damaged"
+            f"{what} of {name} is not finite: lower the strength (--hs_coeff_delta_h, --max_delta), or use --precision fp32 "
+            "instead of fp16; if it happens without an edit, the weights are damaged"
         )
 
 
 def spread(states):
-    """At most MOST_STATES of a list, evenly spread, the first and the last among them."""
+    """At most MOST_STATES entries of a list, evenly spaced, including the first and the last."""
     if len(states) <= MOST_STATES:
         return states
     return [states[round(i)] for i in np.linspace(0, len(states) - 1, MOST_STATES)]
 
 
 class Editor:
-    """The reverse process of a model, as one run wants it, and the pictures it leaves.
+    """Runs the reverse process of a model with the settings of one run.
 
-    save: function (path, *arguments of `pictures.save_grid`), called for the pictures of single steps, which go to `folder`.
-    region: a Region that edits stay in, or None.
+    save: function (path, *arguments of `pictures.save_grid`) that draws the steps of a process, in `folder`. region: a Region
+    that edits are restricted to, or None.
     """
 
     def __init__(self, model, reverse, folder=None, save=None, region=None):
         self.model, self.reverse, self.folder, self.save, self.region = model, reverse, folder, save, region
 
     def sample(self, batch, edit=None, t_boost=None, first=None, watched=None, down_to=0, mask=None):
-        """The reverse process for a Batch -> x_0. watched: name of the folder for pictures of every step.
+        """Run the reverse process for a Batch -> x_0 (B, 3, H, W). watched: name of the folder for pictures of every step.
 
-        t_boost: another than the run's; with noise maps there is none. down_to: leave out the timesteps below it, for those who
-        watch the edit and want no picture. mask: where the edit acts, see `Model.edit`.
+        t_boost: overrides that of the run; ignored with noise maps. down_to: skip the timesteps below it, when only the edit is
+        of interest and not the image. mask: where the edit acts, see `Model.edit`.
         """
         r, seen = self.reverse, []
         shown = set(spread(r.timesteps))
@@ -133,9 +134,10 @@ class Editor:
         return x_0
 
     def pictures_of(self, batch, edits, original, plain, boost_plain=False, watch_plain=None, watch_edit=None):
-        """The pictures of a batch -> lists of (label, images (B, 3, H, W)): what stands before the edits, and the edits.
+        """The pictures of a batch -> two lists of (label, images (B, 3, H, W)): the unedited ones and the edits.
 
-        original, plain: whether the image itself and the plain process stand there. boost_plain: boost the plain process too.
+        original, plain: whether to include the image itself and its reconstruction by the plain process. boost_plain: apply
+        quality boosting to the plain process too.
         """
         batch = batch._replace(x_T=to_device(batch.x_T, self.model.device))
         before, edited = [], []
@@ -144,7 +146,7 @@ class Editor:
         mask = None if self.region is None else self.region.mask_of(batch.x_0)
         first = None
         if len(edits) + bool(plain) > 1:
-            # All pictures start from the same x_T: the frozen pass of their first step is shared.
+            # All pictures start from the same x_T and share the frozen pass of their first step.
             with torch.no_grad():
                 first = process.frozen_branch(self.model.within(mask), batch.x_T, self.reverse.timesteps[-1])
         if plain:
@@ -159,9 +161,9 @@ class Editor:
         return before, edited
 
     def mean_direction(self, use, strength, origin, pairs, indices, batch_size, over_timesteps, kept, ranks=ALONE):
-        """The mean delta_h of images, one per timestep or one in all, the global direction (paper section 3.4) -> Direction.
+        """The mean delta_h over images, per timestep or over all: the global direction (paper section 3.4) -> Direction.
 
-        ranks: processes that share the images, and get the same direction.
+        ranks: processes that share the images; all get the same direction.
         """
         edit = hspace.Edit([use.direction], [strength * use.scale], origin, [use.t_edit.value])
         key = store.mean_key(
@@ -174,7 +176,7 @@ class Editor:
             over_timesteps,
             pairs.names_of_content(indices),
         )
-        found = ranks.gather([kept.read("mean", key)])[0]  # all go by what the first one finds
+        found = ranks.gather([kept.read("mean", key)])[0]  # whether the first process has it decides for all
         if found is None:
             recorder = hspace.MeanRecorder(use.direction)
             edit = hspace.Edit([recorder], edit.coefficients, origin, [use.t_edit.value])
@@ -189,6 +191,6 @@ class Editor:
         deltas = {None if over_timesteps else int(t): delta for t, delta in found.items()}
         record = use.direction.record | {"kind": "delta_h", "ignore_timesteps": over_timesteps}
         record |= {"origin": f"mean of {len(indices)} images"}
-        record.pop("calibration", None)  # it is of another function
+        record.pop("calibration", None)  # measured on the original direction
         function = hspace.GivenDirection(deltas)
         return Direction(function, record, f"mean of {use.direction.name}").requires_grad_(False).to(self.model.device)

@@ -1,4 +1,4 @@
-"""--fit_direction: directions fitted to h, on disk: which images and labels they are from, and what is written."""
+"""--fit_direction: fit directions to h from the images and labels that the settings name."""
 
 import logging
 from typing import NamedTuple
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Labelled(NamedTuple):
-    """Pairs with the indices of the images to use, and whether each is positive (None where there are no labels)."""
+    """Pairs, the indices of the images to use, and whether each is positive (None without labels)."""
 
     pairs: object
     indices: list
@@ -27,7 +27,8 @@ class Labelled(NamedTuple):
 
 
 class Fit:
-    """A direction, or several, in the making. settings: Settings; images: the RunImages; clip: function -> asyrp.clip.Clip."""
+    """Fits one or more directions. settings: Settings; images: RunImages; clip: function -> asyrp.clip.Clip; prompts: list of
+    (source, target)."""
 
     def __init__(self, settings, model, images, clip, prompts):
         self.settings, self.model, self.images = settings, model, images
@@ -36,7 +37,7 @@ class Fit:
     # ---- images and labels --------------------------------------------------------------------------------------------------
 
     def sources(self):
-        """-> list of Labelled. Raises UserError where labels do not divide the images."""
+        """-> list of Labelled. Raises UserError if the labels name none of the images."""
         s = self.settings
         if s.positive:
             return [self._folder(s.positive, True), self._folder(s.negative, False)]
@@ -50,7 +51,7 @@ class Fit:
             positive = labels.extremes(self._zero_shot(pairs.dataset, indices), s.n_examples)
         chosen = labels.balanced(positive, s.n_examples)
         if not chosen:
-            raise UserError(f"{s.labels} names none of the {len(indices)} images: its column file must hold their names")
+            raise UserError(f"{s.labels} names none of the {len(indices)} images: its column `file` must hold their names")
         return [Labelled(pairs, [indices[i] for i in chosen], [positive[i] for i in chosen])]
 
     def _folder(self, folder, positive):
@@ -61,7 +62,7 @@ class Fit:
 
     @torch.no_grad()
     def _zero_shot(self, dataset, indices):
-        """How much more an image is like the target prompt than like the source one, by CLIP -> list of float."""
+        """Score each image along the text direction from source to target prompt, by CLIP -> list of float."""
         clip, size, scores = self.clip().loss, self.settings.bs_precompute, []
         difference = clip.direction(*self.prompts[0])
         for some in tqdm([indices[i : i + size] for i in range(0, len(indices), size)], desc="reading labels", unit="batch"):
@@ -74,7 +75,7 @@ class Fit:
     # ---- directions ---------------------------------------------------------------------------------------------------------
 
     def run(self, t_edit, t_boost):
-        """-> list of (Direction, what is to be told of it)."""
+        """-> list of (Direction, a description for the log)."""
         s = self.settings
         every = self.model.timesteps(s.n_train_step, s.t_0)
         timesteps = [t for t, _ in reversed(training.edit_steps(every, t_edit))]
@@ -112,12 +113,12 @@ class Fit:
         return self._direction(deltas, t_edit, t_boost, every, about, f"labels, {s.fit_by}"), said
 
     def _held(self, deltas):
-        """The directions of --hold, as {t: delta_h} at the same timesteps. Raises UserError for one that is no delta_h."""
+        """The directions of --hold, as {t: delta_h} at the same timesteps. Raises UserError for one that is not a delta_h."""
         s, found = self.settings, []
         for name in (s.hold or "").split():
             stored = directions.read(directions.find(name, s.config.data.category, Experiment(s).suffix, None))
             if stored.kind != "delta_h":
-                raise UserError(f"--hold {name}: a delta block differs by image; fit one with --fit_direction labels")
+                raise UserError(f"--hold {name} is a delta block, which differs per image: fit one with --fit_direction labels")
             function = directions.build(stored, self.model, stored.record.get("ignore_timesteps", False)).function
             found.append({t: function(delta, None, t).detach().cpu() for t, delta in deltas.items()})
         return found

@@ -1,9 +1,9 @@
-"""Directions fitted to h itself, in seconds and without a loss: from labelled images, or from images alone.
+"""Directions fitted to h, in seconds and without a loss: from labelled or unlabelled images.
 
-The bottlenecks h_t of plain reverse processes are collected at every timestep of the editing interval; a direction is then one
-delta_h a timestep. Sources: Haas et al. 2023, "Discovering Interpretable Directions in the Semantic Latent Space of Diffusion
-Models" (arXiv 2303.11073): mean differences, principal components, projection; Zhu et al. 2023, "Boundary Guided Learning-Free
-Semantic Control with Diffusion Models" (arXiv 2302.08357): the normal of a linear SVM.
+The bottlenecks h_t of plain reverse processes are collected at every timestep of the editing interval; a direction is then
+one delta_h per timestep. Sources: Haas et al. 2023, "Discovering Interpretable Directions in the Semantic Latent Space of
+Diffusion Models" (arXiv 2303.11073): mean differences, principal components, projection; Zhu et al. 2023, "Boundary Guided
+Learning-Free Semantic Control with Diffusion Models" (arXiv 2302.08357): the normal of a linear SVM.
 """
 
 import torch
@@ -12,11 +12,11 @@ from asyrp import process
 from utils.devices import to_device
 from utils.errors import UserError
 
-HELD_OUT = 0.25  # share of the images on which a boundary is tested
+HELD_OUT = 0.25  # fraction of the images on which a boundary is tested
 
 
 class Recording:
-    """A U-Net, in its two halves, that keeps the bottleneck of every encoding: `seen`, {t: h (B, C, h, w) on the CPU}."""
+    """Wraps a U-Net and records its bottleneck features: `seen`, {t: h (B, C, h, w) on the CPU}."""
 
     def __init__(self, unet):
         self.unet, self.seen = unet, {}
@@ -31,7 +31,7 @@ class Recording:
 
 
 def bottlenecks(model, latents, timesteps):
-    """h along the plain reverse process from x_T -> {t: (N, C, h, w)}, float32 on the CPU.
+    """Collect h along the plain reverse process from x_T -> {t: (N, C, h, w)}, float32 on the CPU.
 
     latents: an iterable of x_T (B, 3, H, W). timesteps: those of the editing interval, ascending.
     """
@@ -48,24 +48,25 @@ def bottlenecks(model, latents, timesteps):
 
 
 def check_classes(positive):
-    """Raise UserError where a class has too few images to be told from the other. positive: (N,) bool."""
+    """Raise UserError if a class has fewer than two images. positive: (N,) bool."""
     n, m = int(positive.sum()), int((~positive).sum())
     if min(n, m) < 2:
-        raise UserError(f"{n} positive and {m} negative images: at least two of each are needed")
+        raise UserError(f"{n} positive and {m} negative images: give at least two of each")
 
 
 def mean_difference(h, positive):
-    """{t: h (N, C, h, w)}, (N,) bool -> {t: (1, C, h, w)}: the mean of the positive images less that of the negative ones."""
+    """{t: h (N, C, h, w)}, (N,) bool -> {t: (1, C, h, w)}: mean of the positive images minus mean of the negative ones (Haas et
+    al.)."""
     check_classes(positive)
     return {t: (x[positive].mean(0) - x[~positive].mean(0)).unsqueeze(0) for t, x in h.items()}
 
 
 def boundary_normals(h, positive, seed=0):
-    """The normal of a linear SVM (C = 1, classes weighted alike) at each timestep, as long as the classes' means lie apart
-    along it -> ({t: (1, C, h, w)}, {t: accuracy on images that were held out}).
+    """The normal of a linear SVM (C = 1, balanced classes) at each timestep, scaled to the distance of the class means along it
+    (Zhu et al.) -> ({t: (1, C, h, w)}, {t: accuracy on held-out images}).
 
-    h: {t: (N, C, h, w)}; positive: (N,) bool; seed: of the division. The normal is that of all images; the accuracy is of one
-    that was fitted without a quarter of them, and {} for fewer than 8 images.
+    h: {t: (N, C, h, w)}; positive: (N,) bool; seed: of the split. The normal is fitted to all images; the accuracy comes from
+    a second fit that holds out a quarter of them, and is {} for fewer than 8 images. Raises UserError as `check_classes`.
     """
     from sklearn.model_selection import train_test_split
     from sklearn.svm import SVC
@@ -78,7 +79,9 @@ def boundary_normals(h, positive, seed=0):
     normals, accuracy = {}, {}
     for t, x in h.items():
         rows, svm = x.flatten(1).double(), SVC(kernel="linear", class_weight="balanced")
-        rows = ((rows - rows.mean(0)) / rows.std()).numpy()  # one scale for all of h: C means the same at every timestep
+        rows = (
+            (rows - rows.mean(0)) / rows.std()
+        ).numpy()  # one scale for all of h, so that C means the same at every timestep
         if enough:
             accuracy[t] = svm.fit(rows[rest], labels[rest]).score(rows[tested], labels[tested])
         weights = svm.fit(rows, labels).coef_[0]
@@ -90,10 +93,10 @@ def boundary_normals(h, positive, seed=0):
 
 
 def projected_off(direction, others):
-    """A direction without what it shares with others: n - N^T (N N^T)^-1 N n, over all timesteps jointly (Haas et al. eq. 5).
+    """Project other directions out of one: n - N^T (N N^T)^-1 N n, over all timesteps jointly (Haas et al. eq. 5).
 
-    direction: {t: (1, C, h, w)}; others: list of the same, for the same timesteps. The system is solved, since the others need
-    not be orthogonal: taking them off one after the other would put back what was taken off before.
+    direction: {t: (1, C, h, w)}; others: list of the same, for the same timesteps. They need not be orthogonal, so a linear
+    system is solved: removing them one after the other would bring earlier ones back. -> {t: (1, C, h, w)}
     """
     if not others:
         return direction
@@ -104,19 +107,19 @@ def projected_off(direction, others):
     return {t: part.view_as(direction[t]) for t, part in zip(direction, parts, strict=True)}
 
 
-# ---- images alone -----------------------------------------------------------------------------------------------------------
+# ---- unlabelled images ------------------------------------------------------------------------------------------------------
 
 
 def principal_components(h, k):
-    """The first k principal components of h at every timestep, a standard deviation long -> (list of k {t: (1, C, h, w)},
-    {t: (k,) shares of the variance}).
+    """The first k principal components of h at every timestep, one standard deviation long -> (list of k {t: (1, C, h, w)},
+    {t: (k,) fractions of the variance}).
 
-    By the eigenvectors of the N x N matrix of inner products, in float64. Signs: the largest coordinate at the highest timestep
-    is positive, and a component points the same way at all timesteps (Haas et al. appendix).
+    Computed from the eigenvectors of the N x N Gram matrix in float64. Signs: the largest coordinate at the highest timestep is
+    positive, and a component points the same way at all timesteps (Haas et al. appendix). Raises UserError unless 0 < k < N.
     """
     n = len(next(iter(h.values())))
     if not 0 < k < n:
-        raise UserError(f"{k} components of {n} images: there are at most {n - 1}; give more images")
+        raise UserError(f"{k} components need more than {k} images, not {n}: give more images, or fewer --n_components")
     found, shares, first = [{} for _ in range(k)], {}, None
     for t in sorted(h, reverse=True):
         x = h[t].flatten(1).double()

@@ -12,7 +12,7 @@ from torch import nn
 
 
 class BlockDirection(nn.Module):
-    """delta_h = f_t(h), predicted by a delta block; without the time embedding when `ignore_timesteps`."""
+    """delta_h = f_t(h), predicted by a delta block; without the time embedding if `ignore_timesteps`."""
 
     def __init__(self, block, ignore_timesteps=False):
         super().__init__()
@@ -23,10 +23,10 @@ class BlockDirection(nn.Module):
 
 
 class GivenDirection(nn.Module):
-    """A delta_h of its own, the same for every image: one tensor for all timesteps, or one per timestep.
+    """A fixed delta_h, the same for every image: one tensor for all timesteps, or one per timestep.
 
-    deltas: dict {timestep: tensor (1, C, h, w)}; the key None holds the tensor for all timesteps. A timestep without a
-    tensor of its own takes that of the nearest one, so that a direction trained over 40 steps serves 1000.
+    deltas: dict {timestep: tensor (1, C, h, w)}; the key None holds the tensor for all timesteps. A timestep without a tensor
+    uses that of the nearest one, so that a direction trained on 40 steps also works with 1000.
     """
 
     def __init__(self, deltas):
@@ -36,11 +36,11 @@ class GivenDirection(nn.Module):
 
     @classmethod
     def zeros(cls, shape, timesteps):
-        """A direction to be trained: zeros of `shape` (1, C, h, w) for each of `timesteps` ([None]: one for all)."""
+        """A direction to be trained: zeros of `shape` (1, C, h, w) for each of `timesteps` ([None]: one tensor for all)."""
         return cls({t: torch.zeros(shape) for t in timesteps})
 
     def items(self):
-        """(timestep or None, tensor) pairs, as saved in a checkpoint."""
+        """(timestep or None, tensor) pairs, as stored in a checkpoint."""
         return [(key, delta.detach()) for key, delta in zip(self.keys, self.deltas, strict=True)]
 
     def forward(self, h, emb, t):
@@ -51,23 +51,23 @@ class GivenDirection(nn.Module):
 
 
 class Edit:
-    """h -> c_0 h + sum_i c_i delta_h_i over the directions that act at t, where every direction sees the unedited h.
+    """h -> c_0 h + sum_i c_i delta_h_i over the directions that act at t. Every direction sees the unedited h.
 
-    t_edits: a direction acts while t >= its own (int, or None: always); None for all of them. c_0, `origin`, scales h wherever
-    the edit is called. Raises ValueError when the numbers of directions, coefficients and t_edits differ.
+    t_edits: an int or None (always) per direction, which acts while t >= its t_edit; None: all act always. `origin` is c_0 and
+    scales h at every t. Raises ValueError if the numbers of directions, coefficients and t_edits differ.
     """
 
     def __init__(self, directions, coefficients, origin=1.0, t_edits=None):
         t_edits = [None] * len(directions) if t_edits is None else t_edits
         for what, given in (("coefficients", coefficients), ("t_edits", t_edits)):
             if len(directions) != len(given):
-                raise ValueError(f"{len(directions)} directions need as many {what}, not {len(given)}")
+                raise ValueError(f"{len(directions)} directions but {len(given)} {what}: give one per direction")
         self.directions, self.coefficients, self.origin = directions, coefficients, origin
         self.t_edits = [0 if t_edit is None else t_edit for t_edit in t_edits]
 
     @property
     def t_edit(self):
-        """The lowest t_edit, which `process.generate` takes: below it nothing acts."""
+        """The lowest t_edit, for `process.generate`: below it no direction acts."""
         return min(self.t_edits, default=0)
 
     def __call__(self, h, emb, t):
@@ -79,21 +79,20 @@ class Edit:
 
 
 def coefficients(strength, n_directions, n_train_step, n_test_step, each=None):
-    """Coefficient of every direction.
+    """The coefficient of each direction -> list of float.
 
-    strength: `hs_coeff_delta_h`. Fewer test steps than training steps add up to less, so the strength is scaled by
-    n_train_step / n_test_step; several directions are divided by the square root of their number. each: factors of the
-    single directions (`multiple_hs_coeff`, or a point of an interpolation), default 1. Raises ValueError for a number of steps
-    below 1.
+    strength: `hs_coeff_delta_h`. The effect adds up over steps, so the strength is scaled by n_train_step / n_test_step; for
+    several directions it is divided by the square root of their number. each: one factor per direction
+    (`multiple_hs_coeff`, or a point of an interpolation), 1 by default. Raises ValueError for a number of steps below 1.
     """
     if min(n_train_step, n_test_step) < 1:
-        raise ValueError(f"numbers of steps are 1 or more, not {n_train_step} and {n_test_step}")
+        raise ValueError(f"numbers of steps must be 1 or more, not {n_train_step} and {n_test_step}")
     scale = strength * n_train_step / n_test_step / math.sqrt(n_directions)
     return [scale * factor for factor in (each or [1.0] * n_directions)]
 
 
 class MeanRecorder:
-    """A direction that passes another one through and keeps the mean of its delta_h, per timestep."""
+    """Wraps a direction and accumulates the mean of its delta_h, per timestep."""
 
     def __init__(self, direction):
         self.direction = direction
@@ -111,7 +110,7 @@ class MeanRecorder:
         return {t: (total.cpu(), self.counts[t]) for t, total in self.sums.items()}
 
     def merge(self, recorded):
-        """Take the totals of several recorders, this one's among them, in place of its own."""
+        """Replace the totals by the sum of those of several recorders, including this one."""
         self.sums, self.counts = {}, defaultdict(int)
         for totals in recorded:
             for t, (total, n) in totals.items():
@@ -119,7 +118,7 @@ class MeanRecorder:
                 self.counts[t] += n
 
     def mean(self, over_timesteps=False):
-        """-> GivenDirection, the global direction; averaged over the timesteps as well on request (paper section 3.4)."""
+        """The global direction -> GivenDirection; over_timesteps: also averaged over timesteps (paper section 3.4)."""
         means = {t: total.cpu() / self.counts[t] for t, total in self.sums.items()}
         if over_timesteps:
             means = {None: torch.stack(list(means.values())).mean(0)}

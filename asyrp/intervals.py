@@ -1,4 +1,4 @@
-"""LPIPS curves, and t_edit and t_boost that are read off them (paper section 3.3 and appendix B)."""
+"""LPIPS curves, and how t_edit and t_boost are chosen from them (paper section 3.3 and appendix B)."""
 
 import csv
 import logging
@@ -17,15 +17,15 @@ from utils.text import one_line
 
 log = logging.getLogger(__name__)
 
-EVERY_TIMESTEP = 2  # timesteps from one row to the next, at most, in a table of every timestep; the published ones lack 998
+EVERY_TIMESTEP = 2  # largest gap between rows in a table of every timestep; the published tables lack 998
 
 
 @dataclass(frozen=True)
 class Curve:
-    """LPIPS along the inversion: mean and standard deviation over images, arrays of one length, float64.
+    """LPIPS along the inversion: mean and standard deviation over images, float64 arrays of equal length.
 
-    t: the timesteps, ascending integers from 0 up. lpips_x_t is LPIPS(x_0, x_t), lpips_x0_t is LPIPS(x_0, P_t).
-    Raises ValueError for anything else: no rows, timesteps out of order, a value that is negative or no number.
+    t: the timesteps, ascending integers, 0 or more. lpips_x_t is LPIPS(x_0, x_t), lpips_x0_t is LPIPS(x_0, P_t).
+    Raises ValueError if there are no rows, if timesteps are out of order, or if a value is negative or not a number.
     """
 
     t: np.ndarray
@@ -38,7 +38,7 @@ class Curve:
         columns = {name: np.asarray(getattr(self, name), dtype=np.float64) for name in NAMES}
         lengths = {column.shape for column in columns.values()}
         if len(lengths) != 1 or len(lengths.pop()) != 1:
-            raise ValueError("its columns are not of one length")
+            raise ValueError("its columns differ in length")
         t = columns["t"]
         if not len(t):
             raise ValueError("it has no rows")
@@ -56,7 +56,7 @@ class Curve:
 
     @classmethod
     def read(cls, path):
-        """A CSV file with a column for every field, in UTF-8. Raises UserError, which names it, for any other file."""
+        """Read a CSV file (UTF-8) with a column for every field. Raises UserError, naming the file, if it is anything else."""
         try:
             with Path(path).open(encoding="utf-8-sig", newline="") as stream:
                 table = csv.reader(stream, strict=True)
@@ -75,29 +75,29 @@ class Curve:
                         columns[name].append(_number(text, number))
             return cls(**columns)
         except (OSError, ValueError, csv.Error) as error:
-            # UnicodeDecodeError is a ValueError; its message would show the file's bytes.
-            reason = "it is not in UTF-8" if isinstance(error, UnicodeDecodeError) else one_line(error)
-            raise UserError(f"{path} is not a table of LPIPS curves ({reason}); measure it again with --lpips") from error
+            # UnicodeDecodeError is a ValueError too, and its message would show the bytes of the file.
+            reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else one_line(error)
+            raise UserError(f"{path} is not a table of LPIPS curves ({reason}): measure it again with --lpips") from error
 
     def write(self, path):
-        """A CSV file from which `read` gives the very same curve."""
-        with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as stream:
+        """Write a CSV file from which `read` restores exactly this curve."""
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(NAMES)
             writer.writerows(zip(*(getattr(self, name).tolist() for name in NAMES), strict=True))
 
     def to_tensors(self):
-        """-> {field: float64 tensor (n,)}."""
+        """{field: float64 tensor (n,)}."""
         return {name: torch.from_numpy(getattr(self, name).astype(np.float64)) for name in NAMES}
 
     @classmethod
     def from_tensors(cls, tensors):
-        """What `to_tensors` gave -> Curve. Raises UserError for anything else."""
+        """The inverse of `to_tensors` -> Curve. Raises UserError if the tensors are not a curve."""
         try:
             return cls(**{name: tensors[name].numpy() for name in NAMES})
         except (KeyError, ValueError) as error:
             reason = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
-            raise UserError(f"what was kept is no LPIPS curve ({reason}); measure it again with --lpips") from error
+            raise UserError(f"the stored LPIPS curve is invalid ({reason}): measure it again with --lpips") from error
 
 
 NAMES = tuple(f.name for f in fields(Curve))
@@ -107,22 +107,21 @@ def _number(text, line):
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"line {line} has {text!r} where a number belongs") from None
+        raise ValueError(f"line {line} has {text!r} instead of a number") from None
 
 
 def first_reaching(curve_t, values, threshold, what):
     """The first timestep (int) at which `values`, measured at the timesteps `curve_t`, reach `threshold`.
 
-    This is the first row that reaches it: the rule of the 2023 release, whose tables have every timestep (998 is missing).
-    In a table that was measured at fewer, the row before it may lie more than EVERY_TIMESTEP timesteps below; then the curve is
-    taken as straight between the two, and the timestep is the first on that line.
+    In a table of every timestep it is the first row that reaches the threshold, as in the 2023 release. If the row before is
+    more than EVERY_TIMESTEP timesteps below, the curve is interpolated linearly between the two.
 
-    Raises UserError with the curve's maximum when they never reach it.
+    Raises UserError, stating the maximum, if they never reach it.
     """
     reached = np.flatnonzero(values >= threshold)
     if not len(reached):
         raise UserError(
-            f"{what} never reaches {threshold:.3f}: its maximum is {values.max():.3f}; lower the threshold "
+            f"{what} never reaches {threshold:.3f}, its maximum is {values.max():.3f}: lower the threshold "
             "(--lpips_edit_th, --lpips_addnoise_th) or set --user_defined_t_edit / --user_defined_t_addnoise"
         )
     i = int(reached[0])
@@ -130,20 +129,20 @@ def first_reaching(curve_t, values, threshold, what):
         return int(curve_t[i])
     below, t = int(curve_t[i - 1]), int(curve_t[i])
     share = (threshold - values[i - 1]) / (values[i] - values[i - 1])
-    # Rounding must not lead back to the row that lies below the threshold.
+    # Rounding must not lead back to the row below the threshold.
     return max(below + 1, math.ceil(below + share * (t - below)))
 
 
 def choose_t_edit(curve, cosine, threshold=0.33):
-    """The first t with LPIPS(x_0, P_t) >= threshold * cosine, cosine being that of the source and target prompts.
+    """The first t with LPIPS(x_0, P_t) >= threshold * cosine (of the source and target prompts), paper section 3.3.
 
-    The less the prompts have in common, the longer the editing interval.
+    The less similar the prompts, the longer the editing interval.
     """
     return first_reaching(curve.t, curve.lpips_x0_t, threshold * cosine, "LPIPS(x_0, P_t)")
 
 
 def choose_t_boost(curve, threshold=1.2, from_x_t=True):
-    """The first t with LPIPS(x_0, x_t) >= threshold; of LPIPS(x_0, P_t) when not `from_x_t`."""
+    """The first t with LPIPS(x_0, x_t) >= threshold, or with LPIPS(x_0, P_t) >= threshold if not `from_x_t`."""
     if from_x_t:
         return first_reaching(curve.t, curve.lpips_x_t, threshold, "LPIPS(x_0, x_t)")
     return first_reaching(curve.t, curve.lpips_x0_t, threshold, "LPIPS(x_0, P_t)")
@@ -152,17 +151,17 @@ def choose_t_boost(curve, threshold=1.2, from_x_t=True):
 def measure(unet, batches, schedule, timesteps, distance, device, ranks=ALONE):
     """LPIPS curves along the DDIM inversion of images -> Curve.
 
-    batches: an iterable of (indices, images (B, 3, H, W) in [-1, 1] or None, messages), as `load_batch` gives.
-    distance: LPIPS, (B, 3, H, W) twice -> (B, 1, 1, 1). ranks: processes that share the images; `batches` are this one's, and
-    all get the same curve. The last timestep of `timesteps` is measured as well, at the cost of one more U-Net call.
-    Raises UserError when no image can be read, and when a distance is not finite.
+    batches: an iterable of (indices, images (B, 3, H, W) in [-1, 1] or None, messages), as `load_batch` returns.
+    distance: LPIPS, (B, 3, H, W) twice -> (B, 1, 1, 1). ranks: processes that share the images; `batches` are those of this
+    process, and all processes get the same curve. Measuring the last of `timesteps` costs one more U-Net call.
+    Raises UserError if no image can be read, or if a distance is not finite.
     """
     seen, told = [], set()
 
     def tell(messages):
         for message in messages:
             if message not in told:
-                log.warning("left out: %s", message)
+                log.warning("skipped: %s", message)
         told.update(messages)
 
     for _, x_0, messages in batches:
@@ -187,11 +186,11 @@ def measure(unet, batches, schedule, timesteps, distance, device, ranks=ALONE):
         left_out += len(messages)
         tell(messages)
     if not rows:
-        raise UserError("none of the images could be read; LPIPS curves need at least one")
+        raise UserError("none of the images could be read, and LPIPS curves need at least one: check the files")
     x_t, x0_t = np.concatenate(rows, axis=1)
     if left_out:
-        log.warning("%d of %d images could not be read and are left out", left_out, left_out + len(x_t))
+        log.warning("%d of %d images could not be read and were skipped", left_out, left_out + len(x_t))
     try:
         return Curve(np.array(timesteps), x_t.mean(0), x_t.std(0), x0_t.mean(0), x0_t.std(0))
     except ValueError as error:
-        raise UserError(f"the measured LPIPS curves are of no use ({error}): measure with --precision fp32") from error
+        raise UserError(f"the measured LPIPS curves are invalid ({error}): measure with --precision fp32") from error

@@ -1,4 +1,4 @@
-"""A training on disk: its checkpoints, where it goes on, what it leaves on the way."""
+"""A training on disk: its checkpoints, where it resumes, and what it writes."""
 
 import logging
 import tempfile
@@ -20,16 +20,16 @@ from utils.terminal import line_of
 
 log = logging.getLogger(__name__)
 
-DIGESTS = ("images", "clip", "identity", "started_from")  # of a record; their values tell nobody anything
-RATE = ("lr_training", "scheduler_step_size", "sch_gamma")  # what later epochs may do otherwise
+DIGESTS = ("images", "clip", "identity", "started_from")  # entries of a record whose values are meaningless to a reader
+RATE = ("lr_training", "scheduler_step_size", "sch_gamma")  # settings that may change when a training is resumed
 
 
 class Learning:
-    """A direction in training, with one checkpoint an epoch.
+    """A direction in training, with one checkpoint per epoch.
 
-    settings: Settings; experiment: names the checkpoints; record: of the direction to be trained, see `training.new_record`;
-    steps: from `training.edit_steps`; later: a Background that draws pictures; region: a Region, or None; ranks: the processes
-    that share the images, of which the first one writes.
+    settings: Settings; experiment: names the checkpoints; record: the record of the direction, see `training.new_record`;
+    steps: from `training.edit_steps`; later: a Background that draws pictures; region: a Region, or None; ranks: the
+    processes that share the images, of which the first one writes.
     """
 
     def __init__(self, settings, model, experiment, record, steps, later, region=None, ranks=ALONE):
@@ -38,20 +38,20 @@ class Learning:
         timesteps = [t for t, _ in steps]
         self.function = training.new_function(model, record["kind"], record["ignore_timesteps"], timesteps, settings.seed)
         self.optimizer = torch.optim.SGD(self.function.parameters(), lr=settings.lr_training)
-        self.schedule_of_file = None  # of a checkpoint of the 2023 release: its own
-        self.path = None  # of the last checkpoint
+        self.schedule_of_file = None  # the StepLR of a checkpoint of the 2023 release
+        self.path = None  # the last checkpoint
 
     @property
     def direction(self):
-        """What is learned so far, frozen for use."""
+        """The direction learned so far, frozen for use."""
         return Direction(self.function, self.record, f"{self.experiment.name}.pth").requires_grad_(False)
 
-    # ---- where it goes on ---------------------------------------------------------------------------------------------------
+    # ---- resuming -----------------------------------------------------------------------------------------------------------
 
     def resume(self):
-        """Load the last epoch's checkpoint, if there is one, or the direction to begin at -> the epochs still to run.
+        """Load the last epoch's checkpoint, if there is one, or the direction to start from -> the epochs still to run.
 
-        Raises UserError for a checkpoint that was made with other settings: it names the first difference.
+        Raises UserError for a checkpoint of a training with other settings, naming the first difference.
         """
         s = self.settings
         first = s.start_iter_when_you_use_pretrained
@@ -64,20 +64,20 @@ class Learning:
             self.record["training"]["started_from"] = directions.build(begin, self.model, s.ignore_timesteps).digest()
         if not done:
             if not s.do_train:
-                raise UserError(f"--do_train 0, and there is no {self.experiment.checkpoint(epochs[-1])}: leave the flag out")
+                raise UserError(f"--do_train 0, but there is no {self.experiment.checkpoint(epochs[-1])}: leave out --do_train")
             if name:
                 self._load(begin)
-                log.info("beginning at the direction of %s", path)
+                log.info("starting from the direction in %s", path)
             return epochs
         self.path = self.experiment.checkpoint(done[-1])
         stored = directions.read(self.path)
         todo = range(done[-1] + 1, epochs.stop if s.do_train else 0)
-        # A checkpoint of the 2023 release, and one that goes on from it, has a schedule of its own; flags that are given win.
+        # A checkpoint of the 2023 release, or one resumed from it, brings its own schedule; given flags take precedence.
         follows = {"optimizer", "scheduler"} <= stored.more.keys()
         if follows and set(RATE) & s.given.keys():
             follows = False
-            log.info("%s has a learning rate of its own; that of the flags is used", stored.path)
-        if not name:  # where it began is no matter of the epochs to come
+            log.info("%s has its own learning rate; using that of the flags", stored.path)
+        if not name:  # the starting point does not matter for the remaining epochs
             self.record["training"]["started_from"] = stored.record.get("training", {}).get("started_from")
         self._check_alike(stored, free=RATE if todo else (), own=RATE if follows else ())
         self._load(stored)
@@ -89,54 +89,54 @@ class Learning:
         return todo
 
     def _check_name(self, last):
-        """Raise OSError for a name that is too long for the longest of the checkpoints, before anything is trained for it."""
+        """Raise OSError before training if the name of the longest checkpoint is too long for the file system."""
         with suppress(FileNotFoundError, NotADirectoryError):
             self.experiment.checkpoint(last, self.settings.n_train_img).lstat()
 
     def _load(self, stored):
         if stored.kind != self.record["kind"]:
-            raise UserError(f"{stored.path} was trained with {directions.FLAG[stored.kind]}: give that flag instead")
+            raise UserError(f"{stored.path} was trained with {directions.FLAG[stored.kind]}: use that flag instead")
         loaded = directions.build(stored, self.model, self.record["ignore_timesteps"]).function
         if getattr(loaded, "keys", None) != getattr(self.function, "keys", None):
-            raise UserError(f"{stored.path} has other timesteps than this training: give the steps it was trained with")
+            raise UserError(f"{stored.path} was trained on other timesteps: use the number of steps it was trained with")
         self.function.load_state_dict(loaded.state_dict())
 
     def _check_alike(self, stored, free, own):
-        """A training goes on only from a checkpoint of the same settings. free: what may be another from now on, with a line;
-        own: what the file itself decides. The 2023 release left no settings to compare, besides the steps that stand in the
-        file's name, and this experiment has the same name."""
+        """Raise UserError unless the checkpoint was made with the same settings. free: settings that may change from here on,
+        with a warning; own: settings that the file itself decides. Checkpoints of the 2023 release record only the steps in
+        their file name, which equals the name of this experiment."""
         if "training" not in stored.record:
             return
         for name, there, here in differing(stored.record, self.record):
             if name in ("epochs", *own):
                 continue
             if name not in free:
-                said = f"other {name}" if name in DIGESTS else f"{name} {there}, and this run has {here}"
-                remedies = "--retrain 1 trains it anew, another --exp leaves it alone"
+                said = f"other {name}" if name in DIGESTS else f"{name} {there}, but this run has {here}"
+                remedies = "train from scratch with --retrain 1, or keep it and use another --exp"
                 raise UserError(f"{stored.path} was trained with {said}: {remedies}")
-            log.warning("epochs before were trained with %s %s; from here on it is %s", name, there, here)
+            log.warning("earlier epochs were trained with %s %s; from here on it is %s", name, there, here)
 
     def _follow_2023(self, stored):
-        """Go on with the learning rate that the file would have had in the 2023 release: its scheduler was saved before the
-        epoch's step."""
+        """Continue with the learning rate that the 2023 release would use next: it saved its scheduler before the epoch's
+        step."""
         try:
             self.optimizer.load_state_dict(stored.more["optimizer"])
             saved = stored.more["scheduler"]
             scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, saved["step_size"], saved["gamma"])
             scheduler.load_state_dict(saved)
-            self.optimizer.step()  # it has no gradients yet; the scheduler wants one before its own
+            self.optimizer.step()  # does nothing without gradients, but the scheduler warns without it
             scheduler.step()
             rate = (scheduler.base_lrs[0], scheduler.step_size, scheduler.gamma)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
-            raise UserError(f"{stored.path}: its optimizer cannot be read; --retrain 1 trains it anew") from error
+            raise UserError(f"{stored.path}: its optimizer state is invalid: train from scratch with --retrain 1") from error
         self.schedule_of_file = scheduler
         self.record["training"].update(zip(RATE, rate, strict=True))
-        log.info("learning rate of the file: %g", scheduler.get_last_lr()[0])
+        log.info("learning rate of the checkpoint: %g", scheduler.get_last_lr()[0])
 
     # ---- an epoch -----------------------------------------------------------------------------------------------------------
 
     def train(self, epochs, pairs, indices, loss, plain):
-        """Run these epochs; each leaves a checkpoint and losses, and pictures as the settings say."""
+        """Run these epochs. Each writes a checkpoint and its losses, and images if the settings say so."""
         s, first = self.settings, epochs[0] * len(indices) + 1
         about = s.values() | {"model": self.model.identity}
         opened = trackers.opened(s.track, self.experiment, about, first) if self.ranks.leads else nullcontext([])
@@ -171,9 +171,9 @@ class Learning:
                     record(result.names, [t for t, _ in self.steps], result.losses)
                     bar.update(len(result.names))
                     bar.set_postfix(loss=f"{result.losses[:, -1].mean():.4f}")
-                    self._leave(epoch, before, done, batch, result)
+                    self._save_within_epoch(epoch, before, done, batch, result)
             except training.LossNotFinite as error:
-                with self.ranks.first():  # what is rescued is written before another process ends them all
+                with self.ranks.first():  # save the direction before the error of another process ends the job
                     remedy = self._remedy(epoch, done)
                 raise UserError(f"{error} {remedy}") from error
 
@@ -182,8 +182,8 @@ class Learning:
             return nullcontext(lambda *batch: None)
         return loss_log(self.experiment.folder, epoch, n_images, self.writers)
 
-    def _leave(self, epoch, before, done, batch, result):
-        """What an epoch leaves on the way: pictures, and checkpoints within it."""
+    def _save_within_epoch(self, epoch, before, done, batch, result):
+        """Write the images and checkpoints due within an epoch, when its images `before` to `done` were trained."""
         s = self.settings
         pictured = any(n % s.save_train_image_step == 0 for n in range(before, done))
         if s.save_train_image and epoch % s.save_train_image_iter == 0 and pictured and self.ranks.leads:
@@ -193,10 +193,10 @@ class Learning:
             self.save(self.experiment.checkpoint(epoch, done))
 
     def save(self, path):
-        """A checkpoint: the direction with its record, and the optimizer as the published files have it.
+        """Write a checkpoint: the direction with its record, and the optimizer, in the layout of the published files.
 
-        Where it cannot be written it is kept in the experiment's folder, or in the system's for temporary files. Raises
-        UserError then: it says where, and how the same command goes on. Of several processes, the first one writes.
+        If it cannot be written, it is saved in the experiment's folder or in the system's temporary folder instead, and a
+        UserError says where and how to resume. Of several processes, only the first one writes.
         """
         if not self.ranks.leads:
             return
@@ -214,11 +214,13 @@ class Learning:
                 self.path = path
                 log.info("direction saved: %s", path)
                 return
-            raise UserError(f"{reason}. The direction is kept as {place}: move it to {path}, and the same command goes on")
-        raise UserError(f"{reason}. No other folder took it either: what was trained since the last checkpoint is lost")
+            raise UserError(
+                f"{reason}. The direction was saved as {place}: move it to {path} and run the same command to resume"
+            )
+        raise UserError(f"{reason}. No other folder was writable either: the training since the last checkpoint is lost")
 
     def _remedy(self, epoch, done):
-        """Save the direction that training broke off with -> what to say to the user."""
+        """Save the direction as it was before the loss diverged -> advice for the error message."""
         s = self.settings
         names = ("lr_training", "clip_loss_w", "l1_loss_w", "id_loss_w")
         said = f"({', '.join(f'--{name} {getattr(s, name):g}' for name in names)}): lower --lr_training"
@@ -226,10 +228,10 @@ class Learning:
             return said
         rescued = self.experiment.checkpoint(epoch, done)
         self.save(rescued)
-        return f"{said}; --manual_checkpoint_name {rescued} begins at the direction from before"
+        return f"{said}; --manual_checkpoint_name {rescued} starts from the direction before that batch"
 
     def _save_picture(self, epoch, batch, result):
-        """The real image, and P_t at the last step that was trained, without (where it was computed) and with the edit."""
+        """Draw the real image, and P_t at the last trained step, without (if it was computed) and with the edit."""
         columns = {"original": batch.x_0, "P_t plain": result.P_plain, "P_t edited": result.P_edit}
         columns = {label: column for label, column in columns.items() if column is not None}
         rows = [[column[i] for column in columns.values()] for i in range(len(batch.indices))]
@@ -240,7 +242,8 @@ class Learning:
 
 
 def differing(there, here):
-    """What two records differ in -> (name, value there, value here), the settings of `training` by their own names."""
+    """The differences between two records -> yields (name, value there, value here); entries of `training` are compared one
+    by one."""
     flat = [{**record, **record["training"], **record.get("model", {})} for record in (there, here)]
     skipped = ("training", "model", "origin", "t_boost", "architecture", "calibration")
     for name in dict.fromkeys([*flat[1], *flat[0]]):

@@ -1,4 +1,4 @@
-"""A frozen diffusion model: its U-Net and schedule on a device, and the identity that everything made with it refers to."""
+"""A frozen diffusion model: its U-Net and schedule on a device, and the identity that results made with it refer to."""
 
 import logging
 from contextlib import suppress
@@ -25,32 +25,33 @@ log = logging.getLogger(__name__)
 
 
 def open_model(config, weights=None, device=None, precision="fp32", compiled=False, recompute=False):
-    """A model, ready to invert, generate and edit.
+    """Open a model that can invert, generate and edit -> Model.
 
-    config: a name under configs/ ("celeba.yml"), the path of a YAML, the folder of a pipeline of diffusers or its name on the
-    Hugging Face hub ("google/ddpm-celebahq-256"), or a Config. weights: a file; by default the pipeline's, or the one that
-    configs/paths_config.py names; it is fetched when it is missing and published. device: "cpu", "cuda", "cuda:1"; by
-    default cuda where there is one. precision: "fp32", "tf32", "bf16" or "fp16", of the networks; this sets PyTorch's switches
-    for TF32. compiled, recompute: see FastUNet.
+        config: a name under configs/ ("celeba.yml"), the path of a YAML file, the folder of a diffusers pipeline or its name on
+        the Hugging Face hub ("google/ddpm-celebahq-256"), or a Config. weights: a file; by default the pipeline's, or the one
+        in configs/paths_config.py, which is downloaded if it is missing and published. device: "cpu", "cuda", "cuda:1"; by
+        default cuda if available. precision of the networks: "fp32", "tf32", "bf16" or "fp16"; this sets PyTorch's global
+        switches for TF32. compiled, recompute: see FastUNet.
 
-    Raises UserError: a YAML that is wrong, weights that are missing, damaged or of another architecture, no such device.
+        Raises UserError for an invalid YAML file, for weights that are missing, damaged or of another architecture, and for a
+    device that is not available.
     """
     config = config if isinstance(config, Config) else load_config(config)
     device = find_device(device)
-    set_tf32(precision, device)  # before the weights are looked for: a flag that is wrong is told first
+    set_tf32(precision, device)  # before looking for the weights, so that a wrong flag is reported first
     path = Path(weights) if weights is not None else weights_of(config)
     return model_of(config, load_unet(config, path), device, precision, compiled, recompute)
 
 
 def weights_of(config):
-    """A Config -> path of its weights, which are fetched when they are missing and published. Raises UserError."""
+    """A Config -> path of its weights, which are downloaded if they are missing and published. Raises UserError."""
     return config.pipeline.weights() if config.pipeline else weights_at(weight_place(config))
 
 
 def model_of(config, unet, device=None, precision="fp32", compiled=False, recompute=False, layout=None):
-    """A Config and a U-Net that has its weights already -> Model; the U-Net belongs to it from then on.
+    """A Config and a U-Net with its weights loaded -> Model, which takes over the U-Net.
 
-    The rest as for `open_model`. layout: see FastUNet.
+    The other arguments are those of `open_model`. layout: see FastUNet.
     """
     device = find_device(device)
     set_tf32(precision, device)
@@ -60,9 +61,9 @@ def model_of(config, unet, device=None, precision="fp32", compiled=False, recomp
 
 
 def load_unet(config, path):
-    """A Config and a weight file -> frozen U-Net on the CPU, in eval mode. Raises UserError when they do not fit."""
+    """A Config and a weight file -> frozen U-Net on the CPU, in eval mode. Raises UserError if the weights do not fit."""
     with torch.device("meta"):
-        # Without memory for weights that are replaced at once.
+        # Allocate no memory for initial weights, which are replaced below.
         unet = build_unet(config)
     state_dict = read_weights_of(unet, path)
     try:
@@ -73,8 +74,8 @@ def load_unet(config, path):
 
 
 def name_of(unet, config):
-    """-> (architecture, identity), two texts. The architecture changes with every setting of the network, the identity also
-    with its weights and the noise schedule."""
+    """-> (architecture, identity), two strings. The architecture depends on every setting of the network; the identity also
+    depends on the weights and the noise schedule."""
     kind = f"{unet.settings['type']}-{config.data.image_size}"
     architecture = digest(unet.settings)
     schedule = process.Schedule.of(config.diffusion)
@@ -84,8 +85,8 @@ def name_of(unet, config):
 class Model:
     """A frozen model: `unet` (a FastUNet: encode, decode), `schedule`, `image_size`, `identity`, `architecture`, `device`.
 
-    Images are (B, 3, image_size, image_size) in [-1, 1]. Step counts are of timesteps evenly spread from 0 to t_0; 0 stands for
-    every timestep. t_0 None is the last timestep, T - 1.
+    Images are (B, 3, image_size, image_size) in [-1, 1]. `n_steps` counts timesteps evenly spaced from 0 to t_0; 0 means every
+    timestep. t_0=None is the last timestep, T - 1.
     """
 
     def __init__(self, config, unet, schedule, device, precision, architecture, identity):
@@ -99,7 +100,7 @@ class Model:
         return len(self.schedule.betas)
 
     def timesteps(self, n_steps=40, t_0=None):
-        """Ascending timesteps (list of int). Raises UserError for a t_0 or a number of steps that the schedule has not."""
+        """Ascending timesteps (list of int). Raises UserError for a t_0 or a number of steps outside the schedule."""
         t_0 = self.T - 1 if t_0 is None else t_0
         if not 1 <= t_0 < self.T:
             raise UserError(f"--t_0 {t_0}: this model has {self.T} timesteps, 0 to {self.T - 1}; give 1 to {self.T - 1}")
@@ -108,19 +109,20 @@ class Model:
         return process.timesteps(n_steps, t_0)
 
     def invert(self, images, n_steps=40, t_0=None, callback=None):
-        """x_0 -> x_T by DDIM inversion (B, 3, H, W), on the model's device. callback: see `process.invert`."""
+        """x_0 (B, 3, H, W) in [-1, 1] -> x_T (B, 3, H, W) on the model's device, by DDIM inversion. callback: see
+        `process.invert`."""
         self._check(images)
         return process.invert(self.unet, to_device(images, self.device), self.schedule, self.timesteps(n_steps, t_0), callback)
 
     def noise_maps(self, images, n_steps=40, t_0=None, seed=0):
-        """x_0 -> (x_T, z), the other inversion (see asyrp/noise_maps.py); `generate` and `edit` take z, over as many steps. Its
-        noise is drawn from `seed` for each image by its place in the batch."""
+        """x_0 -> (x_T, z), the edit-friendly DDPM inversion (see asyrp/noise_maps.py); pass z to `generate` and `edit` with the
+        same number of steps. The noise is drawn from `seed` and each image's position in the batch."""
         self._check(images)
         noise, images = process.image_noise(seed, range(len(images))), to_device(images, self.device)
         return noise_maps(self.unet, images, self.schedule, self.timesteps(n_steps, t_0), noise)
 
     def generate(self, x_T, n_steps=40, t_0=None, z=None):
-        """x_T -> x_0 by plain DDIM, or with the noise maps z."""
+        """x_T -> x_0 (B, 3, H, W) by plain DDIM, or with the noise maps z."""
         self._check(x_T)
         timesteps = self.timesteps(n_steps, t_0)
         return self.run(x_T, timesteps, **self._replayed(z, timesteps))
@@ -128,21 +130,21 @@ class Model:
     def edit(self, x_T, directions, strengths=None, n_steps=40, t_edit=None, t_boost=0, seed=0, t_0=None, mask=None, z=None):
         """x_T -> edited x_0 by the asymmetric process (paper eq. 6 and 7).
 
-        directions: a Direction, or several. strengths: a number for each, by default 1, which is what a direction was trained
-        as, at any `n_steps`. t_edit: for all; by default each acts in the interval that its record states. t_boost: below it
-        noise is added back, drawn from `seed` for each image by its place in the batch. mask: where the edit acts, 0 to 1, a
-        tensor (B or 1, 1, H, W) or a function (see `blending.InRegion`); by default everywhere. z: what `noise_maps` gave with
-        x_T, in place of noise that is drawn; there is no boosting then.
+        directions: a Direction or a list of them. strengths: one number per direction, 1 by default, which is the strength it
+        was trained at, for any `n_steps`. t_edit: for all directions; by default each one uses the t_edit of its record.
+        t_boost: below it noise is added back, drawn from `seed` and each image's position in the batch. mask: where the edit
+        acts, 0 to 1, a tensor (B or 1, 1, H, W) or a function (see `blending.InRegion`); everywhere by default. z: the noise
+        maps that `noise_maps` returned with this x_T; they replace drawn noise and quality boosting.
 
-        Raises UserError where nothing would be edited, and where a t_edit is not known.
+        Raises UserError if nothing would be edited, or if a t_edit is unknown.
         """
         self._check(x_T)
         directions = list(directions) if isinstance(directions, list | tuple) else [directions]
         if not directions:
-            raise UserError("no direction is given: nothing would be edited; `generate` makes the plain picture")
+            raise UserError("no direction was given, so nothing would be edited: use `generate` for the unedited image")
         strengths = [1.0] * len(directions) if strengths is None else [float(s) for s in strengths]
         if len(strengths) != len(directions):
-            raise UserError(f"{len(directions)} directions need as many strengths, not {len(strengths)}")
+            raise UserError(f"{len(directions)} directions but {len(strengths)} strengths: give one strength per direction")
         timesteps = self.timesteps(n_steps, t_0)
         t_edits = [interval_of(direction, t_edit) for direction in directions]
         check_interval(timesteps, t_edits, [direction.name for direction in directions])
@@ -152,42 +154,44 @@ class Model:
         return self.run(x_T, timesteps, edit, mask, t_edit=edit.t_edit, **noisy)
 
     def run(self, x_T, timesteps, edit=None, mask=None, **settings):
-        """`process.generate` with this model's U-Net and schedule -> x_0. mask: as for `edit`; settings: t_edit, t_boost, noise
-        and so on."""
+        """`process.generate` with this model's U-Net and schedule -> x_0. mask: as in `edit`; settings: t_edit, t_boost, noise
+        and the other arguments of `process.generate`."""
         x_T = to_device(x_T, self.device)
         paired = mask is None and self.unet.pays_to_pair(len(x_T))
         return process.generate(self.within(mask), x_T, self.schedule, timesteps, edit=edit, paired=paired, **settings)
 
     def _replayed(self, z, timesteps):
         if z is not None and z.shape[1] != len(timesteps):
-            raise UserError(f"z is of {z.shape[1]} steps, not of {len(timesteps)}: give n_steps as for `noise_maps`")
+            raise UserError(
+                f"z has {z.shape[1]} steps, not {len(timesteps)}: use the n_steps that `noise_maps` was called with"
+            )
         return replayed(z, timesteps)
 
     def within(self, mask):
-        """The U-Net, whose edits stay inside a mask where there is one."""
+        """The U-Net, with edits restricted to `mask` if there is one."""
         return self.unet if mask is None else InRegion(self.unet, mask)
 
     def _check(self, images):
         shape, size = tuple(images.shape), self.image_size
         if len(shape) != 4 or shape[1:] != (3, size, size):
-            raise UserError(f"this model takes tensors of (B, 3, {size}, {size}), not {shape}")
+            raise UserError(f"this model takes tensors of shape (B, 3, {size}, {size}), not {shape}")
 
 
 def interval_of(direction, t_edit=None):
-    """The t_edit of a direction: the given one, else its record's. Raises UserError when neither is known."""
+    """The t_edit of a direction: the given one, else the one in its record. Raises UserError if neither is known."""
     known = t_edit if t_edit is not None else direction.record.get("t_edit")
     if known is None:
-        raise UserError(f"{direction.name} does not say its t_edit: give one")
+        raise UserError(f"the record of {direction.name} has no t_edit: give one")
     return known
 
 
 def check_interval(timesteps, t_edits, names):
-    """Raise UserError for a direction whose interval holds no timestep: it would edit nothing."""
+    """Raise UserError for a direction whose editing interval contains no timestep: it would edit nothing."""
     for t_edit, name in zip(t_edits, names, strict=True):
         if t_edit > timesteps[-1]:
             raise UserError(
-                f"t_edit {t_edit} of {name} lies above every timestep (the highest is {timesteps[-1]}): nothing would be "
-                "edited; lower t_edit or raise t_0"
+                f"t_edit {t_edit} of {name} is above every timestep (the highest is {timesteps[-1]}), so nothing would be "
+                "edited: lower t_edit or raise t_0"
             )
 
 
@@ -195,7 +199,7 @@ def check_interval(timesteps, t_edits, names):
 
 
 def fitting_configs(state_dict):
-    """Shipped configs whose U-Net, or whose delta block, has tensors of these names and shapes -> list of file names."""
+    """The configs of the repository whose U-Net or delta block has exactly these names and shapes -> list of file names."""
     return [name for name, networks in _shipped_shapes().items() if _shapes(state_dict) in networks]
 
 
@@ -203,7 +207,7 @@ def fitting_configs(state_dict):
 def _shipped_shapes():
     shapes = {}
     for path in sorted(CONFIGS.glob("*.yml")):
-        # A user's own file there may be faulty; that is another error than the one to be told.
+        # A user's own file there may be invalid; that is not the error to report here.
         with suppress(UserError, ValueError), torch.device("meta"):
             unet = build_unet(load_config(str(path)))
             shapes[path.name] = [_shapes(module.state_dict()) for module in (unet, unet.new_delta_block())]
@@ -216,14 +220,14 @@ def _shapes(state_dict):
 
 def _remedy(state_dict):
     if names := fitting_configs(state_dict):
-        return f"it would fit {', '.join(names)}"
+        return f"they would fit {', '.join(names)}"
     if "conv_in.weight" in state_dict and "down.0.block.0.conv1.weight" in state_dict:
-        return f"these are DDPM++ weights with ch {state_dict['conv_in.weight'].shape[0]}: compare the config's model section"
+        return f"these are DDPM++ weights with ch {state_dict['conv_in.weight'].shape[0]}: check the config's model section"
     if "input_blocks.0.0.weight" in state_dict:
         ch = state_dict["input_blocks.0.0.weight"].shape[0]
-        return f"these are iDDPM/ADM weights with ch {ch}: compare the config's model section"
+        return f"these are iDDPM/ADM weights with ch {ch}: check the config's model section"
     if is_diffusers(state_dict):
-        return "these are weights of another UNet2DModel: give --config the folder of their own pipeline"
+        return "these are weights of another UNet2DModel: pass the folder of their own pipeline as --config"
     if "0" in state_dict or "layer_0" in state_dict:
         return "this looks like a direction, not a U-Net: check --model_path"
-    return "use the file that belongs to the config"
+    return "use the weight file that belongs to this config"

@@ -1,8 +1,7 @@
-"""Edit-friendly noise maps: an inversion for the noisy process (eta = 1) from which the image comes back.
+"""Edit-friendly noise maps: an exact inversion for the stochastic process (eta = 1).
 
 Paper: Huberman-Spiegelglas, Kulikov, Michaeli, "An Edit Friendly DDPM Noise Space: Inversion and Manipulations", CVPR 2024
-(arXiv 2304.06140). Pure functions, like those of process.py: `process.generate` walks with the maps as it is, and so does every
-edit.
+(arXiv 2304.06140). Pure functions, like those of process.py: `process.generate` takes the maps as its noise, and so do edits.
 """
 
 import math
@@ -16,23 +15,23 @@ from utils.devices import to_device
 
 @torch.no_grad()
 def noise_maps(unet, x_0, schedule, timesteps, noise, dtype=torch.float16):
-    """The noise z_t that each step of the process adds on its way to an image.
+    """The noise z_t that each step of the process must add to end at a given image.
 
-    States of the image, with noise n_t drawn for each timestep independently of the others,
+    Noisy versions of the image, with noise n_t drawn independently for each timestep,
 
         x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) n_t
 
-    and, from t down to its next timestep s, what has to be added to the mean of a step of eta = 1 to get there:
+    and, from t down to the next timestep s, what a step of eta = 1 must add to its mean to get there:
 
         mu_t = sqrt(alpha_bar_s) P_t + sqrt(1 - alpha_bar_s - sigma_t^2) eps(x_t)
         z_t  = (x_s - mu_t) / sigma_t
 
-    Then x_s is replaced by mu_t + sigma_t z_t, so that errors do not add up: each z makes up for the rounding of the one before
-    it, and half precision is enough. The last step has no noise, sigma = 0: its z is 0, and its error is all that remains, that
-    of P_t at the lowest timestep.
+    Then x_s is replaced by mu_t + sigma_t z_t, so that errors do not add up: each z corrects the rounding of the one before it,
+    and half precision is enough. The last step has sigma = 0 and z = 0; the only error left is that of P_t at the lowest
+    timestep.
 
-    x_0 (B, 3, H, W) in [-1, 1]; `timesteps` ascending ints; `noise(i, shape)` -> n of the i-th timestep from above. dtype: what
-    z is kept in. -> x_T (B, 3, H, W) at timesteps[-1], and z (B, len(timesteps), 3, H, W), downward.
+    x_0 (B, 3, H, W) in [-1, 1]; `timesteps` ascending ints; `noise(i, shape)` -> n of the i-th highest timestep. dtype: of z.
+    -> x_T (B, 3, H, W) at timesteps[-1], and z (B, len(timesteps), 3, H, W), from the highest timestep down.
     """
     down = timesteps[::-1]
 
@@ -51,11 +50,11 @@ def noise_maps(unet, x_0, schedule, timesteps, noise, dtype=torch.float16):
 
 
 def replayed(z, timesteps):
-    """The arguments with which `process.generate` adds z at its steps instead of drawing noise; none where z is None.
+    """The arguments that make `process.generate` add z instead of drawing noise; {} if z is None.
 
     z: from `noise_maps` over the same timesteps, on any device.
     """
     if z is None:
         return {}
-    # Boosting (eta = 1) below a timestep above all of them is eta = 1 throughout.
+    # With t_boost above the highest timestep, every step has eta = 1.
     return {"t_boost": timesteps[-1] + 1, "noise": lambda i, shape: z[:, i].float()}

@@ -1,4 +1,4 @@
-"""The command line, read: what was given, checked by itself and together. Needs nothing but the standard library."""
+"""Read the command line and check each flag by itself and together with the others. Needs only the standard library."""
 
 import argparse
 import difflib
@@ -11,41 +11,41 @@ from utils.errors import UserError
 
 DESCRIPTION = """Edit images with a frozen diffusion model by moving its bottleneck features, h-space (Asyrp, ICLR 2023).
 
-Seven modes, in the order of a usual piece of work: --lpips measures where an edit should act, --just_precompute inverts
-images, --run_train learns a direction, --fit_direction makes one from labels or from images alone, --calibrate makes its
-steps equal, --run_test edits images with it, --evaluate measures what the edit did.
+Seven modes, in the usual order: --lpips measures at which timesteps an edit should act, --just_precompute inverts images,
+--run_train learns a direction, --fit_direction computes one from labels or unlabelled images, --calibrate equalises its
+steps, --run_test edits images with it, --evaluate measures the effect.
 
-A setting has one value: that of its flag; else what the direction was trained with; else that of the section `editing` of the
-YAML; else the default that stands here."""
+Each setting is taken from its flag, else from the direction's record, else from the section `editing` of the YAML, else it
+is the default listed here."""
 
-EXAMPLES = """examples, on the model that the repository carries:
+EXAMPLES = """examples, with the model included in the repository:
   python main.py --lpips --config avatar.yml --n_train_img 100
   python main.py --just_precompute --config avatar.yml --n_precomp_img 100
   python main.py --run_train --config avatar.yml --exp runs/sad --edit_attr avatar_sad --train_delta_block
   python main.py --run_test --config avatar.yml --exp runs/sad --delta_interpolation --min_delta -1 --max_delta 1.5"""
 
 PROMPTS = {"src_txts", "trg_txts"}
-NO_FP16 = "--precision fp16 cannot train, its gradients underflow: give bf16"
-LONGEST_NAME = 200  # bytes; a file system takes 255
+NO_FP16 = "--precision fp16 cannot train because its gradients underflow: use bf16"
+LONGEST_NAME = 200  # bytes; file systems allow 255
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises UserError instead of ending the program."""
+    """ArgumentParser that raises UserError instead of exiting."""
 
     def error(self, message):
         raise UserError(f"{message}; see {called()} --help")
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """100 columns; a default is told where there is one to tell."""
+    """Help in 100 columns."""
 
     def __init__(self, prog):
         super().__init__(prog, max_help_position=34, width=100)
 
 
 def called():
-    """What the program is called: "asyrp" where it is installed and was started so."""
+    """The command that started the program: "asyrp" if it is installed and was started by that name."""
     return "asyrp" if os.path.splitext(os.path.basename(sys.argv[0]))[0] == "asyrp" else "python main.py"
 
 
@@ -62,7 +62,7 @@ def build_parser():
         epilog=EXAMPLES,
         formatter_class=Help,
         allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,  # only what was given is in the result
+        argument_default=argparse.SUPPRESS,  # the result holds only the flags that were given
     )
     groups = {}
     for flag in FLAGS.values():
@@ -80,9 +80,9 @@ def build_parser():
 
 
 def parse_args(argv=None):
-    """Command line (list of str, by default the program's) -> (what was given, {name: value}; notices for the user).
+    """Command line (list of str, sys.argv by default) -> (the given flags as {name: value}, notices for the user).
 
-    Raises UserError for an unknown flag (naming the nearest one; not with --ignore_unknown_flags), a value outside its range,
+    Raises UserError for an unknown flag (naming the closest one; not with --ignore_unknown_flags), a value outside its range,
     and flags that contradict each other.
     """
     found, rest = build_parser().parse_known_args(argv)
@@ -92,9 +92,9 @@ def parse_args(argv=None):
     for word in rest:
         flag = word.split("=")[0]
         if not flag.startswith("--"):
-            # The values of an ignored flag come with it; any other stray word is a slip.
+            # The values of an ignored flag are ignored too; any other stray word is a mistake.
             if not follows_ignored:
-                raise UserError(f'"{word}" belongs to no flag; put quotes around a value with spaces')
+                raise UserError(f'"{word}" does not belong to any flag: put quotes around a value with spaces')
         elif flag[2:] in WITHOUT_EFFECT:
             without_effect.append(flag)
             follows_ignored = True
@@ -103,32 +103,32 @@ def parse_args(argv=None):
             follows_ignored = True
         else:
             near = difflib.get_close_matches(flag[2:], FLAGS, n=1, cutoff=0.0)
-            raise UserError(f"unknown flag {flag}; did you mean --{near[0]}? (--ignore_unknown_flags leaves such a flag out)")
+            raise UserError(f"unknown flag {flag}; did you mean --{near[0]}? (--ignore_unknown_flags skips unknown flags)")
     for name in PROMPTS & given.keys():
         given[name] = [unicode_of(name, text) for text in given[name]]
     check_values(given)
     check_together(given)
-    notices = {"without effect, as in the 2023 release": without_effect, "unknown, left out": unknown}
+    notices = {"no effect, as in the 2023 release": without_effect, "unknown, ignored": unknown}
     return given, [f"{what}: {', '.join(flags)}" for what, flags in notices.items() if flags]
 
 
 def unicode_of(name, text):
-    """The text of a prompt, of which CLIP reads every byte, whatever the terminal's locale makes of it. Raises UserError."""
+    """A prompt decoded as UTF-8, whatever the locale of the terminal. Raises UserError if it is not UTF-8."""
     try:
         return os.fsencode(text).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"--{name} {text}: its text is not in UTF-8") from error
+        raise UserError(f"--{name} {text}: the text is not valid UTF-8: set the terminal to UTF-8") from error
 
 
 def check_values(given):
-    """Raise UserError for a value that no run could use, whatever else is given."""
+    """Raise UserError for a value that is invalid by itself, whatever the other flags."""
     for name, value in given.items():
         flag = FLAGS[name]
         if flag.low is not None and not flag.holds(value):
             raise UserError(f"--{name} {value}: must be {flag.range(value)}")
         for text in value if flag.many else [value]:
             if flag.kind is str and (not text.strip() or "\0" in text):
-                raise UserError(f"--{name}: its text is empty; give one, or leave the flag out")
+                raise UserError(f"--{name}: the text is empty: give one, or leave the flag out")
     for name in ("n_inv_step", "n_train_step", "n_test_step"):
         if given.get(name) == 1:
             raise UserError(f"--{name} 1: must be 2 or more, or 0 for every timestep up to t_0")
@@ -137,23 +137,23 @@ def check_values(given):
     if "target_image_id" in given:
         image_numbers(given["target_image_id"])
     if "target_class_num" in given and not re.fullmatch(r"\d{1,3}|n\d{8}", given["target_class_num"]):
-        raise UserError(f"--target_class_num {given['target_class_num']}: must be 0 to 999, or a WordNet id as n02099601")
+        raise UserError(f"--target_class_num {given['target_class_num']}: must be 0 to 999, or a WordNet id such as n02099601")
     strengths(given.get("multiple_hs_coeff"))
 
 
 def check_name(flag, name):
-    """Raise UserError for a name that would lead out of the folder it belongs to."""
+    """Raise UserError for a name that cannot be part of a file name, or that would lead out of its folder."""
     if len(os.fsencode(name)) > LONGEST_NAME:
-        raise UserError(f"--{flag} {name}: it becomes part of a file's name and is too long for that: shorten it")
+        raise UserError(f"--{flag} {name}: too long for a file name: shorten it")
     if not re.fullmatch(r"[\w.+-]+", name) or name.strip(".") == "":
-        raise UserError(f"--{flag} {name}: must be a plain name of letters, digits, _ + - and dots, without a folder")
+        raise UserError(f"--{flag} {name}: must be a name of letters, digits, _ + - and dots, without a folder")
 
 
 def image_numbers(text):
     """ "3 7" -> [3, 7]. Raises UserError."""
     words = text.split()
     if not words or not all(re.fullmatch(r"\d{1,9}", word) for word in words):
-        raise UserError(f'--target_image_id "{text}": must be image numbers, as in "3 7"')
+        raise UserError(f'--target_image_id "{text}": must be image numbers such as "3 7"')
     return [int(word) for word in words]
 
 
@@ -164,7 +164,7 @@ def strengths(text):
         try:
             found.append(float(word))
         except ValueError:
-            raise UserError(f'--multiple_hs_coeff "{text}": {word} is no number') from None
+            raise UserError(f'--multiple_hs_coeff "{text}": {word} is not a number') from None
         if not flag.holds(found[-1]):
             raise UserError(f'--multiple_hs_coeff "{text}": each must be {flag.range(found[-1])}')
     return found
@@ -180,30 +180,30 @@ def check_together(given):
         return bool(given.get(name, DEFAULTS[name]))
 
     if "config" not in given:
-        raise UserError("no model: give --config, a name under configs/ such as avatar.yml or a path")
+        raise UserError("no model: give --config, a name in configs/ such as avatar.yml or a path")
     if not any(has(mode) for mode in MODES):
-        raise UserError(f"no mode: give {', '.join(f'--{mode}' for mode in MODES)}")
+        raise UserError(f"no mode: give one of {', '.join(f'--{mode}' for mode in MODES)}")
     sources, targets = given.get("src_txts"), given.get("trg_txts")
     if (sources is None) != (targets is None) or len(sources or []) != len(targets or []):
-        raise UserError("--src_txts and --trg_txts go together, one target for each source")
+        raise UserError("--src_txts and --trg_txts must be given together, one target per source")
     if "edit_attr" in given and sources:
-        raise UserError("--edit_attr and --src_txts/--trg_txts both give prompts: leave one of them out")
+        raise UserError("--edit_attr and --src_txts/--trg_txts both set the prompts: leave one of them out")
     if has("saved_random_noise") and not has("load_random_noise"):
         raise UserError("--saved_random_noise needs --load_random_noise")
     if has("just_precompute") and has("load_random_noise") and not has("saved_random_noise"):
-        raise UserError("--just_precompute --load_random_noise keeps nothing: give --saved_random_noise, which keeps the draw")
+        raise UserError("--just_precompute --load_random_noise would keep nothing: add --saved_random_noise to keep the noise")
     if has("just_precompute") and not (has("do_train") or has("do_test")):
         raise UserError("--just_precompute with --do_train 0 and --do_test 0 has nothing to invert: leave one of them out")
     names = (given.get("multiple_attr") or "").split()
     if has("save_animation") and not (has("delta_interpolation") and len(names) < 2):
-        raise UserError("--save_animation runs over the strengths of one direction: give --delta_interpolation, one attribute")
+        raise UserError("--save_animation animates the strength of one direction: give --delta_interpolation and one attribute")
     if has("train_delta_block") and has("train_delta_h"):
-        raise UserError("--train_delta_block and --train_delta_h are two kinds of direction: give one of them")
+        raise UserError("--train_delta_block and --train_delta_h are different kinds of direction: give only one of them")
     if has("run_train") and not has("just_precompute"):
         check_training(given, has)
     trains = has("run_train") or has("edit_image") or value_of(given, "fit_direction") == "clip_pca"
     if has("track") and (has("just_precompute") or not trains):
-        raise UserError("--track watches a training: give --run_train, --edit_image or --fit_direction clip_pca with it")
+        raise UserError("--track follows a training: add --run_train, --edit_image or --fit_direction clip_pca")
     check_fit(given, has)
     check_one_image(given, has)
     check_calibrate(given, has)
@@ -224,13 +224,13 @@ def value_of(given, name):
 
 def check_training(given, has):
     if not (has("train_delta_block") or has("train_delta_h")):
-        raise UserError("--run_train needs one of --train_delta_block and --train_delta_h")
+        raise UserError("--run_train needs --train_delta_block or --train_delta_h")
     if has("train_delta_block") and given.get("get_h_num", 1) != 1:
         raise UserError(f"--train_delta_block trains one delta block: give --get_h_num 1, not {given['get_h_num']}")
     if not (has("edit_attr") or has("src_txts")):
         raise UserError("--run_train needs prompts: --edit_attr, or --src_txts and --trg_txts")
     if has("multiple_attr") or has("multiple_hs_coeff"):
-        raise UserError("--run_train learns one direction: --multiple_attr and --multiple_hs_coeff are for --run_test")
+        raise UserError("--run_train learns one direction: use --multiple_attr and --multiple_hs_coeff only with --run_test")
     if value_of(given, "precision") == "fp16":
         raise UserError(NO_FP16)
 
@@ -246,80 +246,84 @@ def check_fit(given, has):
     if kind is None:
         return
     if has("run_train"):
-        raise UserError("--run_train and --fit_direction both make a direction: give one of them")
+        raise UserError("--run_train and --fit_direction both produce a direction: give only one of them")
     if kind != "clip_pca" and (has("train_delta_block") or has("train_delta_h")):
-        raise UserError("--train_delta_block and --train_delta_h are for trainings: --fit_direction makes a delta_h")
+        raise UserError("--fit_direction computes a delta_h: leave out --train_delta_block and --train_delta_h")
     if kind == "clip_pca" and value_of(given, "precision") == "fp16":
         raise UserError(NO_FP16)
     if has("multiple_attr"):
-        raise UserError(f"--fit_direction {kind} makes directions: --multiple_attr is for --run_test")
+        raise UserError(f"--fit_direction {kind} produces directions: use --multiple_attr only with --run_test")
     if kind != "labels" and (has("run_test") or has("evaluate")):
-        raise UserError(f"--fit_direction {kind} makes several directions: test one by its name later, as --exp runs/x_pc1")
+        raise UserError(f"--fit_direction {kind} produces several directions: test one of them later, e.g. --exp runs/x_pc1")
     for one, other in (("positive", "negative"), ("labels", "label")):
         if (one in given) != (other in given):
-            raise UserError(f"--{one} and --{other} go together")
+            raise UserError(f"--{one} and --{other} must be given together")
     if kind == "labels" and has("load_random_noise"):
-        raise UserError(f"{fit} needs images that have labels: leave out --load_random_noise")
+        raise UserError(f"{fit} needs labelled images: leave out --load_random_noise")
     if "positive" in given and "labels" in given:
-        raise UserError("--positive and --labels both give labels: give one of them")
+        raise UserError("--positive and --labels both define labels: give only one of them")
     if "label" in given and not re.fullmatch("[^=]+=.+", given["label"]):
-        raise UserError(f"--label {given['label']}: must be NAME=VALUE, a column of the table and what is in it")
+        raise UserError(f"--label {given['label']}: must be NAME=VALUE, a column of the table and a value in it")
     if kind == "labels" and not ("positive" in given or "labels" in given or has("edit_attr") or has("src_txts")):
         raise UserError(f"{fit} needs labels: --positive and --negative, --labels and --label, or prompts (--edit_attr)")
 
 
 def check_calibrate(given, has):
     if "equal_steps" in given and not (has("delta_interpolation") or has("export") or has("edit_image")):
-        raise UserError("--equal_steps needs --delta_interpolation: it spaces the strip")
+        raise UserError("--equal_steps sets the spacing of a strip: add --delta_interpolation")
     if not has("calibrate"):
         if "n_calibrate_img" in given:
             raise UserError("--n_calibrate_img needs --calibrate")
         return
     for name in ("multiple_attr", "pass_editing", "num_mean_of_delta_hs", "edit_image"):
         if has(name):
-            raise UserError(f"--calibrate measures one direction of a file, by itself: leave out --{name}")
+            raise UserError(f"--calibrate measures one direction from a file: leave out --{name}")
     name = given.get("manual_checkpoint_name") or given.get("load_from_checkpoint") or ""
     if name.startswith("hf:") and not has("run_train"):
         copy = f"hf download {name.removeprefix('hf:')} direction.safetensors --local-dir DIR"
-        raise UserError(f"--calibrate writes into the direction's file, and not into the hub's cache: {copy}; name that file")
+        raise UserError(
+            f"--calibrate writes to the direction's file, and must not change the hub cache: run {copy} and use that file"
+        )
     if value_of(given, "fit_direction") not in (None, "labels"):
-        raise UserError("--calibrate measures one direction: fit first, then calibrate one by its name, as --exp runs/x_pc1")
+        raise UserError("--calibrate measures one direction: fit first, then calibrate one of them, e.g. --exp runs/x_pc1")
 
 
 def check_one_image(given, has):
     if "edit_image" not in given:
         return
     if not has("run_test"):
-        raise UserError("--edit_image edits one picture: give --run_test with it")
+        raise UserError("--edit_image edits one image: add --run_test")
     if not (has("edit_attr") or has("src_txts")):
-        raise UserError("--edit_image learns from prompts: give --src_txts and --trg_txts, or --edit_attr")
+        raise UserError("--edit_image needs prompts: give --src_txts and --trg_txts, or --edit_attr")
     for name in ("run_train", "fit_direction", "just_precompute", "multiple_attr", "load_random_noise", "target_image_id"):
         if has(name):
-            raise UserError(f"--edit_image and --{name} do not go together: leave one of them out")
+            raise UserError(f"--edit_image and --{name} cannot be combined: leave one of them out")
     for name in ("custom_test_dataset_dir", "start_image_id", "n_test_img", "manual_checkpoint_name", "load_from_checkpoint"):
         if name in given:
-            raise UserError(f"--{name} has no effect with --edit_image, which learns on one picture and edits it: leave it out")
+            raise UserError(f"--{name} has no effect with --edit_image, which trains on one image and edits it: leave it out")
 
 
 def check_noise_maps(given, has):
     for mode in ("run_train", "fit_direction", "edit_image"):
         if has(mode) and not has("just_precompute"):
-            raise UserError(f"--{mode} learns from DDIM latents: leave out --inversion ddpm, which is for the tests")
+            raise UserError(f"--{mode} uses DDIM latents: use --inversion ddpm only with --run_test or --evaluate")
     if not any(has(mode) for mode in ("just_precompute", "calibrate", "run_test", "evaluate")):
         raise UserError("--inversion ddpm needs --just_precompute, --run_test or --evaluate")
     if has("load_random_noise"):
-        raise UserError("--load_random_noise inverts nothing: leave out --inversion ddpm")
+        raise UserError("--load_random_noise does not invert images: leave out --inversion ddpm")
     if value_of(given, "sample_type") == "ddpm":
-        raise UserError("--inversion ddpm has its noise in every step: leave out --sample_type ddpm, which draws other noise")
+        raise UserError(
+            "--inversion ddpm supplies the noise of every step: leave out --sample_type ddpm, which draws new noise"
+        )
 
 
 def check_region(given, has):
     ways = [name for name in ("edit_mask", "edit_region", "edit_threshold") if name in given]
     if len(ways) > 1:
-        raise UserError(f"{' and '.join(f'--{name}' for name in ways)} both say where to edit: give one of them")
+        raise UserError(f"{' and '.join(f'--{name}' for name in ways)} both choose where to edit: give only one of them")
     components = value_of(given, "fit_direction") in ("h_pca", "clip_pca")
     if ways and not (components or any(has(mode) for mode in ("run_train", "calibrate", "run_test", "evaluate"))):
-        raise UserError(f"--{ways[0]} needs an edit: --run_train, --run_test or --evaluate")
+        raise UserError(f"--{ways[0]} restricts an edit: add --run_train, --run_test or --evaluate")
     for name, takes in (("region_dilation", ["edit_region"]), ("region_smoothing", ["edit_region", "edit_threshold"])):
         if name in given and ways[:1] not in [[way] for way in takes]:
             raise UserError(f"--{name} needs {' or '.join(f'--{way}' for way in takes)}")
@@ -330,7 +334,7 @@ def check_export(given, has):
         return
     trains_and_tests = has("run_train") and has("do_test") and not has("just_precompute")
     if not (has("run_test") or has("evaluate") or trains_and_tests):
-        raise UserError("--export draws a strip of test images: give --run_test with it")
+        raise UserError("--export draws a strip of test images: add --run_test")
     for name in ("multiple_attr", "pass_editing"):
         if has(name):
             raise UserError(f"--export writes one direction: leave out --{name}")
@@ -340,28 +344,32 @@ def check_shares(given, has):
     for name in ("run_train", "edit_image", "fit_direction", "calibrate", "lpips"):
         for flag in ("slurm_array", "collect"):
             if has(flag) and has(name) and not has("just_precompute"):
-                raise UserError(f"--{name} is no work for separate processes: leave out --{flag}, and start it with torchrun")
+                raise UserError(f"--{name} cannot run in separate processes: leave out --{flag} and start it with torchrun")
     if has("collect") and not (has("run_test") or has("evaluate")):
-        raise UserError("--collect is for a test: give --run_test or --evaluate as its tasks had it")
+        raise UserError("--collect combines the results of a test: add --run_test or --evaluate, as given to its tasks")
     if has("collect") and has("slurm_array"):
-        raise UserError("--slurm_array does a share, --collect comes after them: give one of them")
+        raise UserError("--slurm_array runs one task, --collect combines them afterwards: give only one of them")
 
 
 def check_test(given, has, names):
     if names:
         if given.get("get_h_num", len(names)) not in (0, len(names)):
-            raise UserError(f"--multiple_attr names {len(names)} directions: --get_h_num {given['get_h_num']} contradicts it")
+            raise UserError(
+                f"--multiple_attr names {len(names)} directions but --get_h_num is {given['get_h_num']}: leave out --get_h_num"
+            )
         if len(strengths(given.get("multiple_hs_coeff"))) not in (0, len(names)):
-            raise UserError(f"--multiple_hs_coeff needs {len(names)} numbers, one for each of --multiple_attr")
+            raise UserError(f"--multiple_hs_coeff needs {len(names)} numbers, one per name in --multiple_attr")
         if has("delta_interpolation") and len(names) > 2:
-            raise UserError("--delta_interpolation draws a strip for one attribute and a grid for two: name at most two")
+            raise UserError("--delta_interpolation draws a strip for one attribute or a grid for two: give at most two")
     elif has("multiple_hs_coeff"):
         raise UserError("--multiple_hs_coeff needs --multiple_attr")
     if given.get("get_h_num") == 0 and not names and not has("pass_editing") and not has("train_delta_h"):
-        raise UserError("--get_h_num 0 edits nothing: give --get_h_num 1")
+        raise UserError("--get_h_num 0 would edit nothing: give --get_h_num 1")
     if has("evaluate") and has("pass_editing"):
-        raise UserError("--evaluate measures an edit, and --pass_editing leaves it out: give one of them")
+        raise UserError("--evaluate measures an edit and --pass_editing disables it: give only one of them")
     if has("evaluate") and names:
-        raise UserError("--evaluate measures one direction: leave out --multiple_attr, and evaluate them one by one")
+        raise UserError("--evaluate measures one direction: leave out --multiple_attr and evaluate them one by one")
     if sum(has(name) for name in ("multiple_attr", "manual_checkpoint_name", "load_from_checkpoint")) > 1:
-        raise UserError("--multiple_attr, --manual_checkpoint_name and --load_from_checkpoint all name a direction: give one")
+        raise UserError(
+            "--multiple_attr, --manual_checkpoint_name and --load_from_checkpoint all choose a direction: give only one"
+        )

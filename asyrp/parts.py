@@ -1,4 +1,4 @@
-"""What the modes of a run work with, each opened when it is first needed."""
+"""The objects that the modes of a run share, each opened when it is first needed."""
 
 import logging
 from functools import cache, partial
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 
 class Parts:
-    """The parts of a run with one Settings. `model` and `later`, a Background that draws pictures, come with `run`.
+    """The parts of a run with one Settings. `run` sets `model` and `later`, a Background that draws pictures.
 
-    ranks: the processes that share the work; the first one writes what is not an image's own.
+    ranks: the processes that share the work; the first one writes everything that is not per image.
     """
 
     def __init__(self, given, ranks=ALONE):
@@ -37,7 +37,7 @@ class Parts:
         self.model = self.later = None
 
     def editor(self, s, uses, t_boost):
-        """The Editor of a run with these settings, directions and Value of t_boost."""
+        """The Editor for these settings, Uses and t_boost (a Value)."""
         timesteps = self.model.timesteps(s.n_test_step, s.t_0)
         check_interval(timesteps, [use.t_edit.value for use in uses], [use.direction.name for use in uses])
         reverse = Reverse(timesteps, t_boost.value, s.sample_type, s.dt_lambda, s.seed, s.inversion == "ddpm")
@@ -45,12 +45,12 @@ class Parts:
         return Editor(self.model, reverse, Experiment(s).folder / "image_samples", draw, self.region())
 
     def conditions(self, s, t_boost):
-        """What else the effect of a direction depends on in a run with these settings, as plain data. t_boost: a Value."""
+        """What the effect of a direction depends on besides t_edit, as plain data. t_boost: a Value."""
         found = {"t_boost": t_boost.value, "inversion": s.inversion, "hs_coeff_origin_h": s.hs_coeff_origin_h}
         return found | {"region": self.region() and self.region().about}
 
     def plain_trajectories(self, epochs, n_steps, n_images):
-        """What --cache_origin keeps of the plain trajectories in a training of so many epochs."""
+        """The PlainTrajectories of a training, as --cache_origin says. epochs, n_steps, n_images: those still to train."""
         s = self.settings
         where = s.cache_origin if s.cache_origin != "auto" or epochs > 1 else "off"
         dtype = torch.float16 if s.cache_origin_half else torch.float32
@@ -63,9 +63,9 @@ class Parts:
             origin.announce(own, n_steps, self.model.image_size, ram, disk // world, dtype)
         return origin.PlainTrajectories(ram, self.store if disk else None, key, disk, dtype, self.ranks.world)
 
-    @cache  # noqa: B019 - a run has one runner
+    @cache  # noqa: B019 - there is one instance per run
     def clip(self):
-        """The CLIP of the flag, else of the configuration, else OpenAI's ViT-B/16."""
+        """The CLIP of the flag, else of the config, else OpenAI's ViT-B/16."""
         return Clip(self.settings.clip_model_name or self.config.clip_name(), self.model.device, self.store)
 
     def cosine(self, src, trg):
@@ -73,12 +73,12 @@ class Parts:
 
     @cache  # noqa: B019
     def found_curve(self):
-        """The LPIPS curves of the model, and where they are from; read once."""
+        """(the LPIPS Curve of the model, where it comes from), read once."""
         return curves.find_curve(self.store, self.model, self.settings.custom_dataset_name)
 
     @cache  # noqa: B019
     def curve(self):
-        """The LPIPS curves, for those who read intervals off them; where they are from is said."""
+        """The LPIPS Curve from which intervals are chosen; logs where it comes from."""
         curve, where = self.found_curve()
         log.info("LPIPS curves: %s", where)
         return curve
@@ -87,31 +87,31 @@ class Parts:
         """report.html, with the LPIPS curves of this model."""
         try:
             curve, _ = self.found_curve()
-        except UserError:  # No loss: without curves the flags have set the intervals.
+        except UserError:  # a run without curves has its intervals from the flags
             curve = None
         name = curves.name_of_curve(self.config, self.settings.custom_dataset_name)
         if written := page.write(experiment.folder, curve, name, options.DEFAULTS):
             log.info("report: %s", written)
 
     def prompts(self):
-        """(source, target) pairs that the flags give; [] when they give none."""
+        """The (source, target) prompts given by the flags, or []."""
         s = self.settings
         if s.src_txts:
             return list(zip(s.src_txts, s.trg_txts, strict=True))
-        # "attribute" is how the 2023 scripts say: see --multiple_attr.
+        # The 2023 scripts pass `--edit_attr attribute` together with --multiple_attr.
         if s.edit_attr and s.edit_attr != "attribute":
             return [prompts_for(s.edit_attr)]
         return []
 
     @cache  # noqa: B019
     def region(self):
-        """The Region that edits stay in, or None."""
+        """The Region that edits are restricted to, or None."""
         s = self.settings
         given = (s.edit_mask, s.edit_region, s.edit_threshold, lambda: segmenter_of(s), s.region_dilation, s.region_smoothing)
         return regions.choose(self.model.image_size, self.model.device, *given)
 
     def loss_of(self, aim):
-        """The loss of a training, with the networks that it takes."""
+        """The loss of a training, with its networks. aim: see `training.new_loss`."""
         s = self.settings
         id_loss = IdLoss(weights_at(IR_SE50), self.model.device) if s.use_id_loss else None
         weights = training.Weights(s.clip_loss_w, s.l1_loss_w, s.id_loss_w)

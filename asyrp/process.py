@@ -1,9 +1,9 @@
 """The equations: noise schedule, DDIM and DDPM steps, inversion, and the asymmetric reverse process.
 
 Paper: Kwon, Jeong, Uh, "Diffusion Models already have a Semantic Latent Space", ICLR 2023 (arXiv 2210.10960); DDIM is Song et
-al. 2021 (arXiv 2010.02502), DDPM Ho et al. 2020 (arXiv 2006.11239). Pure functions: no flags, no files, no printing.
+al. 2021 (arXiv 2010.02502), DDPM is Ho et al. 2020 (arXiv 2006.11239). Pure functions: no flags, no files, no printing.
 
-Timesteps are Python ints, coefficients float64 Python numbers, so no step of a loop waits for the device. Throughout,
+Timesteps are Python ints and coefficients Python floats, so that no step of the loop waits for the device. Throughout,
 alpha_bar_{-1} = 1 is the noiseless end.
 """
 
@@ -20,10 +20,10 @@ from utils.devices import to_device
 
 
 def timesteps(n, t_0):
-    """`n` timesteps from 0 to `t_0`, evenly spread, ascending ints; n = 0 stands for every timestep."""
+    """`n` timesteps from 0 to `t_0`, evenly spaced, ascending ints; n = 0 means every timestep."""
     if n == 0:
         return list(range(t_0 + 1))
-    # 1e-6 keeps a product such as 0.9999999 * t_0 from being cut to the integer below.
+    # 1e-6 keeps a product such as 0.9999999 * t_0 from being rounded down.
     return [int(v + 1e-6) for v in np.linspace(0, 1, n) * t_0]
 
 
@@ -88,12 +88,12 @@ def split_prediction(output):
 
 
 def time_batch(x, t):
-    """The int t as the (B,) tensor a U-Net takes, made on x's device."""
+    """The int t as the (B,) tensor that a U-Net takes, on the device of x."""
     return torch.full((x.shape[0],), t, device=x.device)
 
 
 class Frozen(NamedTuple):
-    """What the frozen branch gives at one step; runs that start from the same x_T can share the first one."""
+    """The output of the frozen branch at one step; runs that start from the same x_T can share the first one."""
 
     h: torch.Tensor
     skips: tuple
@@ -103,7 +103,7 @@ class Frozen(NamedTuple):
 
 
 def frozen_branch(unet, x_t, t):
-    """The U-Net's own prediction at timestep t (int), kept with its bottleneck so that it can be edited."""
+    """The U-Net's own prediction at timestep t (int), with its bottleneck features for the edited branch -> Frozen."""
     h, skips, emb = unet.encode(x_t, time_batch(x_t, t))
     return Frozen(h, skips, emb, *split_prediction(unet.decode(h, skips, emb)))
 
@@ -116,7 +116,7 @@ def edited_branch(unet, frozen, edit, t):
 def both_branches(unet, x_t, edit, t):
     """`frozen_branch` and `edited_branch` in one decoder pass over twice the batch -> (Frozen, eps~).
 
-    Faster where the batch alone leaves the device idle; for more than a few images it is not.
+    Faster for small batches that do not fill the device; not for more than a few images.
     """
     h, skips, emb = unet.encode(x_t, time_batch(x_t, t))
     twice = tuple(torch.cat([skip, skip]) for skip in skips)
@@ -127,10 +127,10 @@ def both_branches(unet, x_t, edit, t):
 
 @torch.no_grad()
 def invert(unet, x_0, schedule, timesteps, callback=None):
-    """DDIM inversion (DDIM eq. 13-14, eta 0): len(timesteps) - 1 steps upward, x_0 taken as the state at timesteps[0].
+    """DDIM inversion (DDIM eq. 13-14, eta 0): len(timesteps) - 1 steps upward, with x_0 as the state at timesteps[0].
 
-    x_0 (B, 3, H, W) in [-1, 1]; `timesteps` ascending ints. `callback(i, t, x_t, P_t)` sees each step, with x_t the state
-    the step started from. -> x_T at timesteps[-1].
+    x_0 (B, 3, H, W) in [-1, 1]; `timesteps` ascending ints. `callback(i, t, x_t, P_t)` is called at each step, with x_t the
+    state the step started from. -> x_T (B, 3, H, W) at timesteps[-1].
     """
     x_t = x_0
     for i, (t, t_next) in enumerate(pairwise(timesteps)):
@@ -164,14 +164,14 @@ def generate(
         t_boost <= t < t_edit  plain DDIM
         t < t_boost            plain DDIM with eta = 1 (quality boosting)
 
-    Each condition is tested by itself, so the intervals may overlap. Below t_edit one decoder pass is enough.
+    Each condition is tested independently, so the intervals may overlap. Below t_edit one decoder pass is enough.
 
     x_T: (B, 3, H, W). timesteps: ascending ints, walked downward, ending at alpha_bar = 1. edit: `edit(h, emb, t)` -> edited
-    h, or None for plain generation. noise: `noise(step index, shape)` -> tensor, needed where noise is added.
+    h, or None for plain generation. noise: `noise(step index, shape)` -> tensor, needed if noise is added.
     sample_type: "ddim", or "ddpm" for ancestral steps throughout. dt_lambda: scales eps in the direction term of the step
-    that starts at the schedule's last timestep. first: the `Frozen` of the first step, when a run from the same x_T has it
-    already. paired: both branches of a step in one decoder pass. callback(i, t, x_t, P_t) sees each step, with x_t the state
-    it started from.
+    that starts at the schedule's last timestep. first: the `Frozen` of the first step, if another run from the same x_T has
+    computed it. paired: both branches of a step in one decoder pass. callback(i, t, x_t, P_t) is called at each step, with
+    x_t the state it started from.
 
     -> x_0 (B, 3, H, W), in [-1, 1] up to overshoot.
     """
@@ -201,16 +201,16 @@ def generate(
 
 
 def image_noise(seed, indices):
-    """Noise that belongs to images, not to batches: -> `noise(step index, shape)` for the images `indices` (ints).
+    """Noise seeded per image -> `noise(step index, shape)` for the images `indices` (ints), standard normal, on the CPU.
 
-    Every (seed, image, step) has a generator of its own, so neither the batch size nor the order changes a result.
-    Step index -1 is used for x_T itself.
+    Every (seed, image, step) has its own generator, so that neither the batch size nor the order changes a result.
+    Step index -1 is for x_T itself.
     """
 
     def draw(step, shape):
         rows = []
         for index in indices:
-            # A tuple of ints seeds numpy's SeedSequence without collisions; torch takes one 63-bit int of it.
+            # numpy's SeedSequence hashes the tuple without collisions; torch takes a 63-bit int.
             entropy = np.random.SeedSequence((seed, index, step + 1)).generate_state(1, np.uint64)[0]
             generator = torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
             rows.append(torch.randn(tuple(shape[1:]), generator=generator))

@@ -1,4 +1,4 @@
-"""Where an edit acts, as a user names it: a picture, a segment of every image, or where the edit changes most."""
+"""Where an edit acts, as the user chooses it: a mask image, segments of each image, or where the change is largest."""
 
 import logging
 from collections.abc import Callable
@@ -20,18 +20,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Region:
-    """about: what it is, as plain data, for a direction's record. mask_of: function of images (B, 3, H, W) in [-1, 1] -> what
-    `blending.InRegion` takes."""
+    """about: a description as plain data, for a direction's record. mask_of: function of images (B, 3, H, W) in [-1, 1] -> a
+    mask for `blending.InRegion`."""
 
     about: dict
     mask_of: Callable = field(compare=False)
 
+    def __call__(self, images):
+        return self.mask_of(images)
+
 
 def choose(size, device, mask=None, segments=None, threshold=None, segmenter=None, dilation=None, smoothing=None):
-    """The Region of a mask (path), segments (names in one string) or a threshold (a quantile), whichever is given, or None.
+    """The Region of a mask (path), of segments (names in one string) or of a threshold (a quantile), whichever is given, or
+    None.
 
     segmenter: function without arguments -> what `find_segmenter` returns. dilation, smoothing: in pixels, by default 1/32 of
-    the image's side. Raises UserError as those below.
+    the image size. Raises UserError as the functions below.
     """
     dilation, smoothing = (max(1, size // 32) if pixels is None else pixels for pixels in (dilation, smoothing))
     if mask:
@@ -42,32 +46,33 @@ def choose(size, device, mask=None, segments=None, threshold=None, segmenter=Non
 
 
 def from_picture(path, size):
-    """A picture: white where the edit acts, black where it does not, grey between. Raises UserError when it cannot be read."""
+    """A mask image: white where the edit acts, black where it does not, grey in between. Raises UserError if it cannot be read
+    or is all black."""
     try:
         with Image.open(path) as picture:
             grey = picture.convert("L").resize((size, size), Image.Resampling.BOX)
     except DAMAGED as error:
-        raise UserError(f"--edit_mask {path} cannot be read as a picture ({one_line(error)}): check the path") from error
+        raise UserError(f"--edit_mask {path} cannot be read as an image ({one_line(error)}): check the path") from error
     mask = pil_to_tensor(grey).float().unsqueeze(0) / 255
     if not mask.any():
-        raise UserError(f"--edit_mask {path} is black: nothing would be edited; paint white where the edit should act")
+        raise UserError(f"--edit_mask {path} is all black, so nothing would be edited: paint white where the edit should act")
     return Region({"mask": digest(mask)}, lambda images: mask)
 
 
 def from_segments(names, segmenter, device, size, dilation, smoothing):
-    """The segments `names` (of the segmenter, or their numbers; several in one string) of every image.
+    """The segments `names` of every image (names known to the segmenter, or numbers; several in one string).
 
-    segmenter: what `find_segmenter` returns. Raises UserError when there is none, or it has no such segment.
+    segmenter: what `find_segmenter` returns. Raises UserError if there is none, or if it has no such segment.
     """
     if segmenter is None:
-        raise UserError("--edit_region needs a segmenter: give --segmenter, a TorchScript file or a name of torchvision's")
+        raise UserError("--edit_region needs a segmenter: give --segmenter, a TorchScript file or a torchvision model name")
     segment = open_segmenter(segmenter, device)
     wanted = [segment.number(name) for name in names.split()]
 
     def mask_of(images):
         mask = blending.of_segments(segment(images.to(device)), wanted, size, dilation, smoothing)
         if missing := int((mask.flatten(1).amax(1) == 0).sum()):
-            log.warning("%d of %d images show no %s: they are not edited", missing, len(images), names)
+            log.warning("%d of %d images contain no %s and are not edited", missing, len(images), names)
         return mask
 
     about = {"segments": names, "segmenter": shown(segmenter), "dilation": dilation, "smoothing": smoothing}
@@ -75,6 +80,6 @@ def from_segments(names, segmenter, device, size, dilation, smoothing):
 
 
 def from_changes(quantile, smoothing):
-    """Where the edit changes the prediction most, at each step anew: above this quantile, 0 to 1."""
+    """Where the edit changes the prediction most, decided at each step: above this quantile, 0 to 1."""
     mask = blending.largest_changes(quantile, smoothing)
     return Region({"threshold": quantile, "smoothing": smoothing}, lambda images: mask)

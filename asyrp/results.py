@@ -1,4 +1,4 @@
-"""What a run leaves behind it under its experiment's folder: pictures, metrics, the report."""
+"""The results of a test, in its experiment's folder: pictures, metrics, the report."""
 
 import json
 import logging
@@ -22,13 +22,13 @@ from utils.files import shown
 
 log = logging.getLogger(__name__)
 
-ANY = ("slurm_array", "collect", "device", "compile", "verbose")  # settings in which the shares of a test may differ
+ANY = ("slurm_array", "collect", "device", "compile", "verbose")  # settings that may differ between the shares of a test
 
 
 def shown_pictures(s):
-    """Which pictures a test makes of each image besides its edits: arguments of `Editor.pictures_of`."""
+    """The pictures that a test makes of each image in addition to the edits -> arguments of `Editor.pictures_of`."""
     if s.save_x0 != s.use_x0_tensor:
-        log.warning("--save_x0 and --use_x0_tensor work together only: the original is left out")
+        log.warning("--save_x0 and --use_x0_tensor only work together: the original is not shown")
     return {
         "original": s.save_x0 and s.use_x0_tensor,
         "plain": s.save_x_origin or s.save_process_origin or s.evaluate,
@@ -39,15 +39,15 @@ def shown_pictures(s):
 
 
 class TestResults:
-    """The results of a test: `add` takes the pictures of each batch, `save` writes what was made of them.
+    """The results of a test: `add` takes the pictures of each batch, `save` writes everything.
 
-    experiment: an Experiment, with the settings that the run works with. prompts: (source, target) pairs that the flags give.
-    uses: list of Use. decided: what `tell` returned, with the labels of the edits as "strengths". n_images: how many are
-    tested. clip: function without arguments -> ClipLoss. later: a Background that draws pictures. ranks: the processes that
-    share the images, of which the first one writes.
+    experiment: an Experiment, with the settings of the run. prompts: (source, target) pairs given by the flags. uses: list of
+    Use. decided: what `tell` returned, with the labels of the edits as "strengths". n_images: how many are tested. clip:
+    function without arguments -> ClipLoss. later: a Background that draws pictures. ranks: the processes that share the
+    images, of which the first one writes.
     """
 
-    __test__ = False  # pytest takes it for a test otherwise
+    __test__ = False  # otherwise pytest collects it as a test
 
     def __init__(self, experiment, prompts, uses, decided, n_images, clip, device, later, ranks=ALONE):
         s, self.parts, told = experiment.settings, [], {}
@@ -62,21 +62,21 @@ class TestResults:
             measured = measured_prompts(prompts, [use.direction for use in uses])
             self.parts.append(open_evaluation(experiment, measured, decided, clip, device))
             told["evaluate"] = {"prompts": [measured]} | decided
-        if s.export:  # the last: it tells what the evaluation has found
+        if s.export:  # last, because it shows the results of the evaluation
             self.parts.append(Export(experiment, uses[0], prompts[0] if prompts else None, decided["t_boost"]))
         for mode, found in told.items() if ranks.leads else ():
             experiment.write_settings(mode, **found)
 
     def add(self, batch, before, edited):
-        """A Batch and its pictures, as `Editor.pictures_of` returns them."""
+        """Take a Batch and its pictures, as `Editor.pictures_of` returns them."""
         for part in self.parts:
             part.add(batch, before, edited)
 
     def take(self, edited, indices, shares, ranks=ALONE, collect=False):
-        """The pictures of a whole test, of `indices` -> whether all are here, and this process is the one that saves them.
+        """Run a whole test over `indices` -> whether this process has all results and should save them.
 
-        edited: function without arguments that yields (Batch, before, edited) of this process's share. Several processes leave
-        their Shares; the first one, or a later call with `collect`, puts them together.
+        edited: function without arguments that yields (Batch, before, edited) of this process's share. Several processes write
+        their shares to `shares`; the first one, or a later call with `collect`, combines them.
         """
         if ranks.world == 1 and not collect:
             for some in edited():
@@ -90,7 +90,7 @@ class TestResults:
             path = shares.write(ranks, seen)
             ranks.wait()
             if not ranks.joined:
-                log.info("share %d of %d: %s; when all are there, --collect puts them together", ranks.rank, ranks.world, path)
+                log.info("share %d of %d: %s; once all are done, combine them with --collect", ranks.rank, ranks.world, path)
                 return False
         if ranks.leads:
             for seen in shares.read(None if collect else ranks.world):
@@ -100,45 +100,49 @@ class TestResults:
         return ranks.leads
 
     def save(self):
-        """Write everything; what there is to tell is printed."""
+        """Write all results and print their summaries."""
         for part in self.parts:
             if told := part.save():
                 print(told)
 
 
 class Shares:
-    """What each of several processes saw of a test, on its way to the one that puts it together: a file each, under the
-    experiment's folder. content: what decides, besides the settings, what they see, as plain data."""
+    """The results that each of several processes hands to the one that combines them: one file per process, in the
+    experiment's folder. content: what the results depend on besides the settings, as plain data."""
 
     def __init__(self, experiment, content):
         values = {name: value for name, value in experiment.settings.values().items() if name not in ANY}
         self.folder, self.content = experiment.folder / "shares", digest(json.dumps([content, values], default=str))
 
     def write(self, ranks, seen):
-        """seen: list of (place in the test, what `TestResults.see` returned). -> the file."""
+        """seen: list of (position in the test, what each part's `see` returned). -> the file."""
         path = self.folder / f"{ranks.rank}_of_{ranks.world}.pt"
         tensors.save({"content": self.content, "seen": seen}, path)
         return path
 
     def read(self, world=None):
-        """What all have seen, in the order of the images. world: how many shares there are; None: as their names say.
+        """The results of all processes, in the order of the images. world: the number of shares; None: from their file names.
 
-        Raises UserError unless every one is there, and was made with these settings."""
+        Raises UserError unless every share is there and was made with these settings."""
         if world is None:
             worlds = sorted({int(path.stem.split("_of_")[1]) for path in self.folder.glob("[0-9]*_of_[0-9]*.pt")})
             if not worlds:
-                raise UserError(f"--collect: no shares lie in {self.folder}: run the same command for each of them first")
+                raise UserError(f"--collect: there are no shares in {self.folder}: run each task of the test first")
             if len(worlds) > 1:
-                raise UserError(f"{self.folder} has shares of {worlds[0]} and of {worlds[1]} processes: delete the old ones")
+                raise UserError(
+                    f"{self.folder} has shares of runs with {worlds[0]} and {worlds[1]} processes: delete the old ones"
+                )
             [world] = worlds
         paths = [self.folder / f"{rank}_of_{world}.pt" for rank in range(world)]
         if missing := [path.name for path in paths if not path.exists()]:
-            raise UserError(f"{self.folder}: these shares are missing: {', '.join(missing)}; run them first")
+            raise UserError(f"{self.folder}: missing shares {', '.join(missing)}: run those tasks first")
         seen = []
         for path in paths:
             found = tensors.load(path)
             if not isinstance(found, dict) or found.get("content") != self.content:
-                raise UserError(f"{path} was made with other settings, or another model: run it again, or give the same flags")
+                raise UserError(
+                    f"{path} was made with other settings or another model: run that task again, or use the same flags"
+                )
             seen += found["seen"]
         return [found for _, found in sorted(seen, key=itemgetter(0))]
 
@@ -147,7 +151,7 @@ class Shares:
 
 
 def measured_prompts(prompts, found):
-    """The (source, target) prompts whose edit --evaluate measures: the flags', else what the direction was trained for."""
+    """The (source, target) prompts that --evaluate measures: those of the flags, else those the direction was trained for."""
     prompts = prompts or [tuple(d.record["prompts"]) for d in found if d.record.get("prompts")]
     if len(prompts) != 1:
         raise UserError("--evaluate needs the prompts of the edit: give --edit_attr, or one --src_txts and one --trg_txts")
@@ -155,7 +159,7 @@ def measured_prompts(prompts, found):
 
 
 def open_evaluation(experiment, prompts, decided, clip, device):
-    """An Evaluation with every gauge that this configuration can have."""
+    """An Evaluation with every metric that is available for this config."""
     s, config = experiment.settings, experiment.settings.config
     segmenter = segmenter_of(s)
     openers = gauges.openers(config, clip, prompts, segmenter, device)
@@ -167,7 +171,7 @@ def open_evaluation(experiment, prompts, decided, clip, device):
 
 
 def draw_reconstructions(model, experiment, pairs, indices, split, later):
-    """Inverted images beside what the plain process makes of their latents; indices: of this process's share."""
+    """Draw inverted images next to their reconstructions. indices: this process's share."""
     s = experiment.settings
     folder = experiment.folder / "image_samples" / f"precomputed_{split}"
     timesteps = model.timesteps(s.n_inv_step, s.t_0)

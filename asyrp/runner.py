@@ -1,4 +1,4 @@
-"""class Asyrp: one method per mode of the command line, over the parts of the library."""
+"""class Asyrp: one method per mode of the command line, built on the library."""
 
 import logging
 from contextlib import nullcontext
@@ -11,7 +11,6 @@ from asyrp import components, curves, directions, intervals, settings, training
 from asyrp.acceleration.fast_unet import keep_freed_memory
 from asyrp.acceleration.overlap import Background
 from asyrp.calibrating import Measuring, open_gauge
-from asyrp.calibration import STRENGTHS
 from asyrp.data.datasets import load_batch
 from asyrp.data.layouts import check_image_settings
 from asyrp.editing import Use, edits_of, points_of
@@ -35,10 +34,10 @@ log = logging.getLogger(__name__)
 
 
 class Asyrp(Parts):
-    """The modes of the command line, for one Settings. `run` does those that were asked for."""
+    """The modes of the command line, for one Settings. `run` executes the requested ones."""
 
     def run(self):
-        """Every mode that was asked for, in the order they build on each other."""
+        """Run every requested mode, each after those it depends on."""
         s = self.settings
         settings.check_settings(s, self.config.diffusion.num_diffusion_timesteps)
         check_image_settings(
@@ -49,11 +48,11 @@ class Asyrp(Parts):
         if s.export:
             export.prepare(s.export)
         device = find_device(s.device)
-        trains = bool((s.run_train or s.edit_image) and not s.just_precompute)  # script_precompute.sh of 2023 gives both
+        trains = bool((s.run_train or s.edit_image) and not s.just_precompute)  # script_precompute.sh of 2023 passes both
         fits = bool(s.fit_direction and not s.just_precompute)
         tests = bool(s.run_test or s.evaluate or (trains and s.do_test))
         if trains or fits or s.lpips or s.calibrate:
-            self.ranks.must_meet("everything but --just_precompute, --run_test and --evaluate")
+            self.ranks.must_meet("every mode except --just_precompute, --run_test and --evaluate")
         if len(self.prompts()) != 1 and trains:
             raise UserError("--run_train learns one direction: give one attribute, or one source and one target prompt")
         looked_at = {
@@ -61,7 +60,7 @@ class Asyrp(Parts):
             "test": tests,
         }
         self.images.check(*[split for split, wanted in looked_at.items() if wanted])
-        # What is trained is tested; else what the flags name.
+        # A test uses the direction trained in this run, else the one that the flags name.
         uses_one = (tests or s.calibrate) and not (trains or fits or s.pass_editing)
         stored = find_directions(s, Experiment(s)) if uses_one else []
         if tests or s.calibrate:
@@ -88,7 +87,8 @@ class Asyrp(Parts):
     # ---- modes --------------------------------------------------------------------------------------------------------------
 
     def measure_lpips(self):
-        """--lpips: LPIPS curves over training images -> the store, a table, and a plot with t_edit and t_boost."""
+        """--lpips: measure LPIPS curves on training images; writes them to the store, a table and a plot with t_edit and
+        t_boost."""
         s, name = self.settings, curves.name_of_curve(self.config, self.settings.custom_dataset_name)
         dataset = self.images.dataset("train")
         indices = self.images.numbers(len(dataset), s.n_train_img)
@@ -110,7 +110,7 @@ class Asyrp(Parts):
                 self.keep_curve(curve, pixels, name)
 
     def keep_curve(self, curve, pixels, name):
-        """What --lpips leaves of a curve. pixels: digests of the images that it was measured on."""
+        """Store a measured curve, and write its table and plot. pixels: digests of the images it was measured on."""
         s = self.settings
         curves.keep_curve(self.store, curve, self.model, pixels, name)
         experiment, found = Experiment(s), {"t_edit": None, "t_boost": None}
@@ -128,10 +128,10 @@ class Asyrp(Parts):
         curve.write(table)
         pictures.plot_curves(curve, plot, f"{name}, {len(pixels)} images", **found)
         experiment.write_settings("lpips", curve=str(table), **found)
-        log.info("LPIPS curves: %s, drawn in %s", table, plot)
+        log.info("LPIPS curves: %s, plotted in %s", table, plot)
 
     def precompute(self):
-        """--just_precompute: fill the store with latents."""
+        """--just_precompute: invert images and keep the latents in the store."""
         s = self.settings
         for split, wanted in (("train", s.do_train), ("test", s.do_test)):
             if wanted:
@@ -143,10 +143,7 @@ class Asyrp(Parts):
                     draw_reconstructions(self.model, Experiment(s), pairs, own, split, self.later)
 
     def train(self):
-        """--run_train: learn a direction, one checkpoint an epoch; goes on after the last epoch whose checkpoint exists.
-
-        -> the Direction, and its file.
-        """
+        """--run_train: learn a direction, one checkpoint per epoch, resuming from the last one -> (Direction, its file)."""
         s, [prompts] = self.settings, self.prompts()
         with self.ranks.first():
             name = s.edit_attr or "the edit"
@@ -155,10 +152,10 @@ class Asyrp(Parts):
         return self.learn(Experiment(s), prompts, t_edit, t_boost)
 
     def learn(self, experiment, aim, t_edit, t_boost=None, inverted=False, **about):
-        """A training -> the Direction, and its file. aim: see `training.new_loss`. inverted: whether this run has the latents
-        already. about: what its record says besides."""
+        """Train a direction -> (Direction, its file). aim: see `training.new_loss`. inverted: whether this run has already
+        computed the latents. about: further entries for the direction's record."""
         s, ranks, prompts = self.settings, self.ranks, () if isinstance(aim, torch.Tensor) else aim
-        # Everything that can be missing is asked for here, before the hours of inversion and training.
+        # Whatever may be missing is opened here, before hours of inversion and training.
         timesteps = self.model.timesteps(s.n_train_step, s.t_0)
         steps = training.edit_steps(timesteps, t_edit.value)
         with ranks.first():
@@ -182,16 +179,17 @@ class Asyrp(Parts):
         return learning.direction, learning.path
 
     def fit(self):
-        """--fit_direction: directions without prompts -> list of Directions, each with its file; components have a sheet."""
+        """--fit_direction: directions from labels or unlabelled images -> list of (Direction, its file). Principal components
+        also get a contact sheet."""
         s, experiment, prompts, ranks = self.settings, Experiment(self.settings), self.prompts(), self.ranks
         if s.words:
-            components.read_words(s.words)  # before anything is computed for them
+            components.read_words(s.words)  # fails here rather than after the fit
         with ranks.first():
-            # Without prompts there is no cosine by which the threshold would be lower.
+            # Without prompts there is no cosine to scale the threshold with.
             asked, cosine = ("the fit", {}, prompts[0] if prompts else ("", "")), self.cosine if prompts else lambda *_: 1.0
             [t_edit] = settings.decide_t_edit(s, [asked], self.curve, cosine)
             t_boost = settings.decide_t_boost(s, [], self.curve).value if s.run_test or s.evaluate else None
-        # Of several processes the first one fits; a training is the work of all.
+        # Only the first process fits; training is shared by all of them.
         if s.fit_direction == "clip_pca":
             made = self.learn_components(t_edit)
         else:
@@ -206,7 +204,7 @@ class Asyrp(Parts):
         return made
 
     def fit_alone(self, experiment, prompts, t_edit, t_boost):
-        """-> list of Directions on the CPU, each with the checkpoint it was written to."""
+        """-> list of (Direction on the CPU, its checkpoint)."""
         s, made = self.settings, []
         parts = [f"_pc{k + 1}" for k in range(s.n_components)] if s.fit_direction == "h_pca" else [""]
         with held(experiment.lock, f"the experiment {experiment.name}"):
@@ -221,7 +219,7 @@ class Asyrp(Parts):
         return made
 
     def learn_components(self, t_edit):
-        """A training for each principal component of CLIP's features of the training images -> as `fit`."""
+        """Train one direction per principal component of the training images' CLIP features -> as `fit`."""
         s = self.settings
         pairs, indices = self.images.pairs("train", s.n_train_img, self.model)
         pairs.fill(indices, s.bs_precompute, s.re_precompute, self.ranks)
@@ -240,7 +238,7 @@ class Asyrp(Parts):
         return made
 
     def contact_sheet(self, experiment, made):
-        """components.png: what directions do to a few training images -> what each is called."""
+        """Write components.png, the effect of each direction on a few training images -> the name given to each."""
         s, path = self.settings, experiment.folder / "components.png"
         pairs, indices = self.images.pairs("train", s.n_train_img, self.model)
         indices = indices[: components.IMAGES]
@@ -261,8 +259,8 @@ class Asyrp(Parts):
         return called
 
     def calibrate(self, direction, path):
-        """--calibrate: how far a direction moves training images at each strength -> what its record says of it, in its file
-        too."""
+        """--calibrate: measure how far a direction moves training images at each strength -> the entry for its record, which is
+        also written to its file."""
         s = self.settings.with_record(direction.record, direction.name)
         prompts = self.prompts() or [direction.record.get("prompts")]
         if s.calibrate == "s_dir" and (len(prompts) != 1 or not prompts[0]):
@@ -271,14 +269,10 @@ class Asyrp(Parts):
         measuring = Measuring(s.calibrate, open_gauge(s.calibrate, lambda: self.clip().loss, prompts[0], device), device)
         uses, t_boost = uses_of(s, [direction], self.prompts(), self.curve, self.cosine)
         editor = self.editor(s, uses, t_boost)
-        edits = edits_of(uses, points_of(1, [STRENGTHS]), origin=s.hs_coeff_origin_h)
         pairs, indices = RunImages(s, self.store).pairs("train", s.n_calibrate_img, self.model)
         pairs.fill(indices, s.bs_precompute, s.re_precompute)
         with tqdm(total=len(indices), desc="calibrating", unit="img") as bar:
-            for batch in pairs.batches(indices, s.bs_test):
-                before, edited = editor.pictures_of(batch, edits, original=True, plain=True, boost_plain=True)
-                measuring.add(*(images for _, images in before), [images for _, images in edited])
-                bar.update(len(batch.indices))
+            measuring.run(editor, uses[0], pairs.batches(indices, s.bs_test), s.hs_coeff_origin_h, bar.update)
         found = measuring.result(t_edit=uses[0].t_edit.value, **self.conditions(s, t_boost))
         log.info("%s: %s", direction.name, found)
         copy = directions.write_record(path, direction.record | {"calibration": found.record()})
@@ -286,11 +280,11 @@ class Asyrp(Parts):
         return found.record()
 
     def test(self, found):
-        """--run_test and --evaluate: edit test images with the Directions `found`, and draw them or measure what the edit did.
+        """--run_test and --evaluate: edit test images with the Directions `found`, then draw them or measure the effect.
 
-        Pictures: one an image, and one of all. Metrics: evaluation.json, evaluation.csv and a table.
+        Pictures: one per image, and one of all. Metrics: evaluation.json, evaluation.csv and a printed table.
         """
-        # A direction is used as it was made: what its record says stands above the YAML.
+        # A direction is used with the settings it was trained with: its record overrides the YAML.
         s = self.settings if not found else self.settings.with_record(found[0].record, found[0].name)
         ranks = self.ranks
         with ranks.first():
@@ -313,7 +307,7 @@ class Asyrp(Parts):
             results = TestResults(*made, lambda: self.clip().loss, self.model.device, self.later, ranks)
 
         def edited():
-            """Yield the batches of this process's share, with their pictures."""
+            """Yield this process's batches with their pictures."""
             own = list(chain(*ranks.batches(indices, s.bs_test)))
             pairs.fill(indices if ranks.joined else own, s.bs_precompute, s.re_precompute, ranks.joint)
             with tqdm(total=len(own), desc="editing", unit="img") as bar:
@@ -329,11 +323,11 @@ class Asyrp(Parts):
     # ---- directions ---------------------------------------------------------------------------------------------------------
 
     def record_of_training(self, prompts, t_edit, t_boost, timesteps, images, n_images, clip, region):
-        """images: what stands for those that can be read; clip: the identity of the CLIP."""
+        """The record of a direction about to be trained. images: digests of the readable ones; clip: identity of the CLIP."""
         s = self.settings
         names = ("clip_loss_w", "l1_loss_w", "id_loss_w", "clip_source", "lr_training", "scheduler_step_size", "sch_gamma")
         about = {name: getattr(s, name) for name in (*names, "seed", "load_random_noise")}
-        about |= {"bs_train": s.bs_train * self.ranks.world}  # what counts is the whole batch
+        about |= {"bs_train": s.bs_train * self.ranks.world}  # the batch of all processes together
         about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": clip}
         about |= {"region": region and region.about}
         about |= {"n_images": n_images, "images": digest(images), "started_from": None}
@@ -344,7 +338,7 @@ class Asyrp(Parts):
         return training.new_record(self.model, kind, ignore, prompts, t_edit.value, timesteps, len(steps), about, boost)
 
     def global_use(self, editor, use, n, s):
-        """The mean of --num_mean_of_delta_hs training images in place of a direction."""
+        """A Use of the mean delta_h over --num_mean_of_delta_hs training images, in place of `use`."""
         pairs, indices = RunImages(s, self.store).pairs("train", s.num_mean_of_delta_hs, self.model, images=False)
         pairs.fill(indices, s.bs_precompute, s.re_precompute, self.ranks.joint)
         alone = Use(use.direction, use.t_edit, use.scale * n**0.5)

@@ -1,4 +1,4 @@
-"""Edits that are tried out: a picture, a slider for each direction, and what follows from where the sliders are."""
+"""Interactive editing: an image, a slider per direction, and the edits that follow from the slider positions."""
 
 import numpy as np
 
@@ -11,17 +11,17 @@ from asyrp.training import train_direction
 from utils.digests import digest
 from utils.errors import UserError
 
-REACH = 1.5  # of a slider, to both sides
-KEPT = 16  # inverted pictures that are remembered
+REACH = 1.5  # range of a slider, to both sides
+KEPT = 16  # number of inverted images kept in memory
 
 
 class Session:
-    """For whoever tries edits with a Model, in a page or a notebook.
+    """Interactive editing with a Model, for a web page or a notebook.
 
-    directions: {name: Direction}, by default those that there are for the model (`directions.fitting`). positions: {name: where
-    its slider is, -REACH to REACH}; a position is a strength, but those of a calibrated direction move the picture in equal
+    directions: {name: Direction}, by default all that are available for the model (`directions.fitting`). positions: {name:
+    slider position, -REACH to REACH}; a position is a strength, except that calibrated directions move the image in equal
     steps. settings: n_steps, t_edit, t_boost and seed of `Model.edit`. region: a Region, or None for everywhere. image: the
-    picture to be edited, (3, H, W) in [-1, 1].
+    image to edit, (3, H, W) in [-1, 1].
     """
 
     def __init__(self, model, directions=None):
@@ -32,18 +32,18 @@ class Session:
         self.region, self.image, self.positions, self._kept = None, None, {}, {}
 
     def set_region(self, segments=(), mask=None, threshold=None):
-        """Where the edit acts: segments of the config's segmenter (names), a mask (path of a picture), or where it changes most
-        (a quantile, 0 to 1); without any, everywhere. Raises UserError for more than one, and as `regions` does."""
+        """Set where the edit acts: segments of the config's segmenter (names), a mask (path of an image), or where it changes
+        most (a quantile, 0 to 1); everywhere if none is given. Raises UserError for more than one, and as `regions.choose`."""
         if bool(segments) + bool(mask) + bool(threshold) > 1:
-            raise UserError("an edit has one region: choose segments, or a mask, or a threshold")
+            raise UserError("an edit has only one region: choose segments, a mask or a threshold")
         given = (mask, " ".join(segments), threshold or None, self.model.config.segmenter_path)
         self.region = regions.choose(self.model.image_size, self.model.device, *given)
 
     def inverted(self):
-        """-> (x_T, reconstruction), each (1, 3, H, W); computed once for a picture and a number of steps. Raises UserError:
-        there is no picture."""
+        """(x_T, reconstruction), each (1, 3, H, W); computed once per image and number of steps. Raises UserError without an
+        image."""
         if self.image is None:
-            raise UserError("there is no picture yet: upload one, or choose one")
+            raise UserError("there is no image yet: upload or choose one")
         key = digest(self.image, self.settings["n_steps"])
         if key not in self._kept:
             x_T = self.model.invert(self.image[None], self.settings["n_steps"])
@@ -53,14 +53,14 @@ class Session:
         return self._kept[key]
 
     def strengths(self, share=1.0):
-        """Of the sliders that are not at 0, or of a share of their way, -1 to 1 -> {name: strength}."""
+        """The strengths of the sliders that are not at 0 -> {name: strength}. share: scales the positions, -1 to 1."""
         moved = {name: direction for name, direction in self.directions.items() if self.positions.get(name)}
         return {name: strength_at(d.record, name, share * self.positions[name], REACH) for name, d in moved.items()}
 
     def edit(self, strengths=None):
-        """-> the picture (3, H, W) with these strengths {name: number}, by default the sliders'.
+        """The edited image (3, H, W) for strengths {name: number}, by default those of the sliders.
 
-        Several directions act as each would alone; `Model.edit` and main.py divide them by the root of their number.
+        Several directions are each applied at full strength, while `Model.edit` and main.py divide by the root of their number.
         """
         x_T, plain = self.inverted()
         strengths = self.strengths() if strengths is None else strengths
@@ -70,20 +70,20 @@ class Session:
         each = [strength * len(used) ** 0.5 for strength in strengths.values()]
         mask = self.region and self.region.mask_of(self.image[None])
         edited = self.model.edit(x_T, used, each, mask=mask, **self.settings).cpu()
-        check_finite(edited, ["this picture"], "the edit")
+        check_finite(edited, ["this image"], "the edit")
         return edited[0]
 
     def label(self):
-        """What the edit is called, such as "smiling +1, beard -0.5"."""
+        """A label of the edit, such as "smiling +1, beard -0.5"."""
         return ", ".join(f"{name} {strength:+.2g}" for name, strength in self.strengths().items()) or "no edit"
 
     def sides(self):
-        """-> {label: picture (3, H, W)}: original, reconstruction, edit."""
+        """{label: image (3, H, W)}: original, reconstruction, edit."""
         edited = self.edit()
         return {"original": self.image, "reconstruction": self.inverted()[1][0], self.label(): edited}
 
     def strip(self, n=5):
-        """-> {label: picture}: the edit in steps, from the other side of the reconstruction to where the sliders are."""
+        """{label: image}: n steps of the edit, from the negated slider positions to the positions themselves."""
         if not (names := [*self.strengths()]):
             raise UserError("a strip needs an edit: move a slider first")
         points = [self.strengths(share) for share in np.linspace(-1, 1, n).tolist()]
@@ -91,7 +91,7 @@ class Session:
         return {label: self.edit(point) for label, point in zip(labels, points, strict=True)}
 
     def about(self):
-        """What made the edit, as plain data."""
+        """The settings of the edit, as plain data."""
         used = [
             {"name": name, "strength": strength, "digest": direction.digest(), "prompts": direction.record.get("prompts")}
             for name, strength in self.strengths().items()
@@ -101,10 +101,9 @@ class Session:
         return found | {"region": self.region and self.region.about, "credit": self.model.config.data.credit}
 
     def learn(self, images, src, trg, **settings):
-        """A new direction by `train_direction` -> Direction; its slider then stands at what it was trained as, the others at
-        0."""
+        """Train a new direction with `train_direction` -> Direction. Its slider is set to 1 and the others to 0."""
         if not (src.strip() and trg.strip()):
-            raise UserError("a direction is learned from two prompts: say what there is, and what it should become")
+            raise UserError("a direction is learned from two prompts: describe the image and what it should become")
         made = train_direction(self.model, images, src, trg, **settings)
         self.directions[made.name], self.positions = made, {made.name: 1.0}
         return made

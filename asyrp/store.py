@@ -1,22 +1,22 @@
-"""What is computed once and found again: latents, plain trajectories, plain samples, mean directions, LPIPS curves.
+"""A cache on disk: latents, plain trajectories, plain samples, mean directions and LPIPS curves are computed once and reused.
 
-Every thing lies under a key that changes with everything its content depends on. The keys are made here, and nowhere else:
+Every entry has a key that depends on everything its content depends on. All keys are defined here:
 
     latent        model, precision, timesteps of the inversion, pixels
-    noise_maps    model, precision, timesteps, pixels, and what their noise is drawn from: seed and the image's number
+    noise_maps    model, precision, timesteps, pixels, and the seed and number of the image, which its noise is drawn from
     sample        model, precision, timesteps, x_T
     trajectory    model, precision, timesteps, dtype, x_T
-    mean          model, precision, the whole process, direction and strengths by content, the images
-    curve         model, precision, timesteps, pixels, and the name it was measured under
-    noise         what a kept draw is called: its shape and the image's number, whatever the seed
-    clip          its files: their places, sizes and times of change
+    mean          model, precision, settings of the process, content of the direction, strengths, images
+    curve         model, precision, timesteps, pixels, and the name given to the curve
+    noise         shape and number of the image, but not the seed
+    clip          paths, sizes and modification times of its files
     cosine        CLIP, two prompts
 
-"model" is `Model.identity`: weights by content, architecture and schedule. "pixels" are digests of images, "x_T" is a tensor,
-"CLIP" is `ClipLoss.identity`, which is what lies under "clip".
+"model" is `Model.identity`: weights, architecture and schedule. "pixels" are digests of images, "x_T" is a tensor, "CLIP" is
+`ClipLoss.identity`, the entry of kind "clip".
 
-A file is written whole, with a checksum. One that is damaged, truncated, of another shape or not finite is removed with a line,
-and what was in it is computed again.
+Files are written atomically, with a checksum. A file that is damaged, truncated, of another shape or not finite is removed
+with a warning, and its content is recomputed.
 """
 
 import json
@@ -34,13 +34,13 @@ from utils.text import one_line
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the keys and files; another number finds nothing of before
+FORMAT = 1  # version of keys and files; changing it invalidates the cache
 ROOT = Path("precomputed")
-FOLDERS = {"mean": Path("checkpoint_latent")}  # the others lie in folders of their own under the root
+FOLDERS = {"mean": Path("checkpoint_latent")}  # all other kinds have a folder under the root
 
 
 def key(kind, **parts):
-    """The name of a thing: a digest of its kind and of everything that its content depends on (see `utils.digests.digest`)."""
+    """The key of an entry: a digest of its kind and of everything its content depends on (see `utils.digests.digest`)."""
     return digest(kind, FORMAT, parts)
 
 
@@ -50,7 +50,7 @@ def latent_key(model, timesteps, pixels):
 
 
 def noise_maps_key(model, timesteps, pixels, seed, number):
-    """pixels: the digest of the image; number: its place in the data set."""
+    """pixels: the digest of the image; number: its position in the dataset."""
     parts = {"timesteps": timesteps, "pixels": pixels, "seed": seed, "number": number}
     return key("noise_maps", model=model.identity, precision=model.precision, **parts)
 
@@ -60,13 +60,13 @@ def sample_key(model, timesteps, x_T):
 
 
 def trajectory_key(model, timesteps, dtype, x_T):
-    """Of P_plain at the highest timesteps, from x_T downward; how many of them the file has is not part of the key."""
+    """P_plain at the highest timesteps, from x_T downward. The number of timesteps in the file is not part of the key."""
     return key("trajectory", model=model.identity, precision=model.precision, timesteps=timesteps, dtype=str(dtype), x_T=x_T)
 
 
 def mean_key(model, process, directions, coefficients, origin, t_edit, over_timesteps, images):
-    """process: everything that decides inversion and reverse process, as plain data. directions: their digests. images:
-    digests of the pixels, in order."""
+    """process: all settings of inversion and reverse process, as plain data. directions: their digests. images: digests of
+    the pixels, in order."""
     return key(
         "mean",
         model=model.identity,
@@ -82,7 +82,7 @@ def mean_key(model, process, directions, coefficients, origin, t_edit, over_time
 
 
 def curve_key(model, timesteps, images, name):
-    """images: digests of the pixels, in order. name: what the curve is asked for by; two names are two curves."""
+    """images: digests of the pixels, in order. name: the name given to the curve; two names are two curves."""
     return key("curve", model=model.identity, precision=model.precision, timesteps=timesteps, images=images, name=name)
 
 
@@ -91,7 +91,7 @@ def noise_key(shape, number):
 
 
 def clip_key(files):
-    """files: [[path, size in bytes, time of change in ns], ...]"""
+    """files: [[path, size in bytes, modification time in ns], ...]"""
     return key("clip", files=files)
 
 
@@ -101,15 +101,15 @@ def cosine_key(clip, src, trg):
 
 
 class NoRoom(UserError):
-    """A file of the store cannot be written; the message names the place and what to do."""
+    """A file of the store cannot be written; the message says which, and what to do."""
 
 
 class NotFinite(UserError):
-    """What is to be kept is infinite or not a number; the message says what to do."""
+    """An entry to be written contains inf or nan; the message says what to do."""
 
 
 class Store:
-    """Tensors under keys, a file each: <root>/<kind>/<first two digits>/<key>.safetensors."""
+    """Tensors under keys, one file per key: <root>/<kind>/<first two digits>/<key>.safetensors."""
 
     def __init__(self, root=ROOT):
         self.root = Path(root)
@@ -121,7 +121,7 @@ class Store:
         return self.folder(kind) / key[:2] / f"{key}.safetensors"
 
     def read(self, kind, key, shapes=None):
-        """-> {name: tensor}, or None when there is none, or none that is whole (it is removed then, with a line).
+        """{name: tensor}, or None if there is no valid entry (a damaged file is removed with a warning).
 
         shapes: {name: shape} that the tensors must have, with None for a dimension of any size.
         """
@@ -130,7 +130,7 @@ class Store:
             return None
         try:
             found, metadata = tensors.load(path), tensors.metadata_of(path)
-        except UserError:  # its words are about files that users give
+        except UserError:  # its message is about files that the user supplies
             return self._remove(path, "it cannot be read")
         except OSError as error:
             return self._remove(path, one_line(error))
@@ -141,22 +141,22 @@ class Store:
         return found
 
     def about(self, kind, key):
-        """What was noted beside the tensors, {name: plain data}."""
+        """The metadata stored with the tensors, {name: plain data}."""
         return json.loads(tensors.metadata_of(self.path(kind, key)).get("about", "{}"))
 
     def write(self, kind, key, found, about=None):
-        """Keep {name: tensor} under a key. about: {name: plain data} to be noted beside them. Raises NoRoom and NotFinite."""
+        """Store {name: tensor} under a key, with metadata about = {name: plain data}. Raises NoRoom and NotFinite."""
         path = self.path(kind, key)
         found = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
         if fault := _fault(found):
-            raise NotFinite(f"nothing of use to keep as {kind}: {fault}; check the weights, or give --precision fp32")
+            raise NotFinite(f"the computed {kind} is invalid, {fault}: check the weights, or use --precision fp32")
         try:
             tensors.save_safetensors(found, path, _metadata(kind, key, found, json.dumps(about or {})))
         except OSError as error:
             raise NoRoom(line_of(error)) from error
 
     def newest(self, kind, wanted):
-        """The key of the newest whole file of a kind for whose notes `wanted(about)` is true, or None."""
+        """The key of the newest valid entry of a kind whose metadata satisfies `wanted(about)`, or None."""
         paths = [path for path in self.folder(kind).glob("??/*.safetensors") if path.exists()]
         for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
             if self.read(kind, path.stem) is not None and wanted(self.about(kind, path.stem)):
@@ -164,11 +164,11 @@ class Store:
         return None
 
     def size(self, kind):
-        """Bytes that the files of a kind take."""
+        """Bytes used by the files of a kind."""
         return sum(path.stat().st_size for path in self.folder(kind).glob("??/*.safetensors"))
 
     def _remove(self, path, fault):
-        log.warning("%s is damaged (%s): removed, what was in it is computed again", path, fault)
+        log.warning("%s is damaged (%s): it was removed and will be recomputed", path, fault)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -176,13 +176,13 @@ class Store:
 
 
 def _metadata(kind, key, found, about):
-    """What stands beside the tensors. The checksum covers all that is read back, and the key: a file under another one's name
-    is found out as well."""
+    """The metadata of a file. The checksum covers everything that is read back and the key, so that a renamed file is detected
+    too."""
     return {"kind": kind, "checksum": digest(kind, key, found, about), "about": about}
 
 
 def _fault(found, shapes=None):
-    """What is wrong with tensors, or None."""
+    """A description of what is wrong with tensors, or None."""
     for name, shape in (shapes or {}).items():
         if name not in found:
             return f"it has no {name}"

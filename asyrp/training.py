@@ -24,7 +24,7 @@ COLUMNS = ("l1", "clip_directional", "clip", "id", "total")
 
 
 class LossNotFinite(UserError):
-    """A loss is infinite or not a number; the message names the image and the timestep."""
+    """A loss is inf or nan; the message names the image and the timestep."""
 
 
 class Weights(NamedTuple):
@@ -37,23 +37,24 @@ class Weights(NamedTuple):
 
 @torch.no_grad()
 def remembered(known, keys, encode, images):
-    """encode(images), a row for each key; no row is computed twice, and where all are `known` the images may be None."""
+    """encode(images), one row per key, cached in `known`; if all keys are known the images may be None."""
     if not all(key in known for key in keys):
         known.update(zip(keys, encode(images), strict=True))
     return torch.stack([known[key] for key in keys])
 
 
 class EditLoss:
-    """The loss of paper eq. 5, as the 2023 release computes it:
+    """The loss of paper eq. 5, as in the 2023 release:
 
         clip_w * -log((2 - L_dir) / 2) + l1_w * cosine * |P_edit - P_plain|_1 + id_w * L_id
         L_dir = 1 - cos(E_I(P_edit) - E_I(source), direction)
 
-    encode: images (B, 3, H, W) in [-1, 1] -> normalised features (B, D). direction: (1, D), normalised. cosine: of the source
-    and target prompts. source: "x0", the real image, or "origin", P_plain (as in the paper). id_loss: an IdLoss or None.
+    encode: images (B, 3, H, W) in [-1, 1] -> normalised features (B, D). direction: (1, D), normalised. cosine: between the
+    source and target prompts. source: "x0", the real image, or "origin", P_plain (as in the paper). id_loss: an IdLoss or
+    None.
 
-    Features of real images and of P_plain are the same in each epoch, so they are kept: 2 KB an image of "x0", 2 KB an image
-    and timestep of "origin", and as much for the face's identity.
+    Features of real images and of P_plain do not change between epochs, so they are cached: 2 KB per image for "x0", 2 KB per
+    image and timestep for "origin", and as much for the face identity.
     """
 
     def __init__(self, encode, direction, cosine, weights, source="x0", id_loss=None):
@@ -62,12 +63,12 @@ class EditLoss:
         self.features, self.identities = {}, {}
 
     def needs_plain(self, keys):
-        """Whether P_plain enters the loss at all under these keys; where it does not, it is not computed."""
+        """Whether the loss needs P_plain for these keys; otherwise it is not computed."""
         encoded = self.weights.clip and self.source == "origin" and not all(key in self.features for key in keys)
         return self.weights.l1 != 0 or bool(encoded)
 
     def prepare(self, indices, x_0):
-        """What depends on the real images alone, computed once for all timesteps and epochs."""
+        """Features and identity embeddings of the real images, computed once for all timesteps and epochs (or None)."""
         features, identity = None, None
         if self.weights.clip and self.source == "x0":
             features = remembered(self.features, indices, self.encode, x_0)
@@ -76,9 +77,9 @@ class EditLoss:
         return features, identity
 
     def __call__(self, P_edit, P_plain, prepared, keys):
-        """keys: a name for each P_plain, unlike any other image's and timestep's. P_plain may be None when not `needs_plain`.
+        """keys: a unique key per P_plain (image and timestep). P_plain may be None if not `needs_plain`.
 
-        -> (loss, a tensor of COLUMNS), means over the batch.
+        -> (loss, tensor of COLUMNS), means over the batch.
         """
         features, identity = prepared
         zero = P_edit.new_zeros(())
@@ -97,8 +98,8 @@ class EditLoss:
 
 
 class Result(NamedTuple):
-    """What training saw of one batch: the losses (steps, len(COLUMNS)), the last P_plain (or None) and P_edit, and the names of
-    its images. Where several processes share the batch, losses and names are those of all of them."""
+    """The result of training on one batch: the losses (steps, len(COLUMNS)), the last P_plain (or None) and P_edit, and the
+    names of the images. If several processes share the batch, losses and names are those of all of them."""
 
     losses: torch.Tensor
     P_plain: torch.Tensor | None
@@ -107,12 +108,12 @@ class Result(NamedTuple):
 
 
 def edit_steps(timesteps, t_edit):
-    """(t, t_next) pairs of the editing interval, downward. Raises UserError when it is empty."""
+    """(t, t_next) pairs of the editing interval, downward. Raises UserError if it is empty."""
     down = [*reversed(timesteps), process.END]
     steps = [(t, t_next) for t, t_next in pairwise(down) if t >= t_edit]
     if not steps:
         raise UserError(
-            f"t_edit {t_edit} lies above every timestep (the highest is {down[0]}): nothing would be trained; lower it"
+            f"t_edit {t_edit} is above every timestep (the highest is {down[0]}), so nothing would be trained: lower it"
         )
     return steps
 
@@ -120,9 +121,9 @@ def edit_steps(timesteps, t_edit):
 def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain, device, ranks=ALONE, weight=1.0):
     """One pass over the editing interval for one batch of (image, latent) pairs -> Result.
 
-    direction: a Direction of asyrp.hspace with parameters; `steps` from `edit_steps`; `plain` a PlainTrajectories. The state is
-    detached after each step. Raises LossNotFinite; the direction is spoilt then. ranks: processes of which each has a part of
-    the batch, `weight` of it; their gradients and losses are averaged, so that all take the step of the whole batch.
+    direction: a module of asyrp.hspace with parameters; `steps` from `edit_steps`; `plain` a PlainTrajectories. The state is
+    detached after each step (paper algorithm 1). Raises LossNotFinite, after which the direction is unusable. ranks: the
+    processes that share the batch, this one holding the fraction `weight`; gradients and losses are averaged over them.
     """
     edit = hspace.Edit([direction], [1.0])
     x_edit = x_plain = to_device(batch.x_T, device)
@@ -140,7 +141,7 @@ def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain,
                 # Both trajectories start from the same x_T and share its frozen pass.
                 eps = frozen.eps if i == 0 else process.frozen_branch(unet, x_plain, t).eps
                 x_plain, P_plain = process.ddim_step(x_plain, eps, t, t_next, schedule)
-                # In the precision it is kept in, so that every epoch sees the same numbers.
+                # Round to the precision of the cache, so that every epoch sees the same numbers.
                 plain_steps.append(P_plain.to(plain.dtype))
             P_plain = plain_steps[i].float() if needed else None
         eps_edit = process.edited_branch(unet, frozen, edit, t)
@@ -149,13 +150,13 @@ def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain,
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         finite.append(row.isfinite().all())
-        # By hand: a wrapper would give the parameters other names, and not every step has a gradient for each of them.
+        # Not DistributedDataParallel: it would rename the parameters, and it needs a gradient for each of them in every step.
         gradients = [p.grad for p in direction.parameters() if p.grad is not None]
         ranks.average([*gradients, row], weight)
         optimizer.step()
         losses.append(row)
         x_edit = x_next.detach()
-    losses = torch.stack(losses).cpu()  # the one wait for the device
+    losses = torch.stack(losses).cpu()  # the only synchronisation with the device
     if not losses.isfinite().all():
         i = int((~losses.isfinite()).any(1).nonzero()[0])
         faulty = ranks.gather([] if finite[i] else batch.names)
@@ -169,25 +170,25 @@ def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain,
 
 
 def new_function(model, kind="delta_block", ignore_timesteps=False, timesteps=(), seed=0):
-    """What is trained: a delta block with random weights, or zeros for each of `timesteps` (one for all of them when
+    """The module to be trained: a delta block with random weights, or a zero delta_h per timestep (a single one if
     `ignore_timesteps`)."""
     if kind == "delta_block":
-        torch.manual_seed(seed)  # the start must not depend on what was built before
+        torch.manual_seed(seed)  # initial weights must not depend on what was built before
         return hspace.BlockDirection(model.unet.new_delta_block(), ignore_timesteps).to(model.device)
     shape = (1, model.unet.h_ch, model.unet.h_size, model.unet.h_size)
     return hspace.GivenDirection.zeros(shape, [None] if ignore_timesteps else list(timesteps)).to(model.device)
 
 
 def new_loss(clip, aim, weights, source="x0", id_loss=None, precision="fp32"):
-    """An EditLoss. clip: a ClipLoss. aim: (source, target) prompts, or a direction in CLIP's space (1, D), normalised; nothing
-    scales the L1 term then."""
+    """An EditLoss. clip: a ClipLoss. aim: (source, target) prompts, or a direction in CLIP space (1, D), normalised; the L1
+    term is not scaled then."""
     encode = autocast(precision, clip.mean.device)(clip.encode_images)
     direction, cosine = (aim, 1.0) if isinstance(aim, torch.Tensor) else (clip.direction(*aim), clip.cosine(*aim))
     return EditLoss(encode, direction, cosine, weights, source, id_loss)
 
 
 def learning_rate(lr, step_size, gamma, epoch):
-    """Of the epoch with this number, counted from 0: it falls to `gamma` of what it was after every `step_size` epochs."""
+    """The learning rate of an epoch, counted from 0: multiplied by `gamma` after every `step_size` epochs."""
     return lr * gamma ** (epoch // step_size)
 
 
@@ -195,8 +196,8 @@ def train_epoch(model, function, batches, steps, loss, optimizer, plain, mask_of
     """One epoch -> yields (Batch, Result) after each batch.
 
     mask_of: function of images -> where the edit acts (see `Model.edit`); None: everywhere. ranks: processes that share the
-    batches; `batches` are this one's parts, with None for a batch that has no image. When LossNotFinite is raised, the
-    direction is what it was before that batch.
+    batches; `batches` are the parts of this one, with None for a batch without a readable image. If LossNotFinite is raised,
+    `function` is restored to its state before that batch.
     """
     for batch in batches:
         own = batch.names if batch and batch.counts else []
@@ -204,7 +205,7 @@ def train_epoch(model, function, batches, steps, loss, optimizer, plain, mask_of
         if not names:
             continue
         if batch is None:
-            raise UserError(f"{names[0]} can be read by some of the processes only: check that all see the same files")
+            raise UserError(f"{names[0]} can be read by only some of the processes: check that all of them see the same files")
         before = deepcopy(function.state_dict())
         try:
             unet = model.unet if mask_of is None else model.within(mask_of(batch.x_0))
@@ -216,8 +217,7 @@ def train_epoch(model, function, batches, steps, loss, optimizer, plain, mask_of
         yield batch, result._replace(names=names)
 
 
-# What `train_direction` takes, and what a config's section `editing` calls it -> the default where neither says more. The last
-# are those the paper used for CelebA-HQ.
+# Settings of `train_direction` -> (name in the config's section `editing`, default: that of the paper for CelebA-HQ).
 SETTINGS = {
     "n_steps": ("n_train_step", 40),
     "epochs": ("n_iter", 1),
@@ -253,25 +253,27 @@ def train_direction(
 ):
     """Learn a direction from images and two prompts -> Direction.
 
-    images: (N, 3, H, W) in [-1, 1], which are inverted first. src, trg: the prompts; or, alone, a direction in CLIP's space
-    (1, D), normalised. clip: a ClipLoss, or what names one; by default the config's.
-    kind: "delta_block" or "delta_h". id_loss: an IdLoss, for `id_w` above 0. mask_of: see `train_epoch`. callback(epoch, Batch,
-    Result) sees each batch. progress(done, total) is called after each batch that was inverted, and after each that was
-    trained; what it raises ends the training.
+    images: (N, 3, H, W) in [-1, 1]; they are inverted first. src, trg: the prompts; or src alone, a direction in CLIP space
+    (1, D), normalised. clip: a ClipLoss, or the name of one (see ClipLoss); by default the config's.
+    kind: "delta_block" or "delta_h". id_loss: an IdLoss, for `id_w` above 0. mask_of: see `train_epoch`; a Region's is noted
+    in the record. callback(epoch, Batch, Result) is called after each batch. progress(done, total) is called after each
+    inverted and each trained batch; it may raise to stop the training.
 
     settings: n_steps, epochs, batch_size, lr, lr_step, lr_gamma (see `learning_rate`), clip_w, l1_w, id_w, clip_source (see
-    `EditLoss`), t_edit, lpips_edit_th, t_0. Those that are not given are what the model's config says in its section `editing`,
-    else the paper's for CelebA-HQ. Without a t_edit it is read off the model's LPIPS curves at `lpips_edit_th` (see curves.py).
+    `EditLoss`), t_edit, lpips_edit_th, t_0. Defaults are those of the config's section `editing`, else the paper's for
+    CelebA-HQ. Without a t_edit it is chosen from the model's LPIPS curves at `lpips_edit_th` (see curves.py).
 
-    Raises UserError: an unknown setting, no images, an interval without timesteps, prompts that CLIP cannot tell apart, id_w
-    without an id_loss, a loss that is not finite. Trains on model.device; the random start depends on `seed` alone.
+    Raises UserError for an unknown setting, no images, an interval without timesteps, prompts with the same CLIP features, id_w
+    without an id_loss, and a loss that is not finite. Trains on model.device; the initial weights depend only on `seed`.
     """
     if unknown := settings.keys() - SETTINGS.keys():
         raise UserError(f"unknown setting {min(unknown)}: the settings are {', '.join(SETTINGS)}")
     own = model.config.editing.given()
     s = {name: settings.get(name, own.get(flag, default)) for name, (flag, default) in SETTINGS.items()}
     if not len(images) or s["epochs"] < 1:
-        raise UserError(f"{len(images)} images and {s['epochs']} epochs: nothing would be trained; give one at least of each")
+        raise UserError(
+            f"{len(images)} images and {s['epochs']} epochs, so nothing would be trained: give at least one of each"
+        )
     prompts = () if isinstance(src, torch.Tensor) else (src, trg)
     if s["id_w"] and id_loss is None:
         raise UserError(f"id_w {s['id_w']:g} needs an id_loss: give an IdLoss (see losses/id_loss.py), or id_w 0")
@@ -305,9 +307,16 @@ def train_direction(
                 callback(epoch, batch, result)
             report(done, total)
     made = {flag: s[name] for name, (flag, _) in SETTINGS.items() if flag not in ("n_train_step", "user_defined_t_edit", "t_0")}
-    made |= {"seed": seed, "n_images": len(images)}
+    made |= {"seed": seed, "n_images": len(images), "region": _region(mask_of)}
     record = new_record(model, kind, ignore_timesteps, prompts, t_edit, timesteps, len(timesteps), made)
     return Direction(function, record, " to ".join(prompts) or "a direction of CLIP").requires_grad_(False)
+
+
+def _region(mask_of):
+    """The entry `region` of a record: what a Region says of itself; of another function, its name."""
+    if mask_of is None:
+        return None
+    return getattr(mask_of, "about", None) or {"mask_of": getattr(mask_of, "__qualname__", type(mask_of).__name__)}
 
 
 def set_learning_rate(optimizer, lr):
@@ -316,7 +325,7 @@ def set_learning_rate(optimizer, lr):
 
 
 def new_record(model, kind, ignore_timesteps, prompts, t_edit, timesteps, n_inv_step, training, t_boost=None):
-    """The record of a direction that is trained over `timesteps` (see directions.py)."""
+    """The record of a direction trained over `timesteps` (see directions.py)."""
     record = {"origin": "trained", "kind": kind, "ignore_timesteps": bool(ignore_timesteps), "prompts": list(prompts) or None}
     record |= {"t_edit": t_edit, "t_boost": t_boost, "t_0": timesteps[-1]}
     record |= {"n_inv_step": n_inv_step, "n_train_step": len(timesteps)}

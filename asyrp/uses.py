@@ -1,4 +1,4 @@
-"""The directions of a run: which they are, where each one's interval ends, and what strength 1 is."""
+"""The directions of a run: their files, and the t_edit and scale of each."""
 
 import logging
 
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 
 def find_directions(s, experiment):
-    """The files of the directions that settings name, read; no network is needed yet -> list of Stored.
+    """Read the directions that the settings name -> list of Stored. Needs no network yet.
 
-    Raises UserError for one that is not there, is damaged, or is of another kind than the flags say.
+    Raises UserError for one that is missing, damaged, or of another kind than the flags say.
     """
     names = (s.multiple_attr or "").split() or [s.manual_checkpoint_name or s.load_from_checkpoint or experiment.base]
     category, chosen = s.config.data.category, s.choose_checkpoint_num
@@ -29,18 +29,18 @@ def find_directions(s, experiment):
 
 
 def _check_kind(s, stored):
-    """A flag about the kind of direction must not contradict what the file holds."""
+    """Raise UserError if flags contradict the kind of direction in the file."""
     kinds = {"delta_block": s.train_delta_block, "delta_h": s.train_delta_h}
     if any(kinds.values()) and not kinds[stored.kind]:
-        raise UserError(f"{stored.path} was trained with {directions.FLAG[stored.kind]}: give that flag instead")
+        raise UserError(f"{stored.path} was trained with {directions.FLAG[stored.kind]}: use that flag instead")
     trained = stored.record.get("ignore_timesteps")
-    # With --num_mean_of_delta_hs, --ignore_timesteps says how to average.
+    # With --num_mean_of_delta_hs, --ignore_timesteps chooses how to average.
     if s.ignore_timesteps and trained is False and not s.num_mean_of_delta_hs:
         raise UserError(f"{stored.path} was trained without --ignore_timesteps: leave that flag out")
 
 
 def uses_of(s, found, prompts, curve, cosine):
-    """Directions -> (list of Use, t_boost as a Value): each with its own interval and scale.
+    """Directions -> (list of Use, each with its own t_edit and scale; t_boost as a Value).
 
     prompts: the (source, target) pairs of the flags; curve, cosine: see `settings.decide_t_edit`.
     """
@@ -50,7 +50,7 @@ def uses_of(s, found, prompts, curve, cosine):
     t_boost = settings.decide_t_boost(s, [(d.name, d.record) for d in found], curve)
     if idle := settings.without_boosting(s):
         flags = ", ".join(f"--{name}" for name in idle)
-        log.warning("%s: without effect, --inversion ddpm has noise in every step and no quality boosting", flags)
+        log.warning("%s: no effect, because --inversion ddpm adds noise at every step", flags)
     uses = []
     for direction, t_edit in zip(found, t_edits, strict=True):
         flag = s.source("n_train_step") == "flag"
@@ -63,22 +63,23 @@ def uses_of(s, found, prompts, curve, cosine):
 
 
 def _asked(name, direction, flags, n):
-    """What `decide_t_edit` wants to know of a direction. The flags' prompts count for a single one; several have their own."""
+    """(name, record, prompts) of a direction, for `decide_t_edit`. A single direction uses the prompts of the flags, several
+    use their own."""
     own = direction.record.get("prompts") or PROMPTS.get(name)
     own = own and tuple(own)
     if n > 1 or not flags:
         return direction.name, direction.record, own
     if own and own != flags[0]:
-        said = '%s was trained for "%s" to "%s"; the prompts given are "%s" to "%s"'
+        said = '%s was trained for "%s" to "%s", but the given prompts are "%s" to "%s"'
         log.warning(said, direction.name, *own, *flags[0])
     return direction.name, direction.record, flags[0]
 
 
 def strip_axes(s, uses, each, conditions):
-    """The strengths of a strip, for each direction -> list of lists. each: factors of the single directions, [] for none;
-    conditions: of the run, see `Parts.conditions`.
+    """The strengths of a strip -> one list per direction. each: one factor per direction, or []; conditions: of the run, see
+    `Parts.conditions`.
 
-    Those of a calibrated direction are equal changes of the picture apart, unless the settings say otherwise; it is told.
+    Those of a calibrated direction are spaced by equal changes of the image unless --equal_steps 0 is given; this is logged.
     """
     low, high, n = s.min_delta, s.max_delta, s.num_delta
     axes = []
@@ -89,19 +90,19 @@ def strip_axes(s, uses, each, conditions):
             axes.append(np.linspace(low, high, n).tolist())
             continue
         axes.append([strength / effective for strength in calibration.spaced(low * effective, high * effective, n)])
-        log.info("%s: steps of equal change (%s); --equal_steps 0 takes equal strengths", name, calibration.measure)
+        log.info("%s: steps of equal change (%s); use --equal_steps 0 for equal strengths", name, calibration.measure)
         for what, here in (conditions | {"t_edit": use.t_edit.value}).items():
             there = calibration.about.get(what, here)
-            if there != here and not (what == "t_edit" and there is None):  # None: that of the record
-                said = "%s was calibrated with %s %s, here it is %s: its steps may differ in size; --calibrate measures anew"
+            if there != here and not (what == "t_edit" and there is None):  # None: the t_edit of the record
+                said = "%s was calibrated with %s %s, but here it is %s: steps may differ in size; --calibrate measures again"
                 log.warning(said, name, what, there, here)
         for limit in calibration.beyond(*sorted((low * effective, high * effective))):
-            log.warning("%s is saturated at strength %+g: beyond it the picture changes little", name, limit)
+            log.warning("%s saturates at strength %+g: beyond it the image changes little", name, limit)
     return axes
 
 
 def tell(uses, t_boost, s, region=None):
-    """Say in a few lines what was decided -> the same for settings_*.yml. region: a Region, or None."""
+    """Log the decided settings -> the same as plain data, for settings_*.yml. region: a Region, or None."""
     strength, steps = s.hs_coeff_delta_h, s.get("n_test_step")
     for use in uses:
         log.info(
@@ -114,7 +115,7 @@ def tell(uses, t_boost, s, region=None):
         )
         trained_in = use.direction.record.get("training", {}).get("region")
         if trained_in and (region is None or trained_in != region.about):
-            log.warning("%s was trained inside a region (%s), and acts in another one here", use.direction.name, trained_in)
+            log.warning("%s was trained in a region (%s), but here it acts in another one", use.direction.name, trained_in)
     log.info("t_boost %s", t_boost)
     each = [
         {"name": use.direction.name, "t_edit": str(use.t_edit), "scale": use.scale, "record": use.direction.record}
@@ -124,6 +125,6 @@ def tell(uses, t_boost, s, region=None):
 
 
 def common_t_edit(uses):
-    """t_edit as results state it: a number, a list where several directions differ, None without a direction."""
+    """The t_edit of a run for its results: a number, a list if several directions differ, None without a direction."""
     t_edits = [use.t_edit.value for use in uses]
     return (t_edits[0] if len(set(t_edits)) == 1 else t_edits) if t_edits else None

@@ -1,8 +1,8 @@
-"""Where images and weights lie.
+"""Paths of images and weights.
 
-Every place has a default, relative to the repository, and an environment variable that overrides it: ASYRP_DATA_<NAME> for a
-dataset's folder (what may lie in it: asyrp/layouts.py), ASYRP_MODEL_<NAME> for a weight file. The names stand in PLACES
-below: ASYRP_DATA_CELEBA_HQ, ASYRP_MODEL_CELEBA_HQ and so on. A relative path, default or not, starts at the repository.
+Each path has a default and an environment variable that overrides it: ASYRP_DATA_<NAME> for a dataset's folder (for its layout
+see asyrp/data/layouts.py), ASYRP_MODEL_<NAME> for a weight file. The names are in PLACES below: ASYRP_DATA_CELEBA_HQ,
+ASYRP_MODEL_CELEBA_HQ and so on. Relative paths are relative to the repository.
 """
 
 import os
@@ -13,7 +13,7 @@ from utils.files import ROOT
 
 
 class Place(NamedTuple):
-    """What belongs to one model: the name in its environment variables, its images, and its weights."""
+    """The paths of one model: the name in its environment variables, its images, and its weights."""
 
     name: str
     images: str
@@ -37,7 +37,7 @@ PLACES = {
     ("Flower", "flower"): Place("FLOWER", "data/flowers", "pretrained/flower_p2.pt"),
     ("IMAGENET", "IMAGENET"): Place("IMAGENET", "data/imagenet", "pretrained/256x256_diffusion_uncond.pt"),
 }
-CUSTOM = "CUSTOM"  # the category of images of one's own, whatever the dataset key
+CUSTOM = "CUSTOM"  # the category of your own images, with any dataset key
 
 
 def _place(kind, name, default):
@@ -45,13 +45,13 @@ def _place(kind, name, default):
 
 
 def _images(config):
-    """-> (name, default folder) of a configuration's images."""
+    """(name, default folder) of a config's images."""
     dataset, category = config.data.dataset, config.data.category
     if category == CUSTOM:
         return "CUSTOM", "data/custom"
     if (dataset, category) not in PLACES:
         raise UserError(
-            f"no folder of images is known for dataset {dataset}, category {category}: pass --custom_train_dataset_dir and "
+            f"there is no default image folder for dataset {dataset}, category {category}: pass --custom_train_dataset_dir and "
             "--custom_test_dataset_dir"
         )
     place = PLACES[dataset, category]
@@ -59,38 +59,38 @@ def _images(config):
 
 
 def dataset_folder(config):
-    """Settings of `load_config` -> the dataset's folder. Raises UserError for a pair without a place."""
+    """A Config -> the dataset's folder. Raises UserError for a dataset and category without a Place."""
     return _place("DATA", *_images(config))
 
 
 def dataset_variable(config):
-    """Settings of `load_config` -> the environment variable that overrides `dataset_folder`."""
+    """A Config -> the environment variable that overrides `dataset_folder`."""
     return f"ASYRP_DATA_{_images(config)[0]}"
 
 
 def weight_place(config):
-    """Settings of `load_config` -> place of the U-Net's weights. Raises UserError where none is known.
+    """A Config -> the Place of the U-Net's weights. Raises UserError if there is none.
 
-    Category CUSTOM takes the weights of its dataset key, where there is only one such file.
+    Category CUSTOM uses the weights of its dataset key, if there is only one such file.
     """
     dataset, category = config.data.dataset, config.data.category
     fitting = [p for key, p in PLACES.items() if key == (dataset, category) or (category == CUSTOM and key[0] == dataset)]
     if len(fitting) != 1:
-        raise UserError(f"no weight file is known for dataset {dataset}, category {category}: pass --model_path")
+        raise UserError(f"there is no default weight file for dataset {dataset}, category {category}: pass --model_path")
     return fitting[0]
 
 
 def weight_file(place):
-    """A place -> its weight file, there or not."""
+    """A Place -> the path of its weight file, which may not exist."""
     return _place("MODEL", place.name, place.weights)
 
 
 def is_moved(place):
-    """Whether the environment names another weight file than the default one."""
+    """Whether the environment overrides the default weight file."""
     return f"ASYRP_MODEL_{place.name}" in os.environ
 
 
-# The Inception network of FID, as torch-fidelity publishes it. It has no images of its own, like the next one.
+# The Inception network for FID, as published by torch-fidelity. This one and the next have no images.
 FID_INCEPTION = Place("FID_INCEPTION", "", "pretrained/weights-inception-2015-12-05-6726825d.pth")
 
 # The face recogniser of the identity loss (InsightFace's IR-SE50 as PyTorch weights).

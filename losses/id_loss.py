@@ -1,4 +1,4 @@
-"""The identity loss L_id: how far an edit moves a face in the embedding space of a face recogniser."""
+"""The identity loss L_id: the distance by which an edit moves a face in the embedding space of a face recogniser."""
 
 import torch.nn.functional as F
 from torch import nn
@@ -8,14 +8,14 @@ from utils.errors import UserError
 from utils.tensors import load, load_strictly, state_dict_of
 
 IMAGE_SIZE = 256
-# Where the face is in an aligned 256 px portrait of CelebA-HQ or FFHQ.
+# Crop of the face in an aligned 256 px portrait of CelebA-HQ or FFHQ.
 ROWS, COLUMNS = slice(35, 223), slice(32, 220)
 
 
 class IdLoss(nn.Module):
     """L_id = 1 - <R(source), R(edited)> with R the IR-SE50 embedding of the face (as in StyleCLIP and the 2023 release).
 
-    weights: the file of the published face recogniser. Raises UserError when it is missing or does not fit.
+    weights: file of the published face recogniser. Raises UserError if it is missing or does not fit.
     """
 
     def __init__(self, weights, device="cpu"):
@@ -31,14 +31,14 @@ class IdLoss(nn.Module):
         self.net = net.eval().requires_grad_(False).to(device)
 
     def embed(self, images):
-        """Images (B, 3, H, W) in [-1, 1] -> unit embeddings (B, 512) that gradients pass through.
+        """Images (B, 3, H, W) in [-1, 1] -> unit embeddings (B, 512); differentiable.
 
-        The crop is one of 256 px images; others are resized to that first (bilinear, antialiased).
+        The crop is defined for 256 px; other sizes are resized to that first (bilinear, antialiased).
         """
         if images.shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
             images = F.interpolate(images, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
         return self.net(F.adaptive_avg_pool2d(images[:, :, ROWS, COLUMNS], INPUT_SIZE))
 
     def forward(self, source_images, edited_images):
-        """Two batches (B, 3, H, W) in [-1, 1], compared pair by pair -> the mean loss, a scalar in [0, 2]."""
+        """Two batches (B, 3, H, W) in [-1, 1], compared pairwise -> the mean loss, a scalar in [0, 2]."""
         return (1 - (self.embed(source_images) * self.embed(edited_images)).sum(-1)).mean()

@@ -1,4 +1,4 @@
-"""LPIPS with AlexNet (Zhang et al., CVPR 2018), the distance that the editing intervals are chosen by (paper section 3.3)."""
+"""LPIPS with AlexNet (Zhang et al., CVPR 2018), the distance used to choose the editing intervals (paper section 3.3)."""
 
 import warnings
 from pathlib import Path
@@ -10,23 +10,23 @@ from utils.errors import UserError
 from utils.tensors import load, load_strictly, state_dict_of
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "pretrained" / "lpips" / "alexnet_features.pt"
-SMALLEST = 31  # pixels; below it AlexNet's second pooling has nothing left to pool
+SMALLEST = 31  # pixels; the smallest input that survives AlexNet's second pooling
 
 
 def load_lpips(weights=WEIGHTS):
-    """-> the frozen metric: `distance(a, b)`, images (B, 3, H, W) in [-1, 1] of 31 px or more -> (B, 1, 1, 1).
+    """Load the frozen metric: `distance(a, b)`, images (B, 3, H, W) in [-1, 1] of 31 px or more -> (B, 1, 1, 1).
 
-    The five AlexNet convolutions come from `weights`, the linear layers (version 0.1) from the lpips package. Where that file
-    is missing, torchvision fetches the same convolutions. Raises UserError when it cannot, or when the file does not fit.
+    The five AlexNet convolutions come from `weights`, the linear layers (version 0.1) from the lpips package. If the file is
+    missing, torchvision downloads the same convolutions. Raises UserError if that fails, or if the file does not fit.
 
-    Images are not resized: at 32 px the last three layers see one position only and distances come out smaller (noise scores
-    0.46 there, 0.68 at 64 px and 0.86 at 128 px), so thresholds belong to a resolution.
+    Images are not resized. At 32 px the last three layers have a single position and distances are smaller (0.46 for noise,
+    0.68 at 64 px and 0.86 at 128 px), so thresholds depend on the resolution.
     """
     path = Path(weights)
     if not path.is_file():
         return _frozen(_from_torchvision(path))
     metric = _quietly(pnet_rand=True)
-    # lpips puts torchvision's features.<n> into slices: slice2.3.weight is features.3.weight.
+    # lpips splits torchvision's features.<n> into slices: slice2.3.weight is features.3.weight.
     names = {"features." + name.split(".", 1)[1]: name for name in metric.net.state_dict()}
     tensors = {names.get(name, name): tensor for name, tensor in state_dict_of(load(path), path).items()}
     load_strictly(metric.net, tensors, path, "AlexNet's convolutions")
@@ -36,15 +36,16 @@ def load_lpips(weights=WEIGHTS):
 def _from_torchvision(path):
     try:
         return _quietly(pnet_rand=False)
-    except (OSError, RuntimeError) as error:  # no network; a download that broke off
+    except (OSError, RuntimeError) as error:  # no network, or an incomplete download
         raise UserError(
-            f"LPIPS: {path} is missing and torchvision cannot fetch AlexNet ({error}); write the file with "
-            "scripts/convert_alexnet.py, or try again where there is a network"
+            f"LPIPS: {path} is missing and torchvision cannot download AlexNet ({error}): create the file with "
+            "scripts/convert_alexnet.py, or try again with network access"
         ) from error
 
 
 def _quietly(pnet_rand):
-    # lpips uses an argument that torchvision has renamed. Building AlexNet draws random weights; a run's seed is kept from it.
+    # Ignore the warning that lpips uses a deprecated torchvision argument, and keep AlexNet's initialisation from changing
+    # the random numbers of the run.
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)
         return LPIPS(net="alex", pnet_rand=pnet_rand, verbose=False)

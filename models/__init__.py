@@ -9,9 +9,9 @@ __all__ = ["UNet", "build_unet"]
 
 @runtime_checkable
 class UNet(Protocol):
-    """All that the program asks of a U-Net, a torch module; `unet(x, t)` is `decode(*encode(x, t))`.
+    """The interface of a U-Net, a torch module; `unet(x, t)` is `decode(*encode(x, t))`.
 
-    settings: dict of plain data, what its architecture is besides the image size. ch: channels at full size. h_ch, h_size: h is
+    settings: dict of plain data that defines its architecture, apart from the image size. ch: channels at full resolution. h is
     (B, h_ch, h_size, h_size).
     """
 
@@ -25,10 +25,10 @@ class UNet(Protocol):
         """x (B, 3, H, W) in [-1, 1] plus noise, t (B,) -> h, skips (a tuple of tensors that begin with B), emb (B, E)."""
 
     def decode(self, h, skips, emb):
-        """-> eps (B, 3, H, W), or (B, 6, H, W) with the variance where that is learned. `skips` is left as it is."""
+        """-> eps (B, 3, H, W), or (B, 6, H, W) with a learned variance. Does not modify `skips`."""
 
     def decoder_blocks(self):
-        """-> list of the modules in which `decode` spends its time and its memory."""
+        """-> list of the modules that take most of the time and memory of `decode`."""
 
     def new_delta_block(self):
-        """-> a module, `block(h, emb)` or `block(h, None)` -> delta_h, with random weights."""
+        """-> a module with random weights, `block(h, emb)` or `block(h, None)` -> delta_h (B, C, h, w)."""

@@ -1,8 +1,8 @@
 """iDDPM and ADM: the U-Net of Nichol & Dhariwal (2021) and Dhariwal & Nichol (2021).
 
-One file serves both (and P2-weighting's and ILVR's networks): their key lists are the same. Module names follow the published
-checkpoints, so a `state_dict` loads strictly; label embeddings are not built, for none of the networks used here has one.
-Split at the bottleneck like models/ddpm.py: h is the output of the middle block (paper section 3.2).
+The same module is used for both, and for the networks of P2-weighting and ILVR, which have the same keys. Module names follow
+the published checkpoints, so a `state_dict` loads strictly. There are no label embeddings, because no network used here has
+them. Split at the bottleneck like models/ddpm.py: h is the output of the middle block (paper section 3.2).
 """
 
 import math
@@ -87,7 +87,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Strided convolution, or the mean, for networks without residual down-sampling."""
+    """Strided convolution, or average pooling, for networks without residual down-sampling."""
 
     def __init__(self, ch, with_conv):
         super().__init__()
@@ -98,7 +98,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubling, and a convolution if there is one, for networks without residual up-sampling."""
+    """Up-sampling by 2, optionally followed by a convolution, for networks without residual up-sampling."""
 
     def __init__(self, ch, with_conv):
         super().__init__()
@@ -111,7 +111,7 @@ class Upsample(nn.Module):
 
 
 class Block(nn.Sequential):
-    """Layers run in order; the time embedding goes to those that take it."""
+    """Runs layers in order, passing the time embedding to those that take it."""
 
     def forward(self, x, emb):
         for layer in self:
@@ -122,7 +122,7 @@ class Block(nn.Sequential):
 class DeltaBlock(nn.Module):
     """f_t, the implicit function that predicts delta_h from h and the time embedding (paper section 3.4, iDDPM/ADM form).
 
-    `block(h, emb)` -> delta_h, both (B, C, h, w); emb is (B, E), or None for a direction without timesteps.
+    `block(h, emb)` -> delta_h, both (B, C, h, w); emb is (B, E), or None for a direction that ignores timesteps.
     """
 
     def __init__(self, ch, emb_ch, groups):
@@ -139,10 +139,10 @@ class DeltaBlock(nn.Module):
 
 
 class ADM(nn.Module):
-    """iDDPM / ADM U-Net, plain and unaware of editing.
+    """iDDPM / ADM U-Net.
 
-    `unet(x, t)`: x (B, 3, H, W) in [-1, 1] plus noise, t (B,) in 0..999 -> (B, 6, H, W) where the variance is learned
-    (the first three channels are eps), else (B, 3, H, W).
+    `unet(x, t)`: x (B, 3, H, W) in [-1, 1] plus noise, t (B,) in 0..999 -> (B, 6, H, W) with a learned variance (the
+    first three channels are eps), else (B, 3, H, W).
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class ADM(nn.Module):
         return self.middle_block(y, emb), tuple(skips), emb
 
     def decode(self, h, skips, emb):
-        """h (B, C, h, w), with the skips and emb of `encode` -> prediction (B, 3 or 6, H, W). `skips` is left as it is."""
+        """h (B, C, h, w), skips and emb of `encode` -> prediction (B, 3 or 6, H, W). Does not modify `skips`."""
         y = h
         for block, skip in zip(self.output_blocks, reversed(skips), strict=True):
             y = block(torch.cat([y, skip], dim=1), emb)
@@ -234,9 +234,9 @@ class ADM(nn.Module):
         return self.decode(*self.encode(x, t))
 
     def decoder_blocks(self):
-        """The modules in which `decode` spends its time and its memory."""
+        """The modules that take most of the time and memory of `decode`."""
         return list(self.output_blocks)
 
     def new_delta_block(self):
-        """A delta block for this network's h, with PyTorch's default random weights (paper: no zero initialisation)."""
+        """A delta block for this network's h, with PyTorch's default initialisation (paper: no zero initialisation)."""
         return DeltaBlock(self.h_ch, self.emb_ch, self.norm_groups)

@@ -1,9 +1,8 @@
-"""Files of weights -> the names of models/. Those of the diffusers library (`UNet2DModel`) are names of their own.
+"""Read weight files into the names used in models/, including those of the diffusers library (`UNet2DModel`).
 
-A DDPM++ in that layout is the network of models/ddpm.py with its tensors under other names: google/ddpm-ema-celebahq-256,
--bedroom-256 and -church-256 are published so. Attention is written with linear layers there, and has been named in two ways.
-What a `UNet2DModel` computes depends on settings that leave no trace in its tensors; they stand in the `config.json` beside the
-file.
+A DDPM++ in that layout is the network of models/ddpm.py with its tensors under other names, as published for
+google/ddpm-ema-celebahq-256, -bedroom-256 and -church-256. Attention uses linear layers there, with two sets of names. What a
+`UNet2DModel` computes depends on settings that cannot be seen in its tensors; they are in the `config.json` next to the file.
 """
 
 import json
@@ -39,13 +38,13 @@ INSIDE = {
     "to_v": "v",
     "to_out.0": "proj_out",
 }
-# What the library called the layers of attention in its first year.
+# Former names of the attention layers in the library.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 ATTENTION = rf"(attentions\.\d+)\.({'|'.join(RENAMED)})\."
 PROJECTIONS = ("q", "k", "v", "proj_out")
 
-# Setting of UNet2DModel -> what models/ddpm.py computes, as google/ddpm-ema-* do. Those that decide the names and shapes of
-# tensors are checked when the weights are loaded.
+# Settings of UNet2DModel that match models/ddpm.py, as in google/ddpm-ema-*. Settings that affect names and shapes of tensors
+# are checked when the weights are loaded.
 SETTINGS = {
     "act_fn": "silu",
     "add_attention": True,
@@ -64,44 +63,50 @@ SETTINGS = {
     "time_embedding_type": "positional",
     "upsample_type": "conv",
 }
-OURS = ("type", "prediction_type")  # settings of a UNet2D that config.json does not have
-ASSUMED = ("downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_eps", "attention_head_dim")  # what differs most often
+OURS = ("type", "prediction_type")  # settings of a UNet2D that are not in config.json
+ASSUMED = (
+    "downsample_padding",
+    "flip_sin_to_cos",
+    "freq_shift",
+    "norm_eps",
+    "attention_head_dim",
+)  # those that differ most often
 
 
 def is_diffusers(state_dict):
-    """Whether a state dict is named as diffusers names it."""
+    """Whether a state dict has the names of diffusers."""
     return "time_embedding.linear_1.weight" in state_dict
 
 
 def check_kind(config, where):
-    """Raise SettingsError for the config.json of another network of diffusers."""
+    """Raise SettingsError for the config.json of another kind of network."""
     kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        raise SettingsError(f"{where} describes a {kind}: of diffusers' networks only a UNet2DModel can be read")
+        raise SettingsError(f"{where} describes a {kind}: of the networks in diffusers only UNet2DModel is supported")
 
 
 def check_diffusers_config(config, norm_groups=32, where="config.json"):
-    """Raise SettingsError, naming the settings, for a `UNet2DModel` that computes something else than models/ddpm.py.
+    """Raise SettingsError, naming the settings, for a `UNet2DModel` that computes something different from models/ddpm.py.
 
-    config: its config.json. norm_groups: of ours. `where` begins the message.
+    config: its config.json. norm_groups: of our network. where: prefix of the message.
     """
     check_kind(config, where)
     wanted = SETTINGS | {"norm_num_groups": norm_groups, "attn_norm_num_groups": norm_groups}
     given = {name: config.get(name, getattr(UNet2DSettings, name, None)) for name in wanted}
-    given["attn_norm_num_groups"] = given["attn_norm_num_groups"] or norm_groups  # of the middle block
+    given["attn_norm_num_groups"] = given["attn_norm_num_groups"] or norm_groups  # for the middle block
     if _one_head(given["attention_head_dim"], config):
         given["attention_head_dim"] = None
-    if given["act_fn"] == "swish":  # another name of it
+    if given["act_fn"] == "swish":  # the same function
         given["act_fn"] = "silu"
     if differing := _differing({name: (given[name], here) for name, here in wanted.items()}):
         raise SettingsError(
-            f"{where} says {differing}: the DDPM++ here would compute something else with these weights; use "
-            "weights whose settings are those of google/ddpm-ema-celebahq-256, or give --config the folder of their pipeline"
+            f"{where} has {differing}: the DDPM++ here would compute something different with these weights: use "
+            "weights with the settings of google/ddpm-ema-celebahq-256, or pass the folder of their pipeline as --config"
         )
 
 
 def from_diffusers(state_dict, config=None, norm_groups=32, where="config.json"):
-    """A state dict of `UNet2DModel` -> one of `DDPM`, with the same tensors. Names that DDPM++ lacks are left as they are.
+    """A state dict of `UNet2DModel` -> one of `DDPM`, with the same tensors. Names unknown to DDPM++ are kept.
 
     config: its config.json, checked as `check_diffusers_config` does. Raises SettingsError.
     """
@@ -112,7 +117,7 @@ def from_diffusers(state_dict, config=None, norm_groups=32, where="config.json")
     for key, value in state_dict.items():
         module, _, kind = _renamed(key, levels).rpartition(".")
         if kind == "weight" and module.rpartition(".")[2] in PROJECTIONS and value.ndim == 2:
-            value = value[:, :, None, None]  # a linear layer as a convolution of 1x1
+            value = value[:, :, None, None]  # a linear layer as a 1x1 convolution
         converted[f"{module}.{kind}"] = value
     return converted
 
@@ -124,7 +129,7 @@ def _renamed(key, levels):
         key = key.replace(f".{old}.", f".{new}.")
     if match := re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", key):
         side, level, part, index, rest = match.groups()
-        # diffusers counts the levels of both halves as they run, the published checkpoints by resolution.
+        # diffusers numbers the levels of both halves in the order they run, the published checkpoints by resolution.
         level = int(level) if side == "down" else levels - 1 - int(level)
         parts = {"resnets": f"block.{index}", "attentions": f"attn.{index}"}
         parts |= {"downsamplers": "downsample", "upsamplers": "upsample"}
@@ -133,7 +138,7 @@ def _renamed(key, levels):
 
 
 def read_weights_of(unet, path):
-    """A file of weights for this U-Net -> state dict in float32, in its own names. Raises UserError."""
+    """A weight file for this U-Net -> state dict in float32, with the U-Net's names. Raises UserError."""
     if unet.settings["type"] != "unet2d":
         return read_unet_weights(path, unet.settings["norm_groups"])
     _check_same_settings(unet.settings, Path(path).with_name("config.json"))
@@ -141,18 +146,18 @@ def read_weights_of(unet, path):
     return {re.sub(ATTENTION, lambda m: f"{m[1]}.{RENAMED[m[2]]}.", key): value for key, value in state_dict.items()}
 
 
-def _check_same_settings(settings, beside):
-    """Raise SettingsError where the config.json beside a file of weights describes another UNet2DModel than these settings."""
-    config = _read_config(beside)
+def _check_same_settings(settings, config_path):
+    """Raise SettingsError if the config.json next to a weight file describes a UNet2DModel with other settings."""
+    config = _read_config(config_path)
     if config is None:
         return
-    check_kind(config, beside)
+    check_kind(config, config_path)
     silent = vars(UNet2DSettings())
     pairs = {name: (config.get(name, silent[name]), here) for name, here in settings.items() if name not in OURS}
     if differing := _differing({name: (_listed(there), _listed(here)) for name, (there, here) in pairs.items()}):
         raise SettingsError(
-            f"{beside} says {differing}: the network here would compute something else with these weights; put those settings "
-            "into the model section, or give --config the folder of their pipeline"
+            f"{config_path} has {differing}: the network here would compute something different with these weights: put those "
+            "settings in the model section, or pass the folder of their pipeline as --config"
         )
 
 
@@ -161,45 +166,45 @@ def _listed(value):
 
 
 def _differing(pairs):
-    """{setting: (there, here)} -> those that differ, in words; '' where none does."""
+    """{setting: (there, here)} -> a description of those that differ; '' if none do."""
     return ", ".join(
         f"{name} {json.dumps(there)} (here {json.dumps(here)})" for name, (there, here) in pairs.items() if there != here
     )
 
 
 def read_unet_weights(path, norm_groups=32):
-    """A file of U-Net weights, in any layout and wrapping that is known -> state dict in float32, in the names of models/.
+    """A file of U-Net weights, in any known layout and wrapping -> state dict in float32, with the names of models/.
 
-    norm_groups: of the network they are for, which no tensor tells. Weights of diffusers need the `config.json` beside them to
-    say what models/ddpm.py computes; where there is none, a line says what is assumed. Raises UserError.
+    norm_groups: those of the network, which cannot be seen in the tensors. Weights of diffusers must have a `config.json` that
+    matches models/ddpm.py next to them; if there is none, the assumed settings are logged. Raises UserError.
     """
     state_dict = tensors.state_dict_of(tensors.load(path), path)
     if not is_diffusers(state_dict):
         return state_dict
-    beside = Path(path).with_name("config.json")
-    config = _read_config(beside)
+    config_path = Path(path).with_name("config.json")
+    config = _read_config(config_path)
     if config is None:
         assumed = ", ".join(f"{name} {json.dumps(SETTINGS[name])}" for name in ASSUMED)
-        log.info(f"{path} has no config.json of diffusers beside it: taken as google/ddpm-ema-* are ({assumed})")
-    return from_diffusers(state_dict, config, norm_groups, beside)
+        log.info(f"{path} has no diffusers config.json next to it: assuming the settings of google/ddpm-ema-* ({assumed})")
+    return from_diffusers(state_dict, config, norm_groups, config_path)
 
 
 def _read_config(path):
-    """The settings of a diffusers network; None where there is no such file, or one of something else."""
+    """The settings of a diffusers network, or None if there is no such file or it is something else."""
     if not path.is_file():
         return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"{path}, beside weights of diffusers, is not valid JSON ({one_line(error)}): fetch it again"
+            f"{path}, next to weights of diffusers, is not valid JSON ({one_line(error)}): download it again"
         ) from error
     of_diffusers = isinstance(config, dict) and not config.keys().isdisjoint({"_class_name", "_diffusers_version", *SETTINGS})
     return config if of_diffusers else None
 
 
 def _one_head(head_dim, config):
-    """Whether heads of so many channels are one head at each of the widths that have attention; the middle always has some."""
+    """Whether heads of head_dim channels mean a single head in every attention layer, including the middle block."""
     widths = config.get("block_out_channels")
     if not isinstance(widths, list | tuple) or not widths:
         return False

@@ -1,7 +1,7 @@
 """DDPM++: the U-Net of Ho et al. (2020) with the channel plan that SDEdit trained at 256x256.
 
 Module names follow the published checkpoints, so a `state_dict` loads strictly. The network is split at its bottleneck:
-`encode` gives h, the output of the middle block (h-space, paper section 3.2), `decode` turns it into the prediction.
+`encode` returns h, the output of the middle block (h-space, paper section 3.2); `decode` computes the prediction from it.
 """
 
 import math
@@ -88,7 +88,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution: residual blocks, each followed by attention where the plan asks for it."""
+    """The blocks of one resolution: residual blocks, each followed by attention if there is any."""
 
     def __init__(self, channels, emb_ch, dropout, attention, groups):
         super().__init__()
@@ -103,7 +103,7 @@ class Level(nn.Module):
 class DeltaBlock(nn.Module):
     """f_t, the implicit function that predicts delta_h from h and the time embedding (paper section 3.4, DDPM++ form).
 
-    `block(h, emb)` -> delta_h, both (B, C, h, w); emb is (B, E), or None for a direction without timesteps.
+    `block(h, emb)` -> delta_h, both (B, C, h, w); emb is (B, E), or None for a direction that ignores timesteps.
     """
 
     def __init__(self, ch, emb_ch, groups):
@@ -121,7 +121,7 @@ class DeltaBlock(nn.Module):
 
 
 class DDPM(nn.Module):
-    """DDPM++ U-Net, plain and unaware of editing.
+    """DDPM++ U-Net.
 
     `unet(x, t)`: x (B, 3, H, W) in [-1, 1] plus noise, t (B,) in 0..999 -> predicted noise eps (B, out_ch, H, W).
     """
@@ -178,7 +178,7 @@ class DDPM(nn.Module):
             if i > 0:
                 level.upsample = Upsample(current, resamp_with_conv)
             up.insert(0, level)
-        self.up = nn.ModuleList(up)  # indexed by resolution as in the checkpoints: up[0] is the last to run
+        self.up = nn.ModuleList(up)  # indexed by resolution as in the checkpoints: up[0] runs last
 
         self.norm_out = norm(current, norm_groups)
         self.conv_out = nn.Conv2d(current, out_ch, 3, padding=1)
@@ -200,7 +200,7 @@ class DDPM(nn.Module):
         return h, tuple(skips), emb
 
     def decode(self, h, skips, emb):
-        """h (B, C, h, w), with the skips and emb of `encode` -> eps (B, out_ch, H, W). `skips` is left as it is."""
+        """h (B, C, h, w), skips and emb of `encode` -> eps (B, out_ch, H, W). Does not modify `skips`."""
         deepest_first = iter(reversed(skips))
         y = h
         for level in reversed(self.up):
@@ -214,9 +214,9 @@ class DDPM(nn.Module):
         return self.decode(*self.encode(x, t))
 
     def decoder_blocks(self):
-        """The modules in which `decode` spends its time and its memory."""
+        """The modules that take most of the time and memory of `decode`."""
         return [block for level in self.up for block in (*level.block, *level.attn)]
 
     def new_delta_block(self):
-        """A delta block for this network's h, with PyTorch's default random weights (paper: no zero initialisation)."""
+        """A delta block for this network's h, with PyTorch's default initialisation (paper: no zero initialisation)."""
         return DeltaBlock(self.h_ch, self.emb_ch, self.norm_groups)

@@ -15,7 +15,7 @@ EMBEDDING = 512
 
 
 class SqueezeExcite(nn.Module):
-    """Every channel is scaled by a number in (0, 1) that depends on the means of all channels."""
+    """Scales each channel by a factor in (0, 1) computed from the means of all channels."""
 
     def __init__(self, ch, reduction=16):
         super().__init__()

@@ -1,7 +1,7 @@
-"""The judge of the default stack: a classifier that says which labels a face shows.
+"""The judge of the default stack: a classifier for the labels of a face.
 
-It measures what an edit has changed, so it must not be what the edit was trained against: a plain convolutional network
-with one head a label, trained by scripts/avatar/train_judge.py with no words, weights or settings in common with the CLIP.
+It measures what an edit has changed, so it must be independent of the CLIP that the edit was trained with: a plain
+convolutional network with one head per label, trained by scripts/avatar/train_judge.py without text.
 
     judge = load_judge("pretrained/avatar/judge.pt")
     judge.read(images)["expression"].argmax(1)     # positions in judge.labels["expression"]
@@ -26,7 +26,7 @@ def layer(width_in, width, stride):
 
 
 class Judge(nn.Module):
-    """labels: label name -> names of its classes. forward: images (B, 3, 32, 32) in [-1, 1] -> label -> logits (B, n)."""
+    """labels: {label: names of its classes}. forward: images (B, 3, 32, 32) in [-1, 1] -> {label: logits (B, n)}."""
 
     def __init__(self, labels):
         super().__init__()
@@ -46,37 +46,38 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def read(self, images):
-        """images (B, 3, H, W) in [-1, 1], averaged or stretched to 32 x 32 when of another size -> label -> probabilities
-        (B, number of classes)."""
+        """images (B, 3, H, W) in [-1, 1], resized to 32 x 32 if needed -> {label: probabilities (B, number of classes)}."""
         if images.shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
             images = F.interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
         return {label: logits.softmax(1) for label, logits in self(images.clamp(-1, 1)).items()}
 
     def names(self, images):
-        """images (B, 3, H, W) in [-1, 1] -> label -> names of the most probable classes (list of str)."""
+        """images (B, 3, H, W) in [-1, 1] -> {label: names of the most probable classes (list of str)}."""
         return self.named(self.read(images))
 
     def named(self, read):
-        """What `read` returns -> label -> names of the most probable classes (list of str)."""
+        """Output of `read` -> {label: names of the most probable classes (list of str)}."""
         return {label: [self.labels[label][i] for i in p.argmax(1).tolist()] for label, p in read.items()}
 
 
 def save_judge(judge, path):
-    """The judge's weights in half precision, with the names of its labels and their classes."""
+    """Write the judge's weights in half precision, with the names of its labels and classes."""
     weights = {key: value.half().contiguous() for key, value in judge.state_dict().items()}
     tensors.save({"model": weights, "labels": {label: list(names) for label, names in judge.labels.items()}}, path)
 
 
 def load_judge(path, device="cpu", aims=(), kept=()):
-    """A file of `save_judge` -> frozen Judge in eval mode. aims: (label, class) pairs, kept: labels, all of which it must know.
-    Raises UserError when it is none, or lacks one of them."""
+    """A file written by `save_judge` -> frozen Judge in eval mode. aims: (label, class) pairs, kept: labels, all of which it
+    must have. Raises UserError if it is not a judge or lacks one of them."""
     contents = tensors.load(path)
     if not isinstance(contents, dict) or "labels" not in contents:
-        raise UserError(f"{path} is no judge: it names no labels; scripts/avatar/train_judge.py writes one that does")
+        raise UserError(f"{path} is not a judge, it has no labels: train one with scripts/avatar/train_judge.py")
     try:
         judge = Judge(contents["labels"])
     except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
-        raise UserError(f"{path} is no judge: its labels are damaged; scripts/avatar/train_judge.py writes it anew") from error
+        raise UserError(
+            f"{path} is damaged, its labels are invalid: train it again with scripts/avatar/train_judge.py"
+        ) from error
     tensors.load_strictly(judge, tensors.state_dict_of(contents, path), path, "the judge")
     for label, wanted in [*aims, *((label, None) for label in kept)]:
         _check_known(judge, path, label, wanted)
@@ -84,9 +85,9 @@ def load_judge(path, device="cpu", aims=(), kept=()):
 
 
 def _check_known(judge, path, label, wanted):
-    """Raise UserError for a label, or a class of it (None: any), that the judge does not know."""
+    """Raise UserError for a label, or a class of it (None: any), that the judge does not have."""
     if label not in judge.labels:
-        raise UserError(f"the judge {path} knows no label {label}; it knows {', '.join(judge.labels)}")
+        raise UserError(f"the judge {path} has no label {label}: use one of {', '.join(judge.labels)}")
     if wanted is not None and wanted not in judge.labels[label]:
         known = ", ".join(judge.labels[label])
-        raise UserError(f"the judge {path} knows no class {wanted} of the label {label}; it knows {known}")
+        raise UserError(f"the judge {path} has no class {wanted} for the label {label}: use one of {known}")

@@ -1,4 +1,4 @@
-"""The noise schedule a network was trained with: its settings, and its betas. Importing this module does not import torch."""
+"""The noise schedule a network was trained with: settings and betas. Importing this module does not import torch."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ import numpy as np
 
 from utils.sections import setting
 
-END = -1  # the "timestep" after the last generation step, where nothing is noise
+END = -1  # the "timestep" after the last generation step, which has no noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diffusion:
-    """The `diffusion` section. The cosine schedule has no beta_start and no beta_end."""
+    """The `diffusion` section. The cosine schedule does not use beta_start and beta_end."""
 
     beta_schedule: str = setting("linear", choices=("linear", "cosine", "scaled_linear"))
     beta_start: float = setting(1e-4, above=0, below=1)
@@ -49,7 +49,7 @@ class Schedule:
 
     @classmethod
     def of(cls, diffusion):
-        """The schedule that a `diffusion` section describes (an object with the attributes of Diffusion)."""
+        """The schedule of a `diffusion` section (an object with the attributes of Diffusion)."""
         if diffusion.beta_schedule == "cosine":
             return cls.cosine(diffusion.num_diffusion_timesteps)
         kind = {"linear": cls.linear, "scaled_linear": cls.scaled_linear}[diffusion.beta_schedule]

@@ -1,4 +1,4 @@
-"""Settings of the `model` section, checked -> U-Net. Importing this module does not import torch: `--help` reads it too."""
+"""Validate the `model` section and build the U-Net. Importing this module does not import torch, because `--help` uses it."""
 
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
@@ -9,15 +9,15 @@ from utils.extras import install
 from utils.sections import ANY, checked, one_name, setting
 from utils.text import one_line
 
-NEEDS_DIFFUSERS = f"type unet2d needs the library diffusers: {install('diffusers')}"
+NEEDS_DIFFUSERS = f"type unet2d needs diffusers: {install('diffusers')}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What both kinds of network have.
+    """Settings of both DDPM++ and ADM.
 
-    attn_resolutions: heights in pixels at which there is attention; one that the network does not reach has none.
-    resamp_with_conv: a convolution where the resolution changes. norm_groups: of every GroupNorm.
+    attn_resolutions: heights in pixels with attention; those that the network does not have are ignored. resamp_with_conv: use
+    a convolution when changing the resolution. norm_groups: groups of every GroupNorm.
     """
 
     ch: int = setting(at_least=4, at_most=8192)
@@ -31,7 +31,7 @@ class Plan:
     norm_groups: int = setting(32, at_least=1)
 
     def attention_widths(self, image_size):
-        """-> the widths, in channels, at which there is attention; the middle block always has some."""
+        """The numbers of channels at which there is attention; the middle block always has it."""
         levels = [i for i in range(len(self.ch_mult)) if image_size // 2**i in self.attn_resolutions]
         return [int(self.ch * self.ch_mult[i]) for i in [*levels, -1]]
 
@@ -47,9 +47,9 @@ class DDPMSettings(Plan):
 class ADMSettings(Plan):
     """An iDDPM or ADM (models/adm.py), with the keys of guided-diffusion.
 
-    Attention has heads of num_head_channels channels, or where that is -1, num_heads heads, and num_heads_upsample in the upper
-    half unless that is -1. num_head_channels is -1 by default where num_heads is given, else 64. use_new_attention_order: the
-    fused qkv is split into q, k, v first and then into heads. learn_sigma: three more channels, the variance.
+    Attention has heads of num_head_channels channels, or if that is -1, num_heads heads (in the decoder num_heads_upsample,
+    unless that is -1). num_head_channels defaults to -1 if num_heads is given, else to 64. use_new_attention_order: split the
+    fused qkv into q, k, v first and then into heads. learn_sigma: three more output channels for the variance.
     """
 
     type: str = setting("adm", choices=("adm",))
@@ -72,10 +72,10 @@ _UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "
 
 @dataclass(frozen=True, kw_only=True)
 class UNet2DSettings:
-    """An unconditional UNet2DModel of the diffusers library (models/unet2d.py), with its names and its defaults.
+    """An unconditional UNet2DModel of the diffusers library (models/unet2d.py), with the library's names and defaults.
 
-    prediction_type: what the network was trained to predict; the scheduler's setting of that name. The defaults stand here as
-    well as in the library, so that a model's identity stays the same when the library learns of another setting.
+    prediction_type: what the network was trained to predict, the scheduler's setting of that name. The defaults are repeated
+    here so that a model's identity does not change when the library adds a setting.
     """
 
     type: str = setting("unet2d", choices=("unet2d",))
@@ -83,7 +83,7 @@ class UNet2DSettings:
     in_channels: int = setting(3, choices=(3,))
     out_channels: int = setting(3, choices=(3,))
     center_input_sample: bool = False
-    # With "fourier" embeddings, those of continuous noise levels, there is no t = 0.
+    # "fourier" embeddings are for continuous noise levels, which have no t = 0.
     time_embedding_type: str = setting("positional", choices=("positional", "learned"))
     time_embedding_dim: int | None = setting(None, at_least=1)
     freq_shift: int = 0
@@ -105,12 +105,12 @@ class UNet2DSettings:
     norm_eps: float = setting(1e-5, above=0)
     resnet_time_scale_shift: str = setting("default", choices=("default", "scale_shift"))
     add_attention: bool = True
-    num_train_timesteps: int | None = setting(None, at_least=1)  # counts learned embeddings, else nothing
+    num_train_timesteps: int | None = setting(None, at_least=1)  # number of learned embeddings, otherwise unused
 
 
 SETTINGS = {"ddpm": DDPMSettings, "adm": ADMSettings, "unet2d": UNet2DSettings}
 
-# Keys that change nothing of what a network computes, with the values for which that is so.
+# Keys that do not affect what a network computes, with the values for which this holds.
 ACCEPTED = {
     "ddpm": {"var_type": ("fixedsmall",), "ema": (True, False), "ema_rate": ANY},
     "adm": {
@@ -125,12 +125,12 @@ ACCEPTED = {
         **dict.fromkeys(("_diffusers_version", "_name_or_path"), ANY),
         "class_embed_type": (None,),
         "num_class_embeds": (None,),
-        # What the library's EMAModel writes beside the settings of the network that it averages.
+        # Written by the library's EMAModel together with the settings of the network.
         **dict.fromkeys(("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step"), ANY),
         "use_ema_warmup": (True, False),
     },
 }
-# Other names of the same settings, in guided-diffusion's flags and in its code.
+# Other names of the same settings, in the flags and the code of guided-diffusion.
 SAME = {"conv_resample": "resamp_with_conv"}
 CALLED = {
     "num_channels": "ch",
@@ -140,8 +140,8 @@ CALLED = {
     "out_channels": "out_ch",
 }
 
-# Published YAML files say `type: "simple"` whatever the network is and leave the choice to data.dataset.
-# These are the networks behind those dataset keys; the numbers are those of the published checkpoints.
+# Published YAML files have `type: "simple"` for every network; data.dataset decides which one it is. These are the networks
+# for those dataset keys, with the sizes of the published checkpoints.
 _SIZES = {"ch": 128, "ch_mult": [1, 1, 2, 2, 4, 4], "attn_resolutions": [16]}
 _DDPM = {"type": "ddpm", **_SIZES, "num_res_blocks": 2}
 _IDDPM = {"type": "adm", **_SIZES, "num_res_blocks": 1, "num_head_channels": 64}
@@ -158,16 +158,16 @@ PUBLISHED = {
 
 
 def unet_settings(model, data, where="the model section"):
-    """A `model` section, and the `data` section it stands beside (mappings) -> one of the classes of SETTINGS.
+    """A `model` section and its `data` section (mappings) -> an instance of one of the classes in SETTINGS.
 
-    `type: simple` is what the 2023 release says: a DDPM++ with the section's own plan for its DDPM++ datasets; for the others
-    the published network, whatever the section says, as there. `where` begins the messages.
-    Raises SettingsError, a ValueError, for what `checked` refuses and for a plan that no network can have; UserError for a
-    UNet2DModel without diffusers.
+    `type: simple` is handled as in the 2023 release: a DDPM++ with the sizes of the section for its DDPM++ datasets; for the
+    others the published network, whatever the section says. where: prefix of error messages.
+    Raises SettingsError (a ValueError) for invalid settings and for sizes that no network can have; UserError for a
+    UNet2DModel if diffusers is not installed.
     """
     model = model if isinstance(model, dict) else {}
     if "type" not in model:
-        raise SettingsError(f"{where} lacks type; compare configs/celeba.yml")
+        raise SettingsError(f"{where} has no type: compare configs/celeba.yml")
     if model["type"] == "simple":
         model = _published(model, data.get("dataset"), where)
     kind = model["type"]
@@ -192,9 +192,9 @@ def unet_settings(model, data, where="the model section"):
 
 
 def build_unet(config):
-    """Settings with `data` and `model` sections (an object or a dict, as they are) -> frozen U-Net with random weights, in eval
-    mode: what models.UNet describes. Its schedule, which a network that predicts v needs, is that of the `diffusion` section,
-    or the default one. Raises SettingsError, a ValueError, and UserError as `unet_settings` does.
+    """Settings with `data` and `model` sections (objects or dicts) -> frozen U-Net with random weights, in eval mode, with the
+    interface of models.UNet. A network that predicts v also uses the schedule of the `diffusion` section, or the default one.
+    Raises SettingsError and UserError as `unet_settings` does.
     """
     data, model, diffusion = (_section(config, name) for name in ("data", "model", "diffusion"))
     settings = vars(unet_settings(model, data)).copy()
@@ -203,12 +203,12 @@ def build_unet(config):
     if kind == "unet2d":
         plan["alpha_bars"] = Schedule.of(checked(Diffusion, diffusion, "the diffusion section")).alpha_bars
     unet = _network(kind)(image_size=data["image_size"], **plan).eval().requires_grad_(False)
-    unet.settings = settings  # everything, besides the image size, that its architecture is
+    unet.settings = settings  # defines its architecture, apart from the image size
     return unet
 
 
 def _network(kind):
-    """The class of a network; each is imported when it is first used."""
+    """The class of a network, imported when it is first used."""
     if kind == "unet2d":
         try:
             from models.unet2d import UNet2D as network
@@ -222,49 +222,49 @@ def _network(kind):
 
 
 def _section(config, name):
-    """A section of settings as a dict; None where there is none."""
+    """A section of settings as a dict, or None if there is none."""
     section = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
     return section if isinstance(section, dict | None) else vars(section)
 
 
 def _published(given, dataset, where):
-    """The section behind `type: simple`."""
+    """The section that `type: simple` stands for."""
     if not isinstance(dataset, str) or dataset not in PUBLISHED:
         raise SettingsError(f'{where}: type "simple" needs data.dataset to be one of {", ".join(PUBLISHED)}')
     plan = PUBLISHED[dataset]
     if plan["type"] == "ddpm":
         return {**plan, **given, "type": "ddpm"}
-    # The 2023 release's own keys are passed over, as there; for any other the section is asked to say which network it means.
+    # Keys of the 2023 release are ignored, as they were there; any other key is an error, because it would have no effect.
     of_2023 = {f.name for f in fields(DDPMSettings)} - {"norm_groups"} | set(ACCEPTED["ddpm"])
     if others := [str(key) for key in given if key not in of_2023]:
         raise SettingsError(
-            f'{where}: type "simple" is the published network for dataset {dataset}, so {others[0]} has no effect: say "adm", '
-            "and copy the model section of configs/ffhq.yml"
+            f'{where}: type "simple" is the published network for dataset {dataset}, so {others[0]} has no effect: use type '
+            '"adm" and copy the model section of configs/ffhq.yml'
         )
     return plan
 
 
 def _faults(settings, image_size):
-    """What keeps a network of this plan from being built, in words."""
+    """Yield reasons why a network with these settings cannot be built."""
     s = settings
     widths = [s.ch * m for m in s.ch_mult]
     if not widths:
-        yield "ch_mult is empty: give one factor for each resolution"
+        yield "ch_mult is empty: give one factor per resolution"
         return
     if any(width != int(width) for width in widths):
-        yield f"ch_mult {_listed(s.ch_mult)} makes no whole number of channels from ch {s.ch}"
+        yield f"ch_mult {_listed(s.ch_mult)} does not give whole numbers of channels for ch {s.ch}: change one of them"
     if s.ch % 2:
-        yield f"ch {s.ch}: must be even, half of the time embedding is sines and half cosines"
+        yield f"ch {s.ch}: must be even, because half of the time embedding are sines and half cosines"
     if any(width % s.norm_groups for width in [s.ch] * (s.type == "ddpm") + widths):
         widths = _listed(dict.fromkeys([s.ch, *widths]))
-        yield f"norm_groups {s.norm_groups} does not divide the channels {widths}: choose a divisor of them all, or another ch"
+        yield f"norm_groups {s.norm_groups} does not divide the channels {widths}: choose a common divisor, or another ch"
     halvings = len(s.ch_mult) - 1
     if image_size % 2**halvings:
         yield f"ch_mult has {len(s.ch_mult)} entries, so data.image_size must be a multiple of {2**halvings}, not {image_size}"
     if s.type == "adm":
         yield from _faults_of_heads(s, s.attention_widths(image_size))
         if s.resblock_updown and not s.resamp_with_conv:
-            yield "resamp_with_conv false has no effect where resblock_updown is true: leave one of them out"
+            yield "resamp_with_conv false has no effect if resblock_updown is true: leave one of them out"
 
 
 def _faults_of_heads(s, widths):
@@ -296,21 +296,19 @@ def _listed(numbers):
 
 
 def _for_pixels(given, image_size, where):
-    """The section without its sample_size, which is the image size. Raises SettingsError where it says another one, and for a
-    network that takes class labels."""
+    """The section without sample_size, which must equal the image size. Raises SettingsError if it differs, and for a network
+    that takes class labels."""
     model = dict(given)
     size = model.pop("sample_size", None)
     if isinstance(size, list | tuple):
         if len(set(size)) != 1:
-            raise SettingsError(f"{where}: sample_size {list(size)}: only square images can be edited")
+            raise SettingsError(f"{where}: sample_size {list(size)}: only square images are supported")
         size = size[0]
     if size not in (None, image_size):
         raise SettingsError(f"{where}: sample_size {size} and data.image_size {image_size} differ: leave sample_size out")
     for name in ("class_embed_type", "num_class_embeds"):
         if model.get(name) is not None:
-            raise SettingsError(
-                f"{where}: {name} {model[name]}: the network takes class labels; only unconditional ones will do"
-            )
+            raise SettingsError(f"{where}: {name} {model[name]}: the network takes class labels: use an unconditional one")
     return model
 
 
@@ -318,7 +316,7 @@ def _faults_of_unet2d(settings, image_size):
     s = settings
     lengths = {name: len(getattr(s, name)) for name in ("block_out_channels", "down_block_types", "up_block_types")}
     if 0 in lengths.values() or len(set(lengths.values())) > 1:
-        yield f"{' and '.join(lengths)} must have as many entries each, not {' and '.join(map(str, lengths.values()))}"
+        yield f"{' and '.join(lengths)} must have the same number of entries, not {' and '.join(map(str, lengths.values()))}"
         return
     factor = 2 ** (lengths["block_out_channels"] - 1)
     if image_size % factor:

@@ -1,12 +1,12 @@
-"""The paper's claims about h-space, tested: what holds on a model, with figures.
+"""Test the paper's claims about h-space on a model, with figures.
 
     python scripts/analyze.py [--claims 1 3] [--out runs/analysis]
     python scripts/analyze.py --config celeba.yml --images my_photos --direction smiling=checkpoint/smiling.pth --n 8
 
-Each claim is measured on --n images for every direction (7, composition, for every two neighbours of the list), drawn, and
-entered in report.md and report.json with the criterion by which it holds. On the default stack the judge scores an edit,
-elsewhere S_dir does. Claims that the report holds already stay in it if they were made with the same settings. With
-`torchrun --standalone --nproc_per_node 8` in place of `python`, the images are shared out to 8 processes.
+Each claim is measured on --n images for every direction (7, composition, for each pair of neighbours in the list), drawn, and
+written to report.md and report.json with its criterion. Edits are scored by the judge on the default stack and by S_dir for
+other models. Claims already in a report with the same settings are kept. With `torchrun --standalone --nproc_per_node 8`
+instead of `python`, the images are shared by 8 processes.
 """
 
 import sys
@@ -50,14 +50,14 @@ from utils.errors import UserError
 from utils.files import ROOT, shown
 from utils.text_dic import PROMPTS
 
-BOOST_THRESHOLD = 1.2  # LPIPS(x_0, x_t), as published
-CHOSEN_AT_ONCE = 64  # images that are looked at together when images without an attribute are sought
+BOOST_THRESHOLD = 1.2  # of LPIPS(x_0, x_t), as in the paper
+CHOSEN_AT_ONCE = 64  # batch size when searching for images without an attribute
 
 
 def open_images(config, folder=None):
-    """The test images: those of `folder`, else those of the config -> dataset."""
+    """The test images of `folder`, else of the config -> dataset."""
     if config.data.dataset == "AVATAR" and not (place := folder or dataset_folder(config) / "test").is_dir():
-        raise UserError(f"{place}: no faces; draw them with scripts/avatar/render.py --split test --size 32 --count 300")
+        raise UserError(f"{place}: no faces: render them with scripts/avatar/render.py --split test --size 32 --count 300")
     return open_split(config, "test", folder)
 
 
@@ -76,7 +76,7 @@ class World:
         self.judge = load_judge(ROOT / about.weights, self.device, about.aims.values(), about.kept) if about else None
         self.distance = load_lpips().to(self.device)
 
-    @cache  # noqa: B019 - a run has one world
+    @cache  # noqa: B019 - there is one instance per run
     def clip(self):
         return ClipLoss(self.args.clip_model_name or self.config.clip_name(), self.device)
 
@@ -85,7 +85,7 @@ class World:
         return find_curve(self.store, self.model)[0]
 
     def score_of(self, name, prompts):
-        """The judge where it knows what the attribute aims at, else CLIP."""
+        """The judge's score if it knows the attribute, else that of CLIP."""
         about = self.config.judge
         aims = about.by_direction() if about else {}
         if name in aims:
@@ -93,14 +93,12 @@ class World:
         return ClipScore(self.clip(), *prompts)
 
     def open_attribute(self, spec):
-        """NAME or NAME=CHECKPOINT -> (Attribute, what the report says of it)."""
+        """NAME or NAME=CHECKPOINT -> (Attribute, its entry in the report)."""
         name, _, given = spec.partition("=")
         direction = asyrp.load_direction(given or name, self.model)
         prompts = direction.record.get("prompts") or PROMPTS.get(name)
         if prompts is None:
-            raise UserError(
-                f"{direction.name} does not say what it was trained for: name it after an attribute of utils/text_dic.py"
-            )
+            raise UserError(f"the record of {direction.name} has no prompts: use the name of an attribute in utils/text_dic.py")
         use = (direction.name, direction.record, tuple(prompts))
         [t_edit] = decide_t_edit(Settings({}, self.config), [use], self.curve, lambda *pair: self.clip().cosine(*pair))
         t_edit = t_edit.value
@@ -111,7 +109,7 @@ class World:
         return Attribute(name, direction, t_edit, scale, score), told
 
     def choose_t_boost(self):
-        """--t_boost; else as published, off the curve; 0, no boosting, where the curve is missing or stays below."""
+        """--t_boost, else from the LPIPS curve as in the paper; 0 if there is no curve or it stays below the threshold."""
         if self.args.t_boost is not None:
             return self.args.t_boost
         try:
@@ -121,7 +119,7 @@ class World:
             return 0
 
     def choose_images(self, attributes, n):
-        """Numbers of the first `n` images that have none of the attributes."""
+        """Numbers of the first `n` images without any of the attributes."""
         chosen = []
         for start in range(0, len(self.dataset), CHOSEN_AT_ONCE):
             good, images, _ = load_batch(self.dataset, range(start, min(start + CHOSEN_AT_ONCE, len(self.dataset))))
@@ -132,11 +130,11 @@ class World:
                 return chosen[:n]
         names = " or ".join(attribute.name for attribute in attributes)
         raise UserError(
-            f"{self.dataset.folder}: {len(chosen)} images without {names}, {n} are needed; add images, or lower --n"
+            f"{self.dataset.folder}: {len(chosen)} images without {names}, but {n} are needed: add images, or lower --n"
         )
 
     def subject(self, attributes, t_boost):
-        """Half of the images are measured, the other half are donors."""
+        """A Subject: half of the images are measured, the other half are donors of delta_h."""
         args, chosen = self.args, self.choose_images(attributes, 2 * self.args.n)
         self.pairs.fill(chosen, args.batch_size, ranks=self.ranks)
         batch = self.pairs.load(chosen)
@@ -148,9 +146,9 @@ class World:
 
 
 def default_directions(world):
-    """Of the default stack, a small change and a large one."""
+    """The directions of the default stack that are tested: one small change and one large change."""
     if world.config.data.category != "AVATAR":
-        raise UserError(f"{world.config.path.name} has no directions of its own: give --direction NAME=CHECKPOINT")
+        raise UserError(f"{world.config.path.name} has no default directions: give --direction NAME=CHECKPOINT")
     return ["smiling", "beard"]
 
 
@@ -171,7 +169,7 @@ def run(args, ranks):
     }
     kept = report.read(args.out / "report.json", settings)
     if (args.out / "report.json").is_file() and not kept:
-        logging.warning("%s was made with other settings: it is replaced", args.out / "report.json")
+        logging.warning("%s has other settings and will be replaced", args.out / "report.json")
     found = {"settings": settings, "claims": kept}
     subject = cache(lambda *some: world.subject(some, settings["t_boost"]))
     todo = []
@@ -180,7 +178,7 @@ def run(args, ranks):
         if groups:
             todo.append((number, groups))
         else:
-            logging.warning("claim %d needs two directions: it is left out", number)
+            logging.warning("claim %d needs two directions: skipped", number)
     with tqdm(total=sum(len(groups) for _, groups in todo), unit="measurement") as bar:
         for number, groups in todo:
             started, results = time.perf_counter(), {}
@@ -208,20 +206,20 @@ def main(argv=None):
         "--direction",
         nargs="+",
         metavar="NAME=CHECKPOINT",
-        help="directions to test; a NAME alone is looked for as main.py does (default: smiling and beard of the default stack)",
+        help="directions to test; NAME alone is found as in main.py (default: smiling and beard of the default stack)",
     )
     add("--images", type=Path, help="folder of test images (default: the config's)")
-    add("--clip_model_name", help="CLIP of S_dir, as for main.py")
-    add("--n", type=whole(1), default=16, help="images for each figure; as many again are donors of delta_h (16)")
+    add("--clip_model_name", help="CLIP for S_dir, as in main.py")
+    add("--n", type=whole(1), default=16, help="number of measured images, and of donors of delta_h (16)")
     add("--steps", type=whole(2), default=40, help="timesteps of inversion and generation (40)")
     add(
         "--t_boost",
         type=whole(0),
-        help="the chosen t_boost (default: where LPIPS(x_0, x_t) reaches 1.2; 0 where it never does)",
+        help="the chosen t_boost (default: where LPIPS(x_0, x_t) reaches 1.2, or 0 if it never does)",
     )
-    add("--batch_size", type=whole(1), default=32, help="images in a batch (32)")
+    add("--batch_size", type=whole(1), default=32, help="batch size (32)")
     add("--seed", type=whole(0), default=1234)
-    add("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
+    add("--device", help="cpu, cuda or cuda:N (default: cuda if available)")
     add("--out", type=Path, default=Path("runs/analysis"), help="folder for the report and its figures (runs/analysis)")
     args = parser.parse_args(argv)
     logging.basicConfig(level="WARNING", format="%(message)s")

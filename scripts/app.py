@@ -1,8 +1,8 @@
-"""A page to try edits in: a picture, a slider for every direction, and new directions from two prompts.
+"""A web page for interactive editing: an image, a slider per direction, and new directions from two prompts.
 
     python scripts/app.py [--config avatar.yml] [--weights FILE] [--images FOLDER] [--host 127.0.0.1] [--port 7860]
 
-It needs gradio: pip install -e ".[app]". What the page does, and what it keeps: docs/app.md.
+It needs gradio: pip install -e ".[app]". See docs/app.md.
 """
 
 import sys
@@ -41,13 +41,14 @@ from utils.errors import UserError
 from utils.extras import load
 from utils.files import write_text
 
-FACES = 8  # test faces to choose from
-SHOWN, CELL = 384, 160  # pixels that a picture has at least: under the slider, elsewhere
-REST = 0.2  # seconds for which a slider must stand still
+FACES = 8  # number of test faces to choose from
+SHOWN, CELL = 384, 160  # smallest size of a picture in pixels: under the slider, elsewhere
+REST = 0.2  # seconds without movement of a slider before drawing
 
 
 def faces(model, folder, split, n):
-    """The first of a folder, or of the config's "train" or "test", (n, 3, H, W). Those of the default stack are drawn."""
+    """The first n images of a folder, or of the config's "train" or "test" images, (n, 3, H, W). Faces of the default stack are
+    rendered."""
     if folder is not None or model.config.data.dataset != "AVATAR":
         return first_images(open_split(model.config, split, folder), n)
     from avatar.render import render_face
@@ -56,14 +57,14 @@ def faces(model, folder, split, n):
 
 
 class Visit(Session):
-    """An open page, and its folder. files: what it offers for download, {name: path}."""
+    """A Session of one open page, with a temporary folder. files: downloads, {name: path}."""
 
     def __init__(self, model, folder):
         super().__init__(model)
         self.folder, self.files, self.stopped = Path(tempfile.mkdtemp(dir=folder)), {}, threading.Event()
 
     def offer(self, name, write, *content):
-        path = Path(tempfile.mkdtemp(dir=self.folder)) / name  # a browser shows a file that it knows as it was
+        path = Path(tempfile.mkdtemp(dir=self.folder)) / name  # a new path each time, because browsers cache files
         write(*content, path)
         self.files[name] = str(path)
 
@@ -73,16 +74,16 @@ class Visit(Session):
 
 
 def page(gr, model, images, folder):
-    """The page of a Model -> gr.Blocks. images: a folder of pictures, or None; folder: where the visits have theirs."""
+    """Build the page for a Model -> gr.Blocks. images: a folder of images, or None; folder: for temporary files of visits."""
     config, own, visits, shelf = model.config, Session(model).settings, {}, []
     segments = open_segmenter(config.segmenter_path(), model.device).names if config.segmenter else []
     try:
         shelf = faces(model, images, "test", FACES)
     except UserError as error:
-        logging.warning("there are no test faces to choose from, give --images: %s", error)
+        logging.warning("there are no test images to choose from, give --images: %s", error)
 
     def told(function):
-        """What the user can put right is a toast, with the line of the terminal."""
+        """Show errors that the user can fix as a toast, with the same line as in the terminal."""
 
         @wraps(function)
         def called(*args):
@@ -91,7 +92,7 @@ def page(gr, model, images, folder):
             except Exception as error:
                 if (line := plain_line(error)) is None:
                     raise
-                line = re.sub(rf"{re.escape(folder)}/\w+/", "", line)  # a file has the name that it had where it came from
+                line = re.sub(rf"{re.escape(folder)}/\w+/", "", line)  # show only the name of an uploaded file
                 raise gr.Error(html.escape(line), print_exception=False) from error
 
         return called
@@ -124,7 +125,7 @@ def page(gr, model, images, folder):
         visit.settings |= {"t_boost": t_boost or 0, "seed": seed or 0}
 
     def follow(visit, name, position):
-        visit.positions[name] = position or 0  # None: a number that is half typed
+        visit.positions[name] = position or 0  # None while a number is being typed
 
     def draw_at(visit, name, position):
         follow(visit, name, position)
@@ -147,15 +148,15 @@ def page(gr, model, images, folder):
     def learn(visit, src, trg, n, progress=gr.Progress()):  # noqa: B008 - how gradio hands it over
         def report(done, total):
             if visit.stopped.is_set():
-                raise UserError("learning was stopped: the new direction is not kept")
-            progress((done, total), desc="learning")
+                raise UserError("training was cancelled: the new direction was not kept")
+            progress((done, total), desc="training")
 
         visit.stopped.clear()
         made = visit.learn(faces(model, images, "train", n), src, trg, progress=report)
         visit.offer(re.sub(r"\W+", "_", made.name)[:80] + ".safetensors", directions.save, made)
         return time.monotonic(), html.escape(f"Learned: {made.name}")
 
-    queue = {"concurrency_id": "model", "concurrency_limit": 1}  # one call of the model at a time
+    queue = {"concurrency_id": "model", "concurrency_limit": 1}  # one model call at a time
     small, number = [pictures.enlarged(face, CELL) for face in shelf], partial(gr.Number, precision=0, minimum=0)
     drawn = partial(gr.Image, show_label=False, format="png", interactive=False, buttons=["fullscreen"])
     with gr.Blocks(title="Asyrp", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
@@ -163,7 +164,7 @@ def page(gr, model, images, folder):
         gr.Markdown(f"## Edits in h-space: {config.path.stem}")
         with gr.Row():
             with gr.Column(scale=2):
-                file = gr.File(label="A picture of yours", file_types=["image"], height=140)
+                file = gr.File(label="Your own image", file_types=["image"], height=140)
                 gallery = gr.Gallery(small, label="Test faces", columns=4, height=240, allow_preview=False, buttons=[])
 
                 @gr.render([visit, renewed], [renewed.change])
@@ -183,16 +184,16 @@ def page(gr, model, images, folder):
         with gr.Accordion("Settings", open=False):
             with gr.Row():
                 settings = [number(own["n_steps"], label="Steps", maximum=model.T)]
-                settings += [gr.Textbox(label="t_edit (empty: each direction's own)")]
+                settings += [gr.Textbox(label="t_edit (empty: that of each direction)")]
                 settings += [number(own["t_boost"], label="t_boost", maximum=model.T), number(0, label="Seed")]
             with gr.Row():
                 settings += [gr.Dropdown(segments, value=[], multiselect=True, label="Region: segments")]
-                settings += [gr.File(label="Region: a mask, white where to edit", file_types=["image"], height=140)]
-                settings += [gr.Slider(0, 0.95, 0, step=0.05, label="Region: what changes most, above this quantile")]
+                settings += [gr.File(label="Region: mask image, white where to edit", file_types=["image"], height=140)]
+                settings += [gr.Slider(0, 0.95, 0, step=0.05, label="Region: largest changes, above this quantile")]
             apply_button = gr.Button("Apply")
         with gr.Accordion("Learn a new direction from two prompts", open=False):
             with gr.Row():
-                what = [gr.Textbox("face", label="What there is"), gr.Textbox(label="What it should become")]
+                what = [gr.Textbox("face", label="Source prompt"), gr.Textbox(label="Target prompt")]
                 what += [gr.Slider(2, 200, 24, step=1, label="Training images")]
                 learn_button, cancel_button = gr.Button("Learn", variant="primary"), gr.Button("Cancel")
             learned = gr.Markdown(container=True, min_height=60)
@@ -217,15 +218,15 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--config", default="avatar.yml", help="a name under configs/ or a path (avatar.yml)")
-    add("--weights", help="of the U-Net (default: those of the config)")
-    add("--images", type=Path, help="folder of pictures to choose from and to learn on (default: the config's)")
-    add("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    add("--weights", help="weights of the U-Net (default: those of the config)")
+    add("--images", type=Path, help="folder of images to choose from and to train on (default: the config's)")
+    add("--device", help="cpu, cuda or cuda:N (default: cuda if available)")
+    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: only this machine)")
     add("--port", type=whole(1, 65535), default=7860)
     args = parser.parse_args(argv)
     logging.basicConfig(level="WARNING", format="%(message)s")
     with tempfile.TemporaryDirectory(prefix="asyrp-app-", ignore_cleanup_errors=True) as folder:
-        # Uploads go there too; nothing is sent anywhere, and the browser keeps no history.
+        # Uploads go there too. Nothing is sent elsewhere, and the browser keeps no history.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
         gradio = load("gradio", "the page")
         demo = page(gradio, asyrp.open_model(args.config, args.weights, args.device), args.images, folder)
@@ -233,8 +234,8 @@ def main(argv=None):
         try:
             demo.launch(server_name=args.host, server_port=args.port, **how)
         except OSError as error:
-            raise UserError(f"--port {args.port} of {args.host} cannot be used: give another --port") from error
-        print(f"http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
+            raise UserError(f"--port {args.port} of {args.host} is not available: give another --port") from error
+        print(f"http://{args.host}:{args.port} (press Ctrl-C to stop)", flush=True)
         try:
             threading.Event().wait()
         finally:

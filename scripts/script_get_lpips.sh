@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Step 1: measure the LPIPS curves that t_edit and t_boost are read from.
-# The five published datasets, and the default stack, have theirs in utils/lpips_curves/: then this step can be left out.
+# Step 1: measure the LPIPS curves from which t_edit and t_boost are chosen.
+# Not needed for the five published datasets and the default stack, whose curves are in utils/lpips_curves/.
 source "$(dirname "$0")/env.sh"
 
-config="avatar.yml"  # a YAML of configs/; its section `editing` has the thresholds
-edit_attr="avatar_smiling"  # only to mark its t_edit in the plot: an attribute of utils/text_dic.py; "smiling" for celeba.yml
-n_img=64  # images to measure
-n_step=100  # timesteps to measure
+config="avatar.yml"  # a YAML in configs/; its section `editing` has the thresholds
+edit_attr="avatar_smiling"  # only to mark its t_edit in the plot: an attribute in utils/text_dic.py, e.g. "smiling" for celeba.yml
+n_img=64  # number of images
+n_step=100  # number of timesteps
 gpu="0"
 
 if [ "$config" = "avatar.yml" ]; then render_faces 200 100; fi

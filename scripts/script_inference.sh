@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Step 4: edit test images with a direction, over a strip of strengths.
-# The direction's file says its interval, its steps and what strength 1 is; what it does not say is in the YAML.
+# Step 4: edit test images with a direction at several strengths.
+# Interval and steps come from the direction's record, everything else from the YAML.
 source "$(dirname "$0")/env.sh"
 
-config="avatar.yml"  # a YAML of configs/
-guid="avatar_smiling"  # an attribute of utils/text_dic.py; "smiling" for celeba.yml, say
-direction="smiling"  # an experiment, a file, or one of the directions that ship: smiling sad angry surprised beard blond_hair
+config="avatar.yml"  # a YAML in configs/
+guid="avatar_smiling"  # an attribute in utils/text_dic.py, e.g. "smiling" for celeba.yml
+direction="smiling"  # an experiment, a file, or a direction that ships: smiling sad angry surprised beard blond_hair
 n_test_img=12
 min_delta=-1
 max_delta=1.5

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Step 2: invert the images once; training and inference find the latents again.
-# (They invert what is missing by themselves: this step is for doing it ahead.)
+# Step 2: invert the images once; training and inference reuse the latents.
+# (Optional: they also invert images without latents themselves.)
 source "$(dirname "$0")/env.sh"
 
-config="avatar.yml"  # a YAML of configs/; its section `editing` has the number of steps
-n_img=100  # images of the training set, and of the test set
+config="avatar.yml"  # a YAML in configs/; its section `editing` has the number of steps
+n_img=100  # number of images per split
 gpu="0"
 
 if [ "$config" = "avatar.yml" ]; then render_faces 200 100; fi

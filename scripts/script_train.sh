@@ -2,10 +2,10 @@
 # Step 3: learn a direction. Its checkpoint is checkpoint/<exp>_LC_<category>_t999_ninv<n>_ngen<n>_<epoch>.pth.
 source "$(dirname "$0")/env.sh"
 
-# A YAML of configs/. Its section `editing` has what belongs to a model: images, epochs, learning rate, weights of the loss,
-# steps, thresholds. A flag of the same name, added below, wins.
+# A YAML in configs/. Its section `editing` has the settings for a model: images, epochs, learning rate, loss weights, steps,
+# thresholds. To override one, add the flag of the same name below.
 config="avatar.yml"
-guid="avatar_smiling"  # an attribute of utils/text_dic.py, "smiling" for celeba.yml, say; also the experiment's name
+guid="avatar_smiling"  # an attribute in utils/text_dic.py, e.g. "smiling" for celeba.yml; also the name of the experiment
 n_test_img=8
 gpu="0"
 

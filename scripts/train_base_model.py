@@ -1,18 +1,18 @@
-"""Train a base model: a DDPM++ or ADM U-Net on a folder of images, with its sub-folders, or on an LMDB.
+"""Train a base model: a DDPM++ or ADM U-Net on a folder of images (including sub-folders) or an LMDB.
 
     python scripts/train_base_model.py --config avatar.yml --images data/avatar/train --out runs/base/ddpm.pt --flip
 
-Another YAML and another folder make a base model for a domain of your own. Beside the weights, a moving average, stand
-`<out>.state`, from which the same command goes on; `<out>.png`, samples drawn on the way; and `<out>.yml`, how they were made.
-Ctrl-C and SIGTERM save first. Where the state was lost, `--init <out> --images_seen N` goes on from the weights alone; write
-them with `--keep float32` for that.
+Use your own YAML and images to train a base model for another domain. Next to the weights, which are a moving average, it
+writes `<out>.state`, from which the same command resumes; `<out>.png`, samples during training; and `<out>.yml`, the settings.
+Ctrl-C and SIGTERM save first. If the state is lost, `--init <out> --images_seen N` continues from the weights alone; write them
+with `--keep float32` for that.
 
-On a CPU `--compile` pays (on two AVX2 cores three times as many images a second), on a GPU `--precision bf16 --compile`.
+Use `--compile` on a CPU (three times as many images per second on two AVX2 cores), and `--precision bf16 --compile` on a GPU.
 
     torchrun --standalone --nproc_per_node 8 scripts/train_base_model.py ...
 
-shares each batch out to 8 processes: the same training to rounding, whatever their number (docs/scaling.md). On a CPU, start
-one process a core, of one thread each.
+splits each batch over 8 processes; the result is the same up to rounding (docs/scaling.md). On a CPU, start one process per
+core, each with one thread.
 """
 
 import sys
@@ -50,13 +50,13 @@ from utils.sections import checked
 
 log = logging.getLogger(__name__)
 
-SHOWN = 12  # images in the picture of samples
-NEEDS = {"p2_gamma": "p2", "snr_power": "snr", "snr_bounds": "snr"}  # a flag of one weighting alone
-STOPPED = "stopped at once; what was saved before is kept"
+SHOWN = 12  # images in <out>.png
+NEEDS = {"p2_gamma": "p2", "snr_power": "snr", "snr_bounds": "snr"}  # flags that belong to one --loss_weighting
+STOPPED = "stopped without saving; the previous save is kept"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises UserError instead of ending the program."""
+    """ArgumentParser that raises UserError instead of exiting."""
 
     def error(self, message):
         raise UserError(f"{message}; see --help")
@@ -67,16 +67,18 @@ def build_parser():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,  # of the settings, only what was given is in the result
+        argument_default=argparse.SUPPRESS,  # the result holds only the settings that were given
     )
-    group = parser.add_argument_group("what")
-    group.add_argument("--config", required=True, help="YAML under configs/ or a path: network, image size, noise schedule")
-    group.add_argument("--images", required=True, help="folder of images or LMDB; images are resized and centre-cropped")
+    group = parser.add_argument_group("model and files")
+    group.add_argument(
+        "--config", required=True, help="YAML file (a path, or a name in configs/) with network, image size and noise schedule"
+    )
+    group.add_argument("--images", required=True, help="folder of images, or LMDB; images are resized and centre-cropped")
     group.add_argument("--out", required=True, help="weight file to write")
-    group.add_argument("--init", default=None, help="begin from these weights instead of random ones")
-    group.add_argument("--keep", choices=("float16", "float32"), default="float16", help="type of the weights (float16)")
-    group.add_argument("--device", default=None, help="cpu, cuda, cuda:1; by default cuda where there is one")
-    group = parser.add_argument_group("how")
+    group.add_argument("--init", default=None, help="start from these weights instead of random ones")
+    group.add_argument("--keep", choices=("float16", "float32"), default="float16", help="dtype of the saved weights (float16)")
+    group.add_argument("--device", default=None, help="cpu, cuda or cuda:N; cuda by default if available")
+    group = parser.add_argument_group("training")
     hints = get_type_hints(Settings)
     for field in fields(Settings):
         kinds = [kind for kind in get_args(hints[field.name]) if kind is not NoneType] or [hints[field.name]]
@@ -89,19 +91,19 @@ def build_parser():
 
 
 def read_settings(args):
-    """The flags -> Settings. Raises UserError for a value out of its range, and for one that would have no effect."""
+    """Parsed flags -> Settings. Raises UserError for a value out of range, or one that would have no effect."""
     given = {field.name: getattr(args, field.name) for field in fields(Settings) if hasattr(args, field.name)}
     settings = checked(Settings, given, "flags")
     for name, weighting in NEEDS.items():
         if name in given and settings.loss_weighting != weighting:
             raise UserError(f"--{name} has no effect with --loss_weighting {settings.loss_weighting}: it is for {weighting}")
     if settings.images_seen and not args.init:
-        raise UserError("--images_seen says what the weights of --init have seen: give --init too")
+        raise UserError("--images_seen is the number of images that --init was trained on: give --init too")
     return settings
 
 
 def record_of(args, config, trainer, dataset):
-    """How the weights were made, for `<out>.yml`."""
+    """The contents of `<out>.yml`: how the weights were trained."""
     return {
         "images_seen": trainer.images_seen,
         "hours": round(trainer.seconds / 3600, 3),
@@ -117,7 +119,7 @@ def record_of(args, config, trainer, dataset):
 
 
 def draw(images, trainer, path):
-    """Three rows: images, their reconstructions, and samples from noise."""
+    """Draw three rows: images, their reconstructions, and samples from noise."""
     made = reconstruct_and_sample(trainer.ema, images.to(trainer.device), trainer.schedule)
     rows = [list(row) for row in (images, *made)]
     save(labelled_grid(rows, [""] * len(images), ["image", "reconstruction", "sample"]), path)
@@ -125,9 +127,9 @@ def draw(images, trainer, path):
 
 @contextmanager
 def signals():
-    """Ctrl-C and SIGTERM as numbers in a list, instead of ending the program; a second one ends it at once.
+    """Collect Ctrl-C and SIGTERM in a list instead of ending the program. A second signal ends it at once.
 
-    One that is ignored stays so: a shell starts what runs in its background without Ctrl-C.
+    Ignored signals stay ignored, as for background jobs of a shell.
     """
     received, former = [], {}
 
@@ -146,7 +148,7 @@ def signals():
 
 
 def run(argv):
-    """-> exit status: 0, or 128 and the number of the signal that stopped the training."""
+    """-> exit status: 0, or 128 plus the number of the signal that stopped the training."""
     with together() as ranks:
         args = build_parser().parse_args(argv)
         logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
@@ -155,21 +157,21 @@ def run(argv):
         ranks.must_meet("the training of a base model")
         device = find_device(args.device)
         with ranks.first():
-            files.prepare(begins_anew=not args.init)
+            files.prepare(from_scratch=not args.init)
         with held(files.lock, f"the training of {files.weights}", "--out") if ranks.leads else nullcontext():
-            ranks.wait()  # nobody reads what the training of somebody else still writes
+            ranks.wait()  # read files only once the lock is held
             return train(args, settings, config, files, device, ranks)
 
 
 def train(args, settings, config, files, device, ranks):
-    """-> exit status, as `run`."""
+    """Train -> exit status, as `run`."""
     state = files.read_state(model_sections(config))
     dataset = open_folder(args.images, config.data.image_size, recursive=True)
     images = first_images(dataset, SHOWN)
     trainer = Trainer(config, settings, device, args.init, state, ranks)
     if state:
         instead = ", not from --init" if args.init else ""
-        log.info("going on from %s%s: %s images seen", files.state, instead, f"{trainer.images_seen:,}")
+        log.info("resuming from %s%s: %s images seen", files.state, instead, f"{trainer.images_seen:,}")
 
     def save_all():
         weights = trainer.averaged_weights(getattr(torch, args.keep))
@@ -178,9 +180,9 @@ def train(args, settings, config, files, device, ranks):
 
     if trainer.progress >= 1:
         if ranks.leads:
-            save_all()  # the last time they may have found no room, or be wanted in another type
+            save_all()  # in case the last save failed, or another --keep is given
         log.info(
-            "nothing is left to train: raise --total_images (%s) or --minutes to go on; weights written anew to %s",
+            "training is complete: raise --total_images (%s) or --minutes to continue; weights saved again to %s",
             f"{settings.total_images:,}",
             files.weights,
         )
@@ -190,14 +192,14 @@ def train(args, settings, config, files, device, ranks):
     seen = f"{trainer.images_seen:,} images seen"
     if stop:
         name = signal.Signals(stop).name
-        log.info("stopped by %s, %s; saved, and the same command goes on from %s", name, seen, files.state)
+        log.info("stopped by %s, %s; saved to %s: run the same command to resume", name, seen, files.state)
         return 128 + stop
     log.info("%s; weights in %s, samples in %s", seen, files.weights, files.samples)
     return 0
 
 
 def main(argv=None):
-    """-> exit status: 0; 2 after an error that the user can put right; 130 after Ctrl-C, 143 after SIGTERM."""
+    """-> exit status: 0; 2 after an error that the user can fix; 130 after Ctrl-C, 143 after SIGTERM."""
     return guarded(run, argv, STOPPED)
 
 

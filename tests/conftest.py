@@ -30,7 +30,7 @@ QUIET = "headless no-sandbox disable-gpu no-first-run disable-background-network
 
 @pytest.fixture(scope="session", autouse=True)
 def any_version_compiles():
-    """Whichever PyTorch this is: most tests put something else in the place of its compiler."""
+    """Allow --compile with any version of PyTorch, because most tests replace the compiler."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast_unet, "COMPILE_ON_A_CPU", "2.4")
         yield
@@ -152,6 +152,12 @@ def server(monkeypatch):
     with serving() as server:
         server.files = {"/first.pt": WEIGHTS, "/second.pt": WEIGHTS, "/page": PAGE}
         yield server
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where a downloaded weight file goes."""
+    return tmp_path / "pretrained" / "w.pt"
 
 
 @pytest.fixture

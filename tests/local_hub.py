@@ -1,4 +1,4 @@
-"""As much of the Hugging Face hub as fetching takes, on this machine."""
+"""The part of the Hugging Face hub that downloads need, on this machine."""
 
 import hashlib
 import json

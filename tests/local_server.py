@@ -1,4 +1,4 @@
-"""A web server on this machine that misbehaves on request, and files to be fetched from it."""
+"""A web server on this machine that misbehaves on request, files to download from it, and checks of downloads."""
 
 import json
 import random
@@ -8,7 +8,10 @@ import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
 from utils import download
+from utils.errors import UserError
 from utils.weights import Published
 
 WEIGHTS = random.Random(0).randbytes(3_000_000)
@@ -102,3 +105,21 @@ def begun(path, source, contents):
     """A part that an earlier call has left."""
     path.parent.mkdir()
     download._part(path, source).write_bytes(contents)
+
+
+def fetched(path, *sources, **more):
+    """Download a file, which must be complete, with only the record next to it."""
+    download.fetch(published(*sources, **more), path)
+    assert path.read_bytes() == WEIGHTS
+    assert sorted(p.name for p in path.parent.iterdir()) == ["sha256.json", "w.pt"]
+
+
+def refused(path, *sources, **more):
+    """A download that must fail -> the one-line error, which must say how to get the file with a browser."""
+    with pytest.raises(UserError) as caught:
+        download.fetch(published(*sources, **more), path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"get original.pt from https://example.org/model and save it as {path}" in message
+    assert not path.exists()
+    return message

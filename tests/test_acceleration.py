@@ -57,7 +57,7 @@ def test_low_precision_stays_within_the_network(name, precision):
     assert 0 < relative_l2(eps, plain(x, t)) < 0.03
 
 
-def test_the_process_stays_in_float32():
+def test_process_stays_in_float32():
     generated = [process.generate(u, x, SCHEDULE, STEPS) for u in (fast("ddpm", "bf16"), golden_unet("ddpm")[0])]
     assert generated[0].dtype == torch.float32
     assert 0 < relative_l2(*generated) < 0.1
@@ -79,13 +79,13 @@ def test_recomputed_activations_give_the_same_gradient_from_less_memory(name):
 
 
 @pytest.mark.parametrize(("name", "recompute"), [("ddpm", True), ("iddpm", False)])
-def test_the_network_compiles_without_a_break(name, recompute, monkeypatch):
+def test_network_compiles_without_a_break(name, recompute, monkeypatch):
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda part: compile(part, backend="eager", fullgraph=True))
     assert torch.equal(gradient(fast(name, "bf16", True, recompute))[0], gradient(fast(name, "bf16"))[0])
 
 
-def test_what_a_replay_returned_outlives_the_next_one():
+def test_cuda_graph_outputs_are_copied():
     """A CUDA graph writes into the same tensors each time; here, something that does so on a CPU."""
 
     def graph(part):
@@ -124,29 +124,29 @@ def test_what_a_replay_returned_outlives_the_next_one():
         ("2.14.1", "cpu", "channels_last"),
     ],
 )
-def test_older_versions_take_contiguous_memory_on_a_cpu(monkeypatch, version, device, layout):
+def test_older_versions_use_contiguous_memory_on_cpu(monkeypatch, version, device, layout):
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
     assert layout_for(device) == layout
     assert layout_for(device, "contiguous") == "contiguous"
 
 
-def test_older_versions_refuse_channels_last_on_a_cpu(monkeypatch):
+def test_older_versions_refuse_channels_last_on_cpu(monkeypatch):
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1"))
-    said = "channels_last on a CPU needs torch 2.14 or newer, and this is 2.9.1: upgrade torch, or take contiguous"
+    said = "channels_last on a CPU needs torch 2.14 or newer, but this is 2.9.1: upgrade torch, or use contiguous"
     with pytest.raises(UserError, match=said):
         FastUNet(copy.deepcopy(golden_unet("ddpm")[0]), layout="channels_last")
 
 
-def test_older_versions_do_not_compile_on_a_cpu(run, monkeypatch):
+def test_older_versions_do_not_compile_on_cpu(run, monkeypatch):
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1"))
     monkeypatch.setattr(acceleration, "COMPILE_ON_A_CPU", "2.14")
-    said = "--compile on a CPU needs torch 2.14 or newer, and this is 2.9.1: upgrade torch, or leave --compile out"
+    said = "--compile on a CPU needs torch 2.14 or newer, but this is 2.9.1: upgrade torch, or leave out --compile"
     assert run.error("--just_precompute", "--compile", "--device", "cpu") == said
 
 
-def test_tf32_is_refused_on_a_cpu_and_off_unless_wanted(monkeypatch):
+def test_tf32_is_refused_on_cpu_and_off_by_default(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    with pytest.raises(UserError, match="--precision tf32 is for CUDA devices, and this one is cpu: give fp32 or bf16"):
+    with pytest.raises(UserError, match="--precision tf32 is only for CUDA devices, but this one is cpu: use fp32 or bf16"):
         set_tf32("tf32", "cpu")
     set_tf32("fp32", "cpu")
     assert not torch.backends.cudnn.allow_tf32
@@ -155,14 +155,14 @@ def test_tf32_is_refused_on_a_cpu_and_off_unless_wanted(monkeypatch):
 # ---- whole runs ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_a_cpu_keeps_freed_memory(run, monkeypatch):
+def test_main_keeps_freed_memory_on_cpu(run, monkeypatch):
     called = []
     monkeypatch.setattr(runner, "keep_freed_memory", lambda device: called.append(device.type))
     assert run("--just_precompute", "--n_precomp_img", "1", "--device", "cpu") == 0
     assert called == ["cpu"]
 
 
-def test_training_in_low_precision_has_latents_of_its_own(run, results):
+def test_precision_is_part_of_the_latent_key(run, results):
     train = ("--run_train", *SMILE, "--l1_loss_w", "1", "--do_test", "0")
     totals = []
     for flags in ((), ("--checkpoint_decoder",), ("--precision", "bf16")):
@@ -180,16 +180,16 @@ def test_editing_in_low_precision(run_learned, tmp_path):
     assert (tmp_path / "runs/smile_LC_CUSTOM_t999_ninv4_ngen4/test_images/4/all.png").exists()
 
 
-def test_what_a_precision_cannot_do(run):
+def test_unsupported_precisions_exit_2(run):
     train = ("--run_train", *SMILE)
-    assert run.error(*train, "--precision", "fp16") == "--precision fp16 cannot train, its gradients underflow: give bf16"
-    assert run.error(*train, "--precision", "tf32", "--device", "cpu").startswith("--precision tf32 is for CUDA devices")
+    assert run.error(*train, "--precision", "fp16") == "--precision fp16 cannot train because its gradients underflow: use bf16"
+    assert run.error(*train, "--precision", "tf32", "--device", "cpu").startswith("--precision tf32 is only for CUDA devices")
 
 
 @pytest.mark.subprocess
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_freed_memory_is_used_again():
-    """Without the call each of these blocks is mapped and cleared anew, which the kernel counts page by page."""
+def test_freed_memory_is_reused():
+    """Without the call each of these blocks is mapped and cleared again, which shows as page faults."""
     work = """
         import resource, sys, torch
         from asyrp.acceleration.fast_unet import keep_freed_memory

@@ -33,20 +33,20 @@ def portrait(turn=0.0):
     return Image.fromarray(image)
 
 
-def test_the_square_of_an_upright_face():
+def test_face_square_of_upright_face():
     """Half a side is twice the distance of the eyes; the centre lies a tenth of the way from the eyes to the mouth."""
     square = face_square(landmarks(eyes=20))
     assert np.allclose(square, [(24, 22), (24, 102), (104, 102), (104, 22)])
 
 
-def test_the_square_turns_and_grows_with_the_face():
+def test_face_square_follows_rotation_and_scale():
     turned = face_square(landmarks(turn=90))
     assert np.allclose(turned[3] - turned[0], (0, 80))
     assert np.allclose(face_square(landmarks(eyes=10, centre=(0, 0))) * 2, face_square(landmarks(centre=(0, 0))))
 
 
 @pytest.mark.parametrize("turn", [0, 30, -90])
-def test_eyes_and_mouth_come_to_their_places_however_the_face_is_turned(turn):
+def test_align_puts_eyes_and_mouth_at_fixed_positions(turn):
     aligned = np.asarray(align(portrait(turn), landmarks(turn=turn), 64)).astype(int)
     for place, channel in (((24, 30), 0), ((40, 30), 1), ((32, 46), 2)):
         x, y = place
@@ -54,14 +54,14 @@ def test_eyes_and_mouth_come_to_their_places_however_the_face_is_turned(turn):
         assert aligned[y, x, channel] > 180 > 100 > aligned[y, x, others].max()
 
 
-def test_a_face_at_the_border_is_continued_by_reflection():
+def test_face_at_border_is_padded_by_reflection():
     image = portrait().crop((40, 40, SIDE, SIDE))
     aligned = np.asarray(align(image, landmarks(centre=(24, 20)), 64)).astype(int)
     assert aligned.shape == (64, 64, 3)
     assert aligned[0, 0].min() > 60  # not black, as what lies outside would be
 
 
-def test_a_large_face_is_reduced_before():
+def test_large_face_is_downscaled_first():
     image = portrait().resize((1024, 1024), Image.Resampling.NEAREST)
     small = np.asarray(align(portrait(), landmarks(), 16)).astype(int)
     large = np.asarray(align(image, landmarks() * 8 + 3.5, 16)).astype(int)
@@ -85,7 +85,7 @@ def library(monkeypatch):
     return asked
 
 
-def test_faces_are_found_once(library, tmp_path):
+def test_aligned_faces_are_cached(library, tmp_path):
     portrait().save(tmp_path / "a.png")
     Image.new("RGB", (SIDE, SIDE), "grey").save(tmp_path / "b.png")
     dataset = ImageFolder(tmp_path, 64, align=FaceAligner(tmp_path / "aligned", 64))
@@ -93,11 +93,11 @@ def test_faces_are_found_once(library, tmp_path):
     assert first.shape == (3, 64, 64)
     assert (first == again).all()
     assert library == [(SIDE, SIDE)]
-    with pytest.raises(UnreadableImage, match=r"b.png cannot be aligned: no face was found in it"):
+    with pytest.raises(UnreadableImage, match=r"b.png cannot be aligned: no face was found"):
         dataset[1]
 
 
-def test_a_run_on_portraits(run_learned, library, tmp_path):
+def test_main_with_align_face(run_learned, library, tmp_path):
     (tmp_path / "mine").mkdir()
     portrait().save(tmp_path / "mine" / "a.png")
     folder = ("--custom_test_dataset_dir", "mine", "--n_test_img", "1", "--save_x0", "--use_x0_tensor")
@@ -109,7 +109,7 @@ def test_a_run_on_portraits(run_learned, library, tmp_path):
     assert (pixels(results / "test_images" / "4" / "000000.png") != cut).any()
 
 
-def test_without_the_library_it_is_said_at_once(run, monkeypatch):
+def test_align_face_without_library_exits_2(run, monkeypatch):
     monkeypatch.setattr(utils.align, "find_spec", lambda name: None)
-    said = '--align_face needs the library face_alignment: pip install -e ".[align]"'
+    said = '--align_face needs face_alignment: pip install -e ".[align]"'
     assert said in run.error(*TEST, "--align_face")

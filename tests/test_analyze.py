@@ -94,7 +94,7 @@ def column(result, name, key="condition"):
 # ---- the process with the edit in P, in D, or in both -----------------------------------------------------------------------
 
 
-def test_the_edit_in_P_alone_is_the_asymmetric_process(unet):
+def test_edit_in_P_alone_is_the_asymmetric_process(unet):
     block = unet.new_delta_block()
     edit, x_T = hspace.Edit([lambda h, emb, t: block(h, emb)], [1.0]), torch.randn(2, 3, 16, 16)
 
@@ -106,7 +106,7 @@ def test_the_edit_in_P_alone_is_the_asymmetric_process(unet):
         assert torch.equal(lab.walk(unet, x_T, SCHEDULE, STEPS, predict, 500), expected)
 
 
-def test_theorem_1_leaves_what_the_coefficients_say():
+def test_theorem_1_remainder_matches_coefficients():
     """For a shift of eps that is the same at every step and does not feed back, all three sums are known."""
     result = claims.asymmetry(make_subject())
     moved = column(result, "RMS to plain")
@@ -122,7 +122,7 @@ def test_theorem_1_leaves_what_the_coefficients_say():
     assert f"{measures.Summary(left, 0.0, N)!s}".split(" ")[0] in result.because
 
 
-def test_the_form_of_haas_et_al_runs_the_network_once_a_step(unet):
+def test_haas_et_al_uses_one_unet_pass_per_step(unet):
     """And it is the process with the edit in P and in D at every timestep."""
     passes = {"encode": 0, "decode": 0}
     x_T, attribute = torch.randn(3, 3, 16, 16), lab.Attribute("a", lambda h, emb, t: h.roll(1, 1), 500, 2.0, None)
@@ -153,7 +153,7 @@ def test_the_form_of_haas_et_al_runs_the_network_once_a_step(unet):
         assert relative_l2(lab.walk(unet, x_T, SCHEDULE, STEPS, predict, 500), found) > 1e-4
 
 
-def test_theorem_1_holds_where_steps_are_short():
+def test_theorem_1_holds_for_short_steps():
     subject = make_subject()
     subject.steps = process.timesteps(100, 999)
     result = claims.asymmetry(subject)
@@ -222,8 +222,8 @@ def test_homogeneity():
     assert all(value < 0 for value in result.curves["cosine with the mean of the others"].values())
 
 
-def test_homogeneity_gives_an_image_the_delta_h_of_its_own_donor():
-    """The donors' delta_h are told apart, and batches do not mix them up."""
+def test_homogeneity_pairs_images_with_donors():
+    """Each image gets the delta_h of its own donor, also across batches."""
 
     def by_size(h, emb, t):
         return -h.mean((1, 2, 3), keepdim=True).expand_as(h)
@@ -322,7 +322,7 @@ def test_composition():
 # ---- figures of merit -------------------------------------------------------------------------------------------------------
 
 
-def test_a_ratio_of_means_and_its_standard_error():
+def test_ratio_of_means_and_its_standard_error():
     generator = torch.Generator().manual_seed(0)
     draws = []
     for _ in range(500):
@@ -335,7 +335,7 @@ def test_a_ratio_of_means_and_its_standard_error():
     assert (some.mean, some.standard_error, some.n) == (2.5, pytest.approx(1.29099 / 2, rel=1e-4), 4)
 
 
-def test_a_share_of_nothing_is_not_enough():
+def test_share_of_zero_gain_is_not_enough():
     subject = make_subject(lambda h, emb, t: torch.zeros_like(h[:1]))
     for claim in (claims.homogeneity, claims.consistency, claims.intervals, claims.asymmetry):
         result = claim(subject)
@@ -343,7 +343,7 @@ def test_a_share_of_nothing_is_not_enough():
         json.dumps(report.plain(result), allow_nan=False)
 
 
-def test_the_judge_scores_and_says_what_stays():
+def test_judge_score_and_kept_labels():
     judge = load_judge(ROOT / "pretrained" / "avatar" / "judge.pt")
     score, faces = lab.JudgeScore(judge, "expression", "smiling", ("hair", "skin", "beard")), smooth_images(6, size=32)
     probabilities, graded = score(faces, None), score.graded(faces, None)

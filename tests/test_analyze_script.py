@@ -41,7 +41,7 @@ def world(tiny, tmp_path_factory):
     return call
 
 
-def test_the_script_writes_every_claim(world, tmp_path, monkeypatch, capsys):
+def test_script_writes_every_claim(world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert world("--claims", 2, 7) == 0
     assert world("--claims", 1, 3, 4, 5, 6) == 0  # finds the first two in the report
@@ -62,7 +62,7 @@ def test_the_script_writes_every_claim(world, tmp_path, monkeypatch, capsys):
     assert list(json.loads((tmp_path / "out/report.json").read_text())["claims"]) == ["2"]
 
 
-def test_what_is_finished_is_kept(world, tmp_path, monkeypatch):
+def test_finished_claims_are_kept(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def failing(subject):
@@ -74,12 +74,12 @@ def test_what_is_finished_is_kept(world, tmp_path, monkeypatch):
     assert list(json.loads((tmp_path / "out/report.json").read_text())["claims"]) == ["2"]
 
 
-def test_the_script_says_what_is_missing(world, tmp_path, monkeypatch, capsys):
+def test_script_errors_name_what_is_missing(world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cases = {
         "4 images without smile, 10 are needed": ["--n", 5, "--claims", 2],
         "two images": ["--n", 1],
-        "no faces; draw them": ["--config", "avatar.yml", "--images", tmp_path / "none"],
+        "no faces: render them": ["--config", "avatar.yml", "--images", tmp_path / "none"],
     }
     for message, flags in cases.items():
         assert world(*flags) == 2

@@ -180,7 +180,7 @@ def page(served, browser):
 
 @pytest.mark.browser
 @pytest.mark.subprocess
-def test_a_page_shows_a_picture_and_a_slider_for_every_direction(page, served):
+def test_page_shows_a_picture_and_a_slider_for_every_direction(page, served):
     assert [name for name in page.sliders() if "Region" not in name] == ["range slider for smile"]
     assert (page.picture("#pair img") == np.asarray(enlarged(served.session.inverted()[1][0], app.SHOWN))).all()
     assert page.width("#sides img") > 3 * app.CELL
@@ -190,7 +190,7 @@ def test_a_page_shows_a_picture_and_a_slider_for_every_direction(page, served):
 
 @pytest.mark.browser
 @pytest.mark.subprocess
-def test_a_slider_changes_the_picture(page):
+def test_slider_changes_the_picture(page):
     from selenium.webdriver import ActionChains, Keys
 
     slider = page.slider("smile")
@@ -215,7 +215,7 @@ def test_a_slider_changes_the_picture(page):
 
 @pytest.mark.browser
 @pytest.mark.subprocess
-def test_a_picture_of_ones_own_with_settings_of_ones_own(page, served):
+def test_upload_and_settings(page, served):
     from selenium.webdriver import Keys
 
     path = served.folder / "mine.jpg"
@@ -227,10 +227,10 @@ def test_a_picture_of_ones_own_with_settings_of_ones_own(page, served):
     page.session.positions = {"smile": 1.5}
     page.shows_the_edit()
     page.click("Settings")
-    own_t_edit = "t_edit (empty: each direction's own)"
+    own_t_edit = "t_edit (empty: that of each direction)"
     for name, text in (("Steps", "5"), ("t_boost", "400"), ("Seed", "7"), (own_t_edit, "900")):
         page.fill(name, text)
-    page.fill("number input for Region: what changes most, above this quantile", "0.5")
+    page.fill("number input for Region: largest changes, above this quantile", "0.5")
     page.click("Apply")
     page.session.settings = {"n_steps": 5, "t_edit": 900, "t_boost": 400, "seed": 7}
     page.session.set_region(threshold=0.5)
@@ -242,7 +242,7 @@ def test_a_picture_of_ones_own_with_settings_of_ones_own(page, served):
 
 @pytest.mark.browser
 @pytest.mark.subprocess
-def test_a_direction_is_learned(page, served):
+def test_direction_is_learned(page, served):
     page.click("Learn a new direction")
     learn(page, "sad face", 2)
     page.wait(lambda: "range slider for face to sad face" in page.sliders())
@@ -259,14 +259,14 @@ def test_a_direction_is_learned(page, served):
 
 @pytest.mark.browser
 @pytest.mark.subprocess
-def test_learning_can_be_stopped_and_the_page_goes_on(page):
+def test_training_can_be_cancelled(page):
     from selenium.webdriver import Keys
 
     page.click("Learn a new direction")
     learn(page, "old face", 60)
     page.wait(lambda: "learning" in page.find("body")[0].text)
     page.click("Cancel")
-    assert "learning was stopped: the new direction is not kept" in page.toast()
+    assert "training was cancelled: the new direction was not kept" in page.toast()
     assert not any("old face" in name for name in page.sliders())
     page.slider("smile").send_keys(Keys.END)
     page.session.positions = {"smile": 1.5}
@@ -274,15 +274,15 @@ def test_learning_can_be_stopped_and_the_page_goes_on(page):
 
 
 def learn(page, prompt, n_images):
-    page.fill("What it should become", prompt)
+    page.fill("Target prompt", prompt)
     page.fill("number input for Training images", str(n_images))
     page.browser.find_element("xpath", "//button[normalize-space()='Learn']").click()
 
 
 @pytest.mark.browser
 @pytest.mark.subprocess
-def test_an_upload_that_is_no_picture(page, served):
-    """A line in a toast, and the page goes on."""
+def test_upload_of_a_non_image(page, served):
+    """The error is shown in a toast, and the page still works."""
     from selenium.webdriver import Keys
 
     path = served.folder / "<i>broken.png"
@@ -298,7 +298,7 @@ def test_an_upload_that_is_no_picture(page, served):
 
 @pytest.mark.browser
 @pytest.mark.subprocess
-def test_a_strip_of_nothing(page):
+def test_strip_without_an_edit(page):
     page.click("Draw a strip")
     assert "a strip needs an edit: move a slider first" in page.toast()
 
@@ -328,12 +328,12 @@ def test_uploads_are_bounded(served):
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("path", [ROOT / "README.md", "own.yml", "images/00.png", "/etc/passwd"], ids=str)
-def test_no_other_file_is_served(served, path):
+def test_only_allowed_files_are_served(served, path):
     assert status(f"{served.url}/gradio_api/file={served.folder / path}") == 403
 
 
 @pytest.mark.subprocess
-def test_it_listens_on_this_machine_alone(served):
+def test_listens_on_localhost_only(served):
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", served.port), timeout=5)
 
@@ -362,22 +362,22 @@ def test_without_gradio(refused, monkeypatch):
 
 
 @needs_gradio
-def test_a_port_that_is_taken(refused, tiny):
+def test_port_that_is_taken(refused, tiny):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         given = ("--config", tiny.folder / "ddpm.yml", "--weights", tiny.folder / "ddpm.pt", "--images", tiny.test)
         line = refused(*given, "--device", DEVICE, "--port", port)
-    assert line == f"error: --port {port} of 127.0.0.1 cannot be used: give another --port"
+    assert line == f"error: --port {port} of 127.0.0.1 is not available: give another --port"
 
 
 @needs_gradio
-def test_a_model_that_is_missing(refused):
+def test_model_that_is_missing(refused):
     assert "--config gone.yml: no such file" in refused("--config", "gone.yml")
 
 
-def test_the_faces_of_the_default_stack_are_drawn():
+def test_faces_of_the_default_stack_are_drawn():
     drawn = app.faces(SimpleNamespace(config=load_config("avatar.yml"), image_size=32), None, "test", 2)
     assert drawn.shape == (2, 3, 32, 32)
     assert -1 <= drawn.min() < drawn.max() <= 1 and not torch.equal(drawn[0], drawn[1])

@@ -66,21 +66,21 @@ def test_each_of_several_directions_has_the_strength_of_its_own_training(run_lea
     assert generated[0]["edit"].coefficients == pytest.approx([0.5**0.5, 2 * 0.5**0.5])
 
 
-def test_a_given_n_train_step_is_obeyed_and_said(run_learned, generated, capsys):
+def test_given_n_train_step_is_used_and_logged(run_learned, generated, capsys):
     assert run_learned(*ALONE, "--n_train_step", "2", "--load_from_checkpoint", "smile", steps=()) == 0
     assert generated[0]["edit"].coefficients == [0.5]
-    assert f"{NAME}_0.pth was trained with n_train_step 4; --n_train_step 2 is used" in capsys.readouterr().err
+    assert f"{NAME}_0.pth was trained with n_train_step 4; using --n_train_step 2" in capsys.readouterr().err
 
 
-def test_the_interval_is_that_of_the_training(run_learned, results, capsys):
+def test_t_edit_is_that_of_the_training(run_learned, results, capsys):
     assert run_learned(*ALONE, "--edit_attr", "smiling", intervals=("--user_defined_t_addnoise", "0"), steps=()) == 0
     assert settings(results, "test")["t_edit"] == 500
     assert f"t_edit 500 ({NAME}_0.pth)" in capsys.readouterr().err
     assert run_learned(*ALONE, "--user_defined_t_edit", "700", steps=()) == 0
-    assert f"{NAME}_0.pth was trained with t_edit 500; t_edit 700 (flag) is used" in capsys.readouterr().err
+    assert f"{NAME}_0.pth was trained with t_edit 500; using t_edit 700 (flag)" in capsys.readouterr().err
 
 
-def test_a_shipped_direction_with_the_attribute_it_was_trained_for(run, tmp_path, generated):
+def test_shipped_direction_with_the_attribute_it_was_trained_for(run, tmp_path, generated):
     """`--edit_attr avatar_smiling` and the shipped smile: t_edit 302 and t_boost 0, as trained."""
     (tmp_path / "faces").mkdir()
     to_pil(smooth_images(1, 32)[0]).save(tmp_path / "faces" / "0.png")
@@ -115,7 +115,7 @@ def flags_of(script, config, tmp_path):
 
 
 @pytest.mark.subprocess
-def test_another_config_in_the_training_script_is_all_it_takes(tmp_path):
+def test_training_script_works_with_other_configs(tmp_path):
     """With celeba.yml it does what the paper did: at cosine 0.90 t_edit is 514, and so are steps, rate and weights."""
     config = load_config("celeba.yml")
     found = Settings(parse_args(flags_of("script_train.sh", "celeba.yml", tmp_path))[0], config)
@@ -156,20 +156,22 @@ def open_like(config):
 # ---- what was made is found again only by what it was made of ---------------------------------------------------------------
 
 
-def test_a_second_experiment_of_the_same_name(run_learned):
+def test_second_experiment_of_the_same_name(run_learned):
     """In another folder, with another learning rate, other images or loss: its checkpoints have the first one's names."""
     second = (*TRAIN, "--exp", "elsewhere/smile")
     for other, said in (
-        (("--lr_training", "0.01"), "lr_training 0.2, and this run has 0.01"),
-        (("--n_train_img", "3"), "n_images 2, and this run has 3"),
-        (("--clip_loss_w", "1"), "clip_loss_w 3.0, and this run has 1.0"),
+        (("--lr_training", "0.01"), "lr_training 0.2, but this run has 0.01"),
+        (("--n_train_img", "3"), "n_images 2, but this run has 3"),
+        (("--clip_loss_w", "1"), "clip_loss_w 3.0, but this run has 1.0"),
     ):
         message = run_learned.error(*second, *other)
-        assert message.endswith(f"was trained with {said}: --retrain 1 trains it anew, another --exp leaves it alone")
+        assert message.endswith(
+            f"was trained with {said}: train from scratch with --retrain 1, or keep it and use another --exp"
+        )
     assert not Path("elsewhere").exists()
 
 
-def test_a_corrected_yaml_finds_no_latents_of_the_wrong_one(run, tiny, tmp_path):
+def test_latents_depend_on_the_yaml(run, tiny, tmp_path):
     """The same weights fit both networks."""
     config = yaml.safe_load((tiny.folder / "ddpm.yml").read_text())
     own = ("--just_precompute", "--n_precomp_img", "2", "--do_test", "0", "--config", "mine.yml")
@@ -205,12 +207,12 @@ def test_curves_measured_on_one_model_change_no_other(run, tiny, results, monkey
     assert t_edit() == before
 
 
-def test_a_category_that_nobody_knows_takes_nobodys_curves(run):
+def test_unknown_category_has_no_curves(run):
     said = run.error(*TRAIN, intervals=())
-    assert said.startswith("no LPIPS curves for category CUSTOM: measure them with --lpips, or take others with")
+    assert said.startswith("no LPIPS curves for category CUSTOM: measure them with --lpips, choose others with")
 
 
-def test_other_images_in_the_folder_of_the_mean_are_another_mean(run_learned, tiny, tmp_path, generated):
+def test_mean_direction_depends_on_the_images(run_learned, tiny, tmp_path, generated):
     """Under the names of the former ones."""
     shutil.copytree(tiny.train, tmp_path / "some")
     mean = (*TEST, "--num_mean_of_delta_hs", "2", "--custom_train_dataset_dir", "some", "--n_test_img", "1")
@@ -228,7 +230,7 @@ def test_other_images_in_the_folder_of_the_mean_are_another_mean(run_learned, ti
 # ---- labels and intervals ---------------------------------------------------------------------------------------------------
 
 
-def test_strengths_that_are_near_each_other_have_columns_of_their_own(run_learned, results):
+def test_close_strengths_have_separate_columns(run_learned, results):
     strip = ("--delta_interpolation", "--min_delta", "1.1", "--max_delta", "1.15", "--num_delta", "2")
     assert run_learned("--evaluate", *SMILE, *strip) == 0
     summary = json.loads((results / "evaluation.json").read_text())["summary"]
@@ -237,14 +239,14 @@ def test_strengths_that_are_near_each_other_have_columns_of_their_own(run_learne
 
 
 @pytest.mark.parametrize("mode", ["--run_test", "--evaluate"])
-def test_an_interval_above_the_first_timestep_edits_nothing_and_is_said(run_learned, results, mode):
+def test_run_test_with_t_edit_above_all_timesteps_exits_2(run_learned, results, mode):
     before = names(results)
     said = run_learned.error(mode, *SMILE, "--t_0", "200", "--user_defined_t_edit", "300", "--load_from_checkpoint", "smile")
     assert "t_edit 300" in said
-    assert "lies above every timestep (the highest is 200): nothing would be edited; lower t_edit or raise t_0" in said
+    assert "is above every timestep (the highest is 200), so nothing would be edited: lower t_edit or raise t_0" in said
     assert names(results) == before
 
 
-def test_an_interval_above_the_first_timestep_trains_nothing_and_is_said(run):
+def test_run_train_with_t_edit_above_all_timesteps_exits_2(run):
     said = run.error(*TRAIN, "--t_0", "200", *INTERVALS)
-    assert "t_edit 500 lies above every timestep (the highest is 200): nothing would be trained" in said
+    assert "t_edit 500 is above every timestep (the highest is 200), so nothing would be trained" in said

@@ -53,7 +53,7 @@ def judge():
     return load_judge(STACK / "judge.pt", DEVICE)
 
 
-def test_a_face_is_decided_by_its_split_and_index():
+def test_face_is_decided_by_its_split_and_index():
     (a, labels), (b, again) = render.render_face("test", 3, 32), render.render_face("test", 3, 32)
     assert (a.tobytes(), labels) == (b.tobytes(), again)
     assert a.tobytes() != render.render_face("train", 3, 32)[0].tobytes()
@@ -81,20 +81,20 @@ def test_grain_belongs_to_the_face():
     assert 0.015 < change.std() < 0.025 and abs(change.mean()) < 0.002
 
 
-def test_a_folder_of_another_share_of_glasses_is_refused(tmp_path):
+def test_folder_of_another_share_of_glasses_is_refused(tmp_path):
     render.render_folder("test", 12, tmp_path / "faces", 32, 1, glasses=0.5)
     render.render_folder("test", 12, tmp_path / "faces", 32, 1, glasses=0.5)
     with pytest.raises(UserError, match="another share of --glasses"):
         render.render_folder("test", 12, tmp_path / "faces", 32, 1, glasses=0.0)
 
 
-def test_the_judge_reads_every_label(faces, judge):
+def test_judge_reads_every_label(faces, judge):
     images, rows = faces
     for label, found in judge.names(images.to(DEVICE)).items():
         assert evaluate.percent(a == row[label] for a, row in zip(found, rows, strict=True)) > 90, label
 
 
-def test_the_clip_tells_expressions_apart(faces):
+def test_clip_tells_expressions_apart(faces):
     images, rows = faces
     clip = ClipLoss(STACK / "clip.json", DEVICE)
     names = render.LABELS["expression"]
@@ -102,7 +102,7 @@ def test_the_clip_tells_expressions_apart(faces):
     assert evaluate.percent(names[i] == row["expression"] for i, row in zip(nearest.tolist(), rows, strict=True)) > 80
 
 
-def test_the_judge_knows_what_the_directions_aim_at(judge):
+def test_judge_knows_what_the_directions_aim_at(judge):
     about = load_config("avatar.yml").judge
     assert directions.shipped("AVATAR").keys() == about.by_direction().keys()
     for attribute, (label, wanted) in about.aims.items():
@@ -127,7 +127,7 @@ def test_inversion_and_generation_keep_a_face_and_a_direction_changes_it(faces, 
 
 
 @pytest.mark.parametrize("name", directions.shipped("AVATAR"))
-def test_a_direction_that_ships_says_how_it_was_made(name, model):
+def test_direction_that_ships_says_how_it_was_made(name, model):
     direction = asyrp.load_direction(directions.shipped("AVATAR")[name], model)
     record = direction.record
     assert tuple(record["prompts"]) == PROMPTS[f"avatar_{name}"]
@@ -137,7 +137,7 @@ def test_a_direction_that_ships_says_how_it_was_made(name, model):
     assert 0 < record["t_edit"] < 999
 
 
-def test_the_report_shows_what_falls_short():
+def test_report_shows_what_falls_short():
     scores = dict.fromkeys(evaluate.STRENGTHS, 0.5)
     sad = {"n": 4, "t_edit": 300, "success": 25.0, "kept": {"hair": 75.0}, "scores": scores, "monotone": False}
     hat = {**sad, "kept": {"hair": 75.0, "skin": 50.0}, "monotone": True}
@@ -193,13 +193,13 @@ def test_what_is_judged_is_what_the_library_edits(folder, faces, model, judge, h
     assert {path.name for path in (here / "out").iterdir()} == {"sad.png", "overview.png", "report.json", "report.md"}
 
 
-def test_the_directions_that_ship_are_judged_by_default(here):
+def test_directions_that_ship_are_judged_by_default(here):
     judged = load_config("avatar.yml").judge
     found = evaluate.find_directions(None, judged.by_direction(), "AVATAR")
     assert found == {name: STACK / "directions" / f"{name}.pth" for name in judged.by_direction()}
 
 
-def test_latents_are_found_again(folder, here, monkeypatch):
+def test_latents_are_reused(folder, here, monkeypatch):
     sad = ("--directions", f"sad={STACK / 'directions' / 'sad.pth'}")
     assert evaluated(folder, *sad) == 0
     table = (here / "out/report.md").read_text()
@@ -212,7 +212,7 @@ def test_latents_are_found_again(folder, here, monkeypatch):
     assert (here / "out/report.md").read_text() == table
 
 
-def test_what_evaluate_refuses(folder, here, capsys):
+def test_evaluate_errors(folder, here, capsys):
     def error(*flags, folder=folder):
         assert evaluated(folder, *flags) == 2
         return capsys.readouterr().err.splitlines()[-1]

@@ -73,7 +73,7 @@ def test_shares_of_labels_and_distances_are_those_of_samples_and_data():
     assert found["frechet"] != pytest.approx(same["frechet"], rel=0.01)
 
 
-def test_a_report_of_a_model_without_a_judge(tiny, tmp_path, monkeypatch, capsys):
+def test_report_of_a_model_without_a_judge(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(base_model_report, "SAMPLE_STEPS", 3)
     monkeypatch.setattr(base_model_report, "RECONSTRUCTION_STEPS", 3)
     flags = ["--config", tiny.folder / "ddpm.yml", "--weights", tiny.folder / "ddpm.pt", "--train", tiny.train]

@@ -44,7 +44,7 @@ def test_p2_weights_and_simple_ones():
     assert torch.equal(loss_weights(schedule, Settings()), torch.ones(1000))
 
 
-def test_the_loss_is_weighted(config, monkeypatch):
+def test_loss_is_weighted(config, monkeypatch):
     monkeypatch.setattr("asyrp.base_model.trainer.antithetic_timesteps", lambda n, T, device: torch.full((n,), T - 1))
     plain, weighted = (trained(config, 1, loss_weighting=kind) for kind in ("simple", "snr"))
     weight = loss_weights(Schedule.of(config.diffusion), settings(loss_weighting="snr"))[-1].item()
@@ -52,7 +52,7 @@ def test_the_loss_is_weighted(config, monkeypatch):
     assert weighted.loss.item() == pytest.approx(weight * plain.loss.item(), rel=1e-5)
 
 
-def test_the_loss_of_a_perfect_prediction_is_zero(config):
+def test_loss_of_a_perfect_prediction_is_zero(config):
     trainer = trained(config, 0)
     x_0, alpha_bars = smooth_images(4), torch.from_numpy(Schedule.of(config.diffusion).alpha_bars).float()
 
@@ -130,18 +130,18 @@ def test_the_layout_is_the_one_that_was_asked_for(config):
     assert not weights["channels_last"].is_contiguous()
 
 
-def test_what_cannot_be_read_is_told_once(config, monkeypatch, caplog):
+def test_unreadable_images_are_reported_once(config, monkeypatch, caplog):
     trainer, x_0 = trained(config, 0, total_images=12), smooth_images(4)
     # As several processes tell it, each of them once.
     monkeypatch.setattr(trainer, "loader", lambda dataset: [(x_0, ["a", "b", "a"]), (x_0, ["a"]), (x_0, ["c"])])
     trainer.run(None, save=lambda: None)
-    assert [line.getMessage() for line in caplog.records] == [f"{name}: left out" for name in "abc"]
+    assert [line.getMessage() for line in caplog.records] == [f"skipped: {name}" for name in "abc"]
 
 
 # ---- the moving average -----------------------------------------------------------------------------------------------------
 
 
-def test_the_average_follows_the_weights_faster_at_first(config):
+def test_average_follows_the_weights_faster_at_first(config):
     trainer = trained(config, 1, lr=0.05, ema=0.9, warmup=0)
     for seen, decay in ((4, 5 / 44), (36, 37 / 76), (4000, 0.9)):
         trainer.images_seen = seen
@@ -153,7 +153,7 @@ def test_the_average_follows_the_weights_faster_at_first(config):
         assert not tensors_equal(before, trainer.ema.state_dict())
 
 
-def test_a_state_keeps_weights_and_average_apart(config):
+def test_state_keeps_weights_and_average_apart(config):
     trainer = trained(config, 3, lr=0.05, warmup=0)
     again = Trainer(config, settings(), state=copy.deepcopy(trainer.state()))
     assert tensors_equal(dict(again.unet.state_dict()), dict(trainer.unet.state_dict()))
@@ -164,7 +164,7 @@ def test_a_state_keeps_weights_and_average_apart(config):
 # ---- going on ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_optimizer_goes_on_with_its_moments_and_the_betas_of_the_flags(config):
+def test_resume_keeps_moments_and_uses_given_betas(config):
     trainer = trained(config, 2)
     again = Trainer(config, settings(betas=(0.5, 0.7)), state=copy.deepcopy(trainer.state()))
     moments = [s.optimizer.state_dict()["state"][0]["exp_avg"] for s in (trainer, again)]
@@ -173,7 +173,7 @@ def test_the_optimizer_goes_on_with_its_moments_and_the_betas_of_the_flags(confi
     assert [s.optimizer.param_groups[0]["betas"] for s in (trainer, again)] == [(0.9, 0.99), (0.5, 0.7)]
 
 
-def test_random_numbers_after_a_resume_are_others_and_can_be_had_again(config):
+def test_resume_uses_new_reproducible_random_numbers(config):
     def draw(images_seen, seed=0):
         state = None if images_seen == 0 else {**trained(config, 0).state(), "images_seen": images_seen}
         Trainer(config, settings(seed=seed), state=state)
@@ -184,7 +184,7 @@ def test_random_numbers_after_a_resume_are_others_and_can_be_had_again(config):
     assert draw(8) == draws[1]
 
 
-def test_trained_weights_meet_a_new_optimizer_slowly(config, tmp_path):
+def test_new_optimizer_warms_up_on_trained_weights(config, tmp_path):
     torch.save(trained(config, 0).averaged_weights(), tmp_path / "w.pt")
     state = copy.deepcopy(trained(config, 1).state())
     without = {key: value for key, value in state.items() if key != "optimizer"}
@@ -206,5 +206,5 @@ def test_trained_weights_meet_a_new_optimizer_slowly(config, tmp_path):
     assert rates == pytest.approx([1 / 101, 2 / 101, 3 / 101])
 
 
-def test_the_model_of_a_state_is_plain_data(config):
+def test_model_of_a_state_is_plain_data(config):
     assert yaml.safe_load(yaml.safe_dump(model_sections(config)))["model"]["ch_mult"] == [1, 2]

@@ -93,7 +93,7 @@ def state_of(out):
 
 
 @pytest.mark.parametrize("keep", ["float16", "float32"])
-def test_the_average_is_what_is_written(train, out, keep):
+def test_average_is_what_is_written(train, out, keep):
     assert train("--keep", keep, "--lr", 0.05, "--warmup", 0)[0] == 0
     weights, state = load(out), state_of(out)
     dtype = getattr(torch, keep)
@@ -105,20 +105,20 @@ def test_the_average_is_what_is_written(train, out, keep):
 # ---- going on ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_training_goes_on_where_it_was(train, out):
+def test_resume_training(train, out):
     assert train()[0] == 0
     first = state_of(out)
     status, lines = train("--total_images", 20)
     last = state_of(out)
     assert status == 0
-    assert f"going on from {out}.state: 8 images seen" in lines
+    assert f"resuming from {out}.state: 8 images seen" in lines
     assert (first["images_seen"], last["images_seen"], record(out)["images_seen"]) == (8, 20, 20)
     assert [(s["from"], s["to"]) for s in last["sessions"]] == [(0, 8), (8, 20)]
     assert last["seconds"] > first["seconds"] > 0
     assert [v["step"] for v in last["optimizer"]["state"].values()] == [5] * len(last["optimizer"]["state"])
 
 
-def test_weights_alone_can_be_gone_on_from(train, out):
+def test_init_continues_from_weights(train, out):
     assert train("--keep", "float32", "--lr", 0.05)[0] == 0
     weights = out.rename(out.with_name("first.pt"))
     Path(f"{out}.state").unlink()
@@ -129,31 +129,31 @@ def test_weights_alone_can_be_gone_on_from(train, out):
     assert all(torch.equal(after[key], value.half()) for key, value in load(weights).items())
 
 
-def test_weights_are_written_anew_when_nothing_is_left_to_train(train, out):
+def test_complete_training_saves_weights_again(train, out):
     train()
     out.unlink()
     status, lines = train("--keep", "float32")
     assert status == 0
-    assert "nothing is left to train" in lines[-1]
+    assert "training is complete" in lines[-1]
     assert tensors_equal(load(out), state_of(out)["ema"])
     assert len(state_of(out)["sessions"]) == 1
 
 
-def test_a_state_of_another_model_is_refused(train, error, world, out, tmp_path):
+def test_state_of_another_model_is_refused(train, error, world, out, tmp_path):
     train()
     line = error(config=write_config(tmp_path / "wide.yml", ch=16))
-    assert line.startswith(f"{out}.state is the state of another model: model.ch is 8 there, and 16 in the config")
+    assert line.startswith(f"{out}.state belongs to another model: model.ch is 8 there, but 16 in the config")
 
 
-def test_a_damaged_state_says_how_to_begin_again(train, error, out):
+def test_damaged_state_error_says_how_to_restart(train, error, out):
     train()
     path = Path(f"{out}.state")
     whole = path.read_bytes()
     for contents in (whole[: len(whole) // 2], b""):
         path.write_bytes(contents)
-        assert f"delete it to begin again from the weights (--init {out} --images_seen 8)" in error()
+        assert f"delete it and start again from the weights (--init {out} --images_seen 8)" in error()
     torch.save({"unet": {}}, path)
-    assert "delete it to begin again from the weights" in error()
+    assert "delete it and start again from the weights" in error()
     path.unlink()
     assert f"--init {out} --images_seen 8" in error()
 
@@ -161,11 +161,11 @@ def test_a_damaged_state_says_how_to_begin_again(train, error, out):
 # ---- images -----------------------------------------------------------------------------------------------------------------
 
 
-def test_an_unreadable_image_is_told_once_and_left_out(train, out, world):
+def test_unreadable_image_is_reported_once_and_skipped(train, out, world):
     status, lines = train("--total_images", 40, "--flip")
     assert status == 0
-    assert [line for line in lines if "left out" in line] == [
-        f"{world / 'images' / 'broken.png'} cannot be read as an image (unknown format): left out"
+    assert [line for line in lines if "skipped" in line] == [
+        f"skipped: {world / 'images' / 'broken.png'} cannot be read as an image (unknown format)"
     ]
     made = record(out)
     assert (made["images_seen"], made["images_in_folder"]) == (40, 7)
@@ -176,7 +176,7 @@ def test_an_unreadable_image_is_told_once_and_left_out(train, out, world):
     assert Path(f"{out}.png").stat().st_size > 1000
 
 
-def test_images_that_all_cannot_be_read_are_an_error(error, tmp_path):
+def test_no_readable_images_exit_2(error, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_text("no image")
     assert "none of its 1 images can be used" in error(images=tmp_path / "bad")
@@ -194,7 +194,7 @@ def test_worker_processes_read_an_lmdb(train, world, out, tmp_path):
 # ---- what ends a training ---------------------------------------------------------------------------------------------------
 
 
-def test_two_trainings_do_not_write_one_file(train, out):
+def test_second_training_of_same_file_exits_2(train, out):
     with held(Files(out).lock, "what the test does"):
         status, lines = train()
     assert status == 2
@@ -203,7 +203,7 @@ def test_two_trainings_do_not_write_one_file(train, out):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_first_and_a_second_one_does_not(train, out, monkeypatch, request, number, status):
+def test_first_signal_saves_second_does_not(train, out, monkeypatch, request, number, status):
     step, times = Trainer.step, 1
 
     def interrupted(self, x_0):
@@ -227,7 +227,7 @@ def test_a_signal_saves_first_and_a_second_one_does_not(train, out, monkeypatch,
     assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] == former
 
 
-def test_ctrl_c_that_is_ignored_stays_so(train, out, monkeypatch, request):
+def test_ignored_ctrl_c_stays_ignored(train, out, monkeypatch, request):
     own_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, own_ctrl_c))
     step = Trainer.step
@@ -238,7 +238,7 @@ def test_ctrl_c_that_is_ignored_stays_so(train, out, monkeypatch, request):
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_whole_group_leaves_the_readers_at_work(train, out, monkeypatch, number):
+def test_signal_to_process_group_keeps_workers_alive(train, out, monkeypatch, number):
     step = Trainer.step
 
     def signalled(self, x_0):
@@ -252,7 +252,7 @@ def test_a_signal_to_the_whole_group_leaves_the_readers_at_work(train, out, monk
     assert state_of(out)["images_seen"] == 40
 
 
-def test_minutes_end_a_training_before_its_images_do(train, out, monkeypatch):
+def test_minutes_end_a_training_early(train, out, monkeypatch):
     step = Trainer.step
 
     def slow(self, x_0):
@@ -280,22 +280,22 @@ def full_disk(monkeypatch):
     return lambda n: left.__setitem__(0, n)
 
 
-def test_a_full_disk_is_told_in_one_line_and_the_old_state_kept(train, error, out, full_disk):
+def test_full_disk_is_one_line_and_keeps_old_state(train, error, out, full_disk):
     train()
     full_disk(1)
     assert f"{out}.state: " in error("--total_images", 12)
     assert state_of(out)["images_seen"] == 8
 
 
-def test_a_disk_that_is_full_for_a_while_ends_no_training(train, out, full_disk):
+def test_temporarily_full_disk_does_not_end_training(train, out, full_disk):
     full_disk(1)
     status, lines = train("--save_minutes", 0)
     assert status == 0
-    assert len([line for line in lines if line.endswith("what was saved before is kept, and training goes on")]) == 1
+    assert len([line for line in lines if line.endswith("the previous save is kept, and training continues")]) == 1
     assert state_of(out)["images_seen"] == 8
 
 
-def test_weights_that_are_no_numbers_are_not_written(train, error, out, monkeypatch):
+def test_nan_weights_are_not_saved(train, error, out, monkeypatch):
     train()
     step = Trainer.step
 
@@ -304,11 +304,11 @@ def test_weights_that_are_no_numbers_are_not_written(train, error, out, monkeypa
         self.loss = torch.tensor(float("nan"))
 
     monkeypatch.setattr(Trainer, "step", exploding)
-    assert "the loss is no number any more" in error("--total_images", 12)
+    assert "the loss is not finite after" in error("--total_images", 12)
     assert state_of(out)["images_seen"] == 8
 
 
-def test_a_compiler_that_fails_is_one_line(error, monkeypatch):
+def test_compiler_that_fails_is_one_line(error, monkeypatch):
     def failing(unet):
         def forward(x, t):
             raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no C++ compiler"), None)
@@ -325,15 +325,15 @@ def test_a_compiler_that_fails_is_one_line(error, monkeypatch):
         (["--lr", "0"], "flags: lr 0.0: must be above 0"),
         (["--lr", "fast"], "argument --lr: invalid float value"),
         (["--betas", "0.9", "1"], "betas 1.0: must be 0 or more and below 1"),
-        (["--snr_bounds", "3", "1", "--loss_weighting", "snr"], "--snr_bounds 3.0 1.0: the smaller one comes first"),
+        (["--snr_bounds", "3", "1", "--loss_weighting", "snr"], "--snr_bounds 3.0 1.0: give the smaller one first"),
         (["--p2_gamma", "1"], "--p2_gamma has no effect with --loss_weighting simple"),
         (["--snr_power", "1", "--loss_weighting", "p2"], "--snr_power has no effect with --loss_weighting p2"),
-        (["--images_seen", "4"], "--images_seen says what the weights of --init have seen"),
+        (["--images_seen", "4"], "--images_seen is the number of images that --init was trained on"),
         (["--images_seen", "8", "--init", "w.pt"], "--total_images 8: must be more than --images_seen 8"),
         (["--init", "nowhere.pt"], "nowhere.pt: no such file"),
-        (["--images", "nowhere"], "nowhere is no folder of images"),
+        (["--images", "nowhere"], "nowhere is not a folder of images"),
         (["--config", "nowhere"], "--config nowhere: no such file"),
-        (["--device", "abacus"], "--device abacus cannot be used here"),
+        (["--device", "abacus"], "--device abacus is not available"),
         (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
         (["--out", "/dev/null/w.pt"], "/dev/null"),
         (["--out", "."], "is a folder"),

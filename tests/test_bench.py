@@ -46,7 +46,7 @@ def tables(tiny, tmp_path, monkeypatch):
 
 
 @needs_channels_last
-def test_rehearsal(tables, tiny, tmp_path):
+def test_short_run(tables, tiny, tmp_path):
     flags = ("--precision", "fp32", "bf16", "fp16", "--batch", "1", "2", "--layout", "channels_last", "contiguous")
     work, speed, wanted = tables("--images", tiny.test, *flags)
     # Two of four steps are edited.
@@ -66,7 +66,7 @@ def test_rehearsal(tables, tiny, tmp_path):
     assert "Weights: trained; images: a folder; 4 steps, of which 2 are edited" in text
 
 
-def test_a_report_of_a_cpu_has_ratios_and_no_folders_of_this_machine(tables, tiny, tmp_path, monkeypatch):
+def test_cpu_report_has_ratios_and_no_folders_of_this_machine(tables, tiny, tmp_path, monkeypatch):
     given = ["--config", f"{tiny.folder}/ddpm.yml", f"--model_path={tiny.folder}/ddpm.pt", "--images", f"{ROOT}/examples"]
     monkeypatch.setattr(sys, "argv", ["bench.py", *given])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -85,7 +85,7 @@ def test_without_out_the_report_is_printed_only(capsys, monkeypatch):
     assert capsys.readouterr().out == "## a section\n"
 
 
-def test_the_layout_is_the_one_of_main_by_default(tables):
+def test_layout_is_the_one_of_main_by_default(tables):
     _, speed, _ = tables()
     assert [row[:4] for row in speed[3:]] == [["fp32", "off", layout_for("cpu"), "1"]]
 
@@ -103,7 +103,7 @@ def test_winograds_convolutions_are_named():
     assert layouts == ["contiguous, Winograd", "channels_last"]
 
 
-def test_a_direction_that_ships_is_edited_with(tmp_path, monkeypatch):
+def test_direction_that_ships_is_edited_with(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where none of the user's own has that name
     world = bench.World(bench.parse_args(["--config", "avatar.yml", "--direction", "smiling", "--device", "cpu"]))
     learned = torch.load(ROOT / "pretrained/avatar/directions/smiling.pth", weights_only=True)["0"]
@@ -111,7 +111,7 @@ def test_a_direction_that_ships_is_edited_with(tmp_path, monkeypatch):
     assert not all(torch.equal(*pair) for pair in zip(world.direction.parameters(), world.new_block.parameters(), strict=True))
 
 
-def test_what_is_missing_is_random(monkeypatch):
+def test_missing_weights_are_random(monkeypatch):
     """Weights, images, and a CLIP of the size that is named."""
     monkeypatch.setenv("ASYRP_MODEL_AVATAR", "nowhere.pt")
     world = bench.World(bench.parse_args(["--config", "avatar.yml", "--clip_model_name", "ViT-B/32", "--batch", "1", "3"]))
@@ -128,10 +128,10 @@ def test_what_is_missing_is_random(monkeypatch):
         (("--model_path", "nowhere.pt"), "nowhere.pt: no such file"),
         (("--clip_model_name", "ViT-Q/7"), "--clip_model_name ViT-Q/7: neither a file nor"),
         (("--direction", "nobody"), "no direction nobody: looked for"),
-        (("--precision", "tf32", "--device", "cpu"), "--precision tf32 is for CUDA devices"),
+        (("--precision", "tf32", "--device", "cpu"), "--precision tf32 is only for CUDA devices"),
     ],
 )
-def test_what_it_refuses(flags, message, capsys):
+def test_refused_arguments(flags, message, capsys):
     assert guarded(bench.main, ["--steps", "2", *flags]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
 
@@ -151,7 +151,7 @@ def plain_and_ours(train):
     return torch.cat([p.detach().flatten() for p in block.parameters()])
 
 
-def test_the_plain_schedule_computes_the_same():
+def test_plain_schedule_computes_the_same():
     schedule, steps = process.Schedule.linear(), process.timesteps(4, 999)
     alpha_bars = [*schedule.alpha_bars.tolist(), 1.0]
 
@@ -179,7 +179,7 @@ def test_multiply_adds_of_a_convolution():
     assert gigamacs(lambda: conv(torch.empty(2, 3, 10, 10, device="meta"))) == 2 * 8 * 3 * 9 * 100 / 1e9
 
 
-def test_the_most_that_lives_at_a_time():
+def test_live_bytes_peak():
     with LiveBytes() as memory:
         a = torch.empty(1000)
         b = a + 1  # two of them
@@ -192,14 +192,14 @@ def test_the_most_that_lives_at_a_time():
     assert memory.live == e.nbytes
 
 
-def test_a_training_step_holds_less_with_recomputed_activations():
+def test_checkpoint_decoder_reduces_training_peak():
     hollow = Hollow(load_config("avatar.yml"), ClipLoss(ROOT / "pretrained" / "avatar" / "clip.json"))
     assert hollow.training_peak(recompute=True) < hollow.training_peak(recompute=False)
     costs = hollow.passes()
     assert costs["decode"] < costs["decode and back"] < 2.2 * costs["decode"]
 
 
-def test_256_px_fits_into_6_gib():
+def test_training_at_256_px_fits_into_6_gib():
     """celeba.yml with a CLIP ViT-B/16, in float32, and room for the kernels' workspaces."""
     settings = {"embed_dim": 512, "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16}}
     with torch.device("meta"):
@@ -209,7 +209,7 @@ def test_256_px_fits_into_6_gib():
     assert hollow.training_peak(recompute=False) < 4 * 2**30
 
 
-def test_a_section_replaces_the_one_of_its_name(tmp_path):
+def test_section_with_same_heading_is_replaced(tmp_path):
     path = tmp_path / "docs" / "b.md"
     for text in ("## a\n\none", "## b\n\ntwo", "## a\n\nthree"):
         write_section(path, text)

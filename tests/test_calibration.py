@@ -48,7 +48,7 @@ def test_steps_are_equal_in_change_and_keep_the_ends():
     assert found.spaced(2, -1, 7) == pytest.approx(strip[::-1])
 
 
-def test_a_slider_moves_in_equal_steps_of_a_calibrated_direction():
+def test_slider_moves_in_equal_steps_of_a_calibrated_direction():
     found = of(lambda s: s**2)
     at = [strength_at({"calibration": found.record()}, "smiling", position, 1.5) for position in np.linspace(-1.5, 1.5, 7)]
     assert (at[0], at[3], at[-1]) == pytest.approx((-1.5, 0, 1.5))
@@ -59,11 +59,11 @@ def test_a_slider_moves_in_equal_steps_of_a_calibrated_direction():
         strength_at({"calibration": {}}, "smiling", 1, 1.5)
 
 
-def test_the_change_of_a_straight_line_leaves_a_strip_as_it_is():
+def test_linear_calibration_does_not_change_a_strip():
     assert of(abs).spaced(-1, 2, 7) == pytest.approx(np.linspace(-1, 2, 7))
 
 
-def test_a_change_that_falls_again_is_left_out():
+def test_strengths_with_falling_change_are_dropped():
     found = Calibration.of([0.5, 1.0, 1.5, 2.0], [0.2, 0.1, 0.2, 0.5], "lpips")
     assert (found.strengths, found.changes) == ((0.0, 0.5, 2.0), (0.0, 0.2, 0.5))
 
@@ -76,15 +76,15 @@ def test_saturation():
     assert of(lambda s: min(abs(s), 0.75)).beyond(-0.5, 0.5) == []
 
 
-def test_a_direction_that_changes_nothing():
-    with pytest.raises(UserError, match="changes nothing"):
+def test_direction_that_changes_nothing():
+    with pytest.raises(UserError, match="no measurable effect"):
         of(lambda s: 0.0)
 
 
 # ---- in a record ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_record_keeps_it():
+def test_calibration_in_a_record():
     found = of(lambda s: s**2)
     read = Calibration.of_record({"calibration": json.loads(json.dumps(found.record()))}, "x")
     assert read == found
@@ -108,9 +108,9 @@ def test_a_record_keeps_it():
     ],
     ids=str,
 )
-def test_a_damaged_one_is_an_error_in_one_line(damage):
+def test_damaged_calibration_is_a_one_line_error(damage):
     entry = "text" if damage is None else LINE | damage
-    with pytest.raises(UserError, match=r"calibration of smile\.pth is damaged: --calibrate measures it anew"):
+    with pytest.raises(UserError, match=r"calibration of smile\.pth is damaged: measure it again with --calibrate"):
         Calibration.of_record({"calibration": entry}, "smile.pth")
 
 
@@ -149,7 +149,7 @@ def strengths_of(mode="test"):
     return [float(label) for label in settings(RESULTS, mode)["strengths"]]
 
 
-def test_a_calibrated_direction_has_strips_of_equal_change(tiny, tmp_path, monkeypatch):
+def test_calibrated_direction_has_strips_of_equal_change(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call(tiny, "--run_train", *DELTA_H, "--do_test", "0", "--lr_training", "50") == 0
     before = torch.load(CHECKPOINT, weights_only=True)
@@ -187,18 +187,18 @@ def test_training_and_calibrating_in_one_command(tiny, tmp_path, monkeypatch):
     assert names(Path("checkpoint"))[-1].endswith("_2.pth")
 
 
-def test_boosting_is_no_change_by_the_direction(tiny):
+def test_boosting_does_not_count_as_change(tiny):
     """The plain pictures are boosted with the same noise: a direction that does nothing changes nothing."""
     model, images = open_tiny(tiny), smooth_images(2, seed=5)
     size = (1, model.unet.h_ch, model.unet.h_size, model.unet.h_size)
     nothing = Direction(GivenDirection({None: torch.zeros(size)}), {"n_train_step": 4, "t_edit": 500}, "nothing")
-    with pytest.raises(UserError, match="changes nothing"):
+    with pytest.raises(UserError, match="no measurable effect"):
         asyrp.calibrate(model, nothing, images, n_steps=4, t_boost=700)
-    with pytest.raises(UserError, match="lpips or s_dir, not by ssim"):
+    with pytest.raises(UserError, match="unknown measure ssim: use lpips or s_dir"):
         asyrp.calibrate(model, nothing, images, "ssim", n_steps=4)
 
 
-def test_a_finished_training_keeps_its_calibration_and_a_mean_has_none(tiny, tmp_path, monkeypatch, capsys):
+def test_finished_training_keeps_calibration_and_mean_has_none(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     learn = ("--run_train", *DELTA_H, "--do_test", "0", "--lr_training", "50")
     assert call(tiny, *learn) == call(tiny, "--calibrate", *DELTA_H) == 0
@@ -209,10 +209,10 @@ def test_a_finished_training_keeps_its_calibration_and_a_mean_has_none(tiny, tmp
     assert strengths_of() == pytest.approx([0, 1, 2], abs=0.02)
     assert "was calibrated with" not in capsys.readouterr().err
     assert call(tiny, "--run_test", *DELTA_H, *strip, "--edit_threshold", "0.5") == 0
-    assert "was calibrated with region None, here it is {'threshold': 0.5" in capsys.readouterr().err
+    assert "was calibrated with region None, but here it is {'threshold': 0.5" in capsys.readouterr().err
 
 
-def test_what_ships_is_not_written_over(tiny, tmp_path, monkeypatch):
+def test_shipped_directions_are_not_overwritten(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call(tiny, *TRAIN) == 0
     shipped = tmp_path / "shipped" / "smile.pth"
@@ -225,7 +225,7 @@ def test_what_ships_is_not_written_over(tiny, tmp_path, monkeypatch):
     assert "calibration" in directions.read(Path("checkpoint/smile.pth")).record
 
 
-def test_the_library_calibrates_and_saves(tiny, tmp_path):
+def test_library_calibrates_and_saves(tiny, tmp_path):
     model = open_tiny(tiny)
     images = smooth_images(3, seed=5)
     direction = asyrp.train_direction(
@@ -242,19 +242,21 @@ def test_the_library_calibrates_and_saves(tiny, tmp_path):
         assert again.record["t_edit"] == 700 and again.digest() == direction.digest()
     with pytest.raises(UserError, match="no images"):
         asyrp.calibrate(model, direction, images[:0])
+    boosted = [asyrp.calibrate(model, direction, images, n_steps=4, t_boost=700, batch_size=n).changes for n in (1, 3)]
+    assert boosted[0] == pytest.approx(boosted[1], rel=1e-3)  # noise is seeded per image
 
 
 @pytest.mark.parametrize(
     "flags, said",
     [
         (("--n_calibrate_img", "3", *TEST), "--n_calibrate_img needs --calibrate"),
-        (("--equal_steps", "0", *TEST), "--equal_steps needs --delta_interpolation"),
+        (("--equal_steps", "0", *TEST), "--equal_steps sets the spacing of a strip"),
         (("--calibrate", "--multiple_attr", "a b"), "leave out --multiple_attr"),
         (("--calibrate", "--fit_direction", "h_pca"), "fit first"),
         (("--calibrate", "ssim"), "invalid choice"),
     ],
 )
-def test_what_does_not_go_together(tiny, tmp_path, monkeypatch, capsys, flags, said):
+def test_contradicting_flags_exit_2(tiny, tmp_path, monkeypatch, capsys, flags, said):
     monkeypatch.chdir(tmp_path)
     assert call(tiny, *flags) == 2
     assert said in capsys.readouterr().err

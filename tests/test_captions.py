@@ -27,7 +27,7 @@ def test_every_class_has_words():
 
 
 @pytest.mark.parametrize("style", range(len(captions.STYLES)))
-def test_a_caption_tells_what_it_says_it_tells(style):
+def test_captions_contain_their_labels(style):
     rng, labels = random.Random(0), [1] * N
     told_style = 0
     for _ in range(200):

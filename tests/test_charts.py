@@ -1,9 +1,11 @@
-"""Charts: round ticks, and lines that lie where their numbers say."""
+"""Charts: round ticks, positions of lines, and plots without warnings."""
 
 import numpy as np
 import pytest
 
+from asyrp.intervals import Curve
 from asyrp.report.charts import BOTTOM, LEFT, RIGHT, TOP, Line, Span, line_chart, round_numbers
+from asyrp.report.pictures import plot_curves
 
 
 @pytest.mark.parametrize(
@@ -36,8 +38,14 @@ def test_lines_lie_where_their_numbers_say():
 
 
 @pytest.mark.parametrize("y", [0.0, 0.7, -0.7])
-def test_a_single_point_has_a_place(y):
+def test_single_point_has_a_place(y):
     chart = line_chart("one point", "t", "loss", [Line("one", np.array([3]), np.array([y]))])
     [(_, [(at_x, at_y)], _)] = chart.lines
     assert at_x == (LEFT + RIGHT) / 2
     assert TOP < at_y <= BOTTOM
+
+
+def test_missing_glyphs_of_a_plot_give_no_warning(tmp_path, recwarn):
+    values = np.linspace(0, 1, 3)
+    plot_curves(Curve(np.arange(3), *[values] * 4), tmp_path / "curve.png", "\u6f22")
+    assert (tmp_path / "curve.png").is_file() and not recwarn.list

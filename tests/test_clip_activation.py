@@ -62,35 +62,35 @@ def described(path, **changes):
 @pytest.mark.parametrize(
     ("computed", "name"), [(SigmoidGELU(), "QuickGELU"), (torch.nn.GELU(), "GELU")], ids=["QuickGELU", "GELU"]
 )
-def test_an_archive_is_read_with_the_activation_it_computes(tmp_path, caplog, computed, name):
+def test_archive_is_read_with_the_activation_it_computes(tmp_path, caplog, computed, name):
     clip = ClipLoss(archive(tmp_path / "clip.pt", computed))
     assert activations(clip) == {name}
     assert not caplog.messages
 
 
 @pytest.mark.parametrize("computed", [[], [SigmoidGELU(), torch.nn.GELU()]], ids=["none", "both"])
-def test_an_archive_that_does_not_say(tmp_path, caplog, computed):
+def test_archive_without_activation(tmp_path, caplog, computed):
     assert activations(ClipLoss(archive(tmp_path / "clip.pt", *computed))) == {"QuickGELU"}
-    assert "does not say which activation" in caplog.messages[0]
+    assert "does not specify its activation" in caplog.messages[0]
 
 
-def test_an_archive_of_another_form_of_gelu(tmp_path):
+def test_archive_of_another_form_of_gelu(tmp_path):
     message = message_of(archive(tmp_path / "clip.pt", torch.nn.GELU(approximate="tanh")))
     assert "tanh form" in message and "open_clip config" in message
 
 
-def test_a_plain_state_dict_is_read_as_openais_with_a_warning(tmp_path, caplog):
+def test_plain_state_dict_is_read_as_openais_with_a_warning(tmp_path, caplog):
     torch.save(openai_weights(), tmp_path / "clip.pt")
     assert activations(ClipLoss(tmp_path / "clip.pt")) == {"QuickGELU"}
     [record] = caplog.records
     assert record.levelname == "WARNING"
-    assert "clip.pt does not say which activation it was trained with: read with QuickGELU" in record.message
+    assert "clip.pt does not specify its activation: using QuickGELU" in record.message
     assert "clip.json" in record.message and "--clip_model_name" in record.message
 
 
 @pytest.mark.parametrize("beside", ["clip.json", "open_clip_config.json"])
 @pytest.mark.parametrize("quick", [True, False])
-def test_a_config_beside_the_weights_decides(tmp_path, caplog, beside, quick):
+def test_config_next_to_weights_decides(tmp_path, caplog, beside, quick):
     torch.save(openai_weights(), tmp_path / "clip.pt")
     described(tmp_path / beside, quick_gelu=quick)
     clip = ClipLoss(tmp_path / "clip.pt")
@@ -99,7 +99,7 @@ def test_a_config_beside_the_weights_decides(tmp_path, caplog, beside, quick):
     assert all(torch.equal(tensor, clip.model.state_dict()[name]) for name, tensor in openai_weights().items())
 
 
-def test_the_config_of_the_file_before_that_of_the_folder(tmp_path):
+def test_config_of_file_precedes_config_of_folder(tmp_path):
     torch.save(openai_weights(), tmp_path / "clip.pt")
     described(tmp_path / "open_clip_config.json", quick_gelu=True)
     described(tmp_path / "clip.json", quick_gelu=False)
@@ -108,15 +108,15 @@ def test_the_config_of_the_file_before_that_of_the_folder(tmp_path):
     assert activations(ClipLoss(tmp_path / "clip.pt")) == {"QuickGELU"}
 
 
-def test_a_config_that_contradicts_its_archive(tmp_path):
+def test_config_that_contradicts_its_archive(tmp_path):
     path = archive(tmp_path / "clip.pt", SigmoidGELU())
     described(tmp_path / "clip.json")
-    assert "clip.pt was made with quick_gelu true; correct the config" in message_of(path)
+    assert "clip.pt uses quick_gelu true: correct the config" in message_of(path)
     described(tmp_path / "clip.json", quick_gelu=True)
     assert activations(ClipLoss(path)) == {"QuickGELU"}
 
 
-def test_the_activation_matters(tmp_path):
+def test_activation_matters(tmp_path):
     path = tmp_path / "clip.pt"
     torch.save(openai_weights(), path)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -133,7 +133,7 @@ def test_openais_own_models_give_no_warning(tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("where", [0.5, 0.99, "code"])
-def test_a_damaged_archive(tmp_path, where):
+def test_damaged_archive(tmp_path, where):
     path = archive(tmp_path / "clip.pt", SigmoidGELU())
     whole = path.read_bytes()
     if where == "code":

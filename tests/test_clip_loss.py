@@ -46,7 +46,7 @@ def images():
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A function (suffix of the weights, changes to the config) -> path of the config, with weights beside it."""
+    """A function (suffix of the weights, changes to the config) -> path of the config, with its weights next to it."""
 
     def write(suffix=".safetensors", dtype=torch.float16, **changes):
         torch.manual_seed(0)
@@ -138,10 +138,10 @@ def test_text_is_encoded_once_per_pair(tiny, monkeypatch):
     assert calls == [2, 158]
 
 
-def test_prompts_that_make_no_direction(clip):
+def test_prompts_with_equal_features(clip):
     with pytest.raises(UserError, match="no difference"):
         clip.direction("Dog", "dog")
-    with pytest.raises(UserError, match=r"80 tokens and this CLIP reads 75: shorten it"):
+    with pytest.raises(UserError, match=r"80 tokens, but this CLIP reads at most 75: shorten it"):
         clip.cosine("face", "very " * 79 + "long")
 
 
@@ -177,13 +177,13 @@ def test_config_with_weights(tiny, suffix):
 
 
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
-def test_a_folder_as_open_clip_publishes_it(tiny, name):
+def test_folder_as_open_clip_publishes_it(tiny, name):
     path = tiny(".pt" if name.endswith("bin") else ".safetensors")
     path.with_suffix(".pt" if name.endswith("bin") else ".safetensors").rename(path.with_name(name))
     config = path.rename(path.with_name("open_clip_config.json"))
     assert ClipLoss(config).image_size == 32
     path.with_name(name).unlink()
-    assert "or open_clip_pytorch_model.bin beside it" in message_of(config)
+    assert "or open_clip_pytorch_model.bin next to it" in message_of(config)
 
 
 def test_config_with_sections(tiny):
@@ -223,7 +223,7 @@ def test_model_hub_when_the_server_refuses(tmp_path, monkeypatch):
 # Identity
 
 
-def test_an_identity_is_that_of_the_content(tiny, tmp_path):
+def test_identity_is_that_of_the_content(tiny, tmp_path):
     first, again = ClipLoss(tiny()), ClipLoss(tiny(".pt"))
     assert first.identity() == again.identity() and len(first.identity()) == 16
     with torch.no_grad():
@@ -239,14 +239,14 @@ def test_an_identity_is_that_of_the_content(tiny, tmp_path):
     assert len(set(identities.values())) == len(identities), identities
 
 
-def test_an_identity_of_openais_layout_knows_the_activation(tmp_path):
+def test_identity_of_openais_layout_knows_the_activation(tmp_path):
     torch.save(openai_weights(), tmp_path / "clip.pt")
     models = [clip_loss.from_openai_layout(tmp_path / "clip.pt", quick) for quick in (True, False, True)]
     quick, exact, again = (ClipLoss((model, *clip_loss.OPENAI_NORMALISATION)).identity() for model in models)
     assert quick == again != exact
 
 
-def test_an_identity_is_computed_once(tiny, monkeypatch):
+def test_identity_is_computed_once(tiny, monkeypatch):
     calls = []
     monkeypatch.setattr(clip_loss, "digest", lambda *parts: calls.append(parts) or "0123456789abcdef")
     clip = ClipLoss(tiny())
@@ -264,11 +264,11 @@ def test_no_network(monkeypatch):
 
     monkeypatch.setattr(clip_loss, "download_pretrained", download)
     message = message_of("ViT-B/16")
-    assert "could not be fetched" in message and "ViT-B-16.pt" in message
+    assert "could not be downloaded" in message and "ViT-B-16.pt" in message
 
 
 def test_unknown_names():
-    assert "the nearest is ViT-B/16" in message_of("vit-b/16")
+    assert "did you mean ViT-B/16" in message_of("vit-b/16")
     assert "the names are ViT-B/16" in message_of("qqqq")
 
 
@@ -280,7 +280,7 @@ def test_missing_files(tmp_path, name):
 def test_config_without_weights(tiny):
     path = tiny()
     path.with_suffix(".safetensors").unlink()
-    assert "put tiny.safetensors or tiny.pt beside it" in message_of(path)
+    assert "put tiny.safetensors or tiny.pt next to it" in message_of(path)
 
 
 def test_weights_of_another_model(tiny):
@@ -297,17 +297,17 @@ def test_weights_of_another_model(tiny):
         ({"text_cfg": TINY["text_cfg"] | {"hf_tokenizer_name": "x"}}, "another tokenizer"),
     ],
 )
-def test_configs_that_make_no_clip(tiny, changes, said):
+def test_configs_that_do_not_describe_a_clip(tiny, changes, said):
     assert said in message_of(tiny(**changes))
 
 
-def test_files_that_are_no_config(tmp_path):
+def test_files_that_are_not_a_config(tmp_path):
     for text in ("{", "[]"):
         (tmp_path / "bad.json").write_text(text)
         assert "bad.json" in message_of(tmp_path / "bad.json")
 
 
-def test_files_that_are_no_clip(tmp_path):
+def test_files_that_are_not_a_clip(tmp_path):
     torch.save({"conv_in.weight": torch.zeros(3)}, tmp_path / "unet.pt")
     assert "OpenAI's layout" in message_of(tmp_path / "unet.pt")
     (tmp_path / "torn.pt").write_bytes(b"PK torn")

@@ -40,7 +40,7 @@ def test_components_of_clip_are_directions_of_length_one():
     assert found[0].abs().flatten().tolist() == pytest.approx([1, 0, 0], abs=0.05)
     assert [direction.norm().item() for direction in found] == pytest.approx([1, 1])
     assert shares[0] > 0.99 and shares.sum() == pytest.approx(1)
-    with pytest.raises(UserError, match="at most 1"):
+    with pytest.raises(UserError, match="more than 2 images"):
         components.clip_components(Colours(), [batch([(0, 0, 0), (1, 0, 0)])], 2)
 
 
@@ -56,7 +56,7 @@ def test_words_of_a_file(colours):
     assert colours.changes.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
 
 
-def test_the_nearest_word_and_that_of_the_opposite(colours):
+def test_nearest_word_and_that_of_the_opposite(colours):
     ahead, behind = components.nearest(torch.tensor([1.0, 0.1, -1.0]), colours)
     assert (ahead[0], behind[0]) == ("red", "blue")
     assert 0 < ahead[1] < 1 and 0 < behind[1] < 1
@@ -81,7 +81,7 @@ def draw(direction, strength):
     return (torch.zeros(2, 3) + change)[:, :, None, None].expand(-1, 3, 40, 40)
 
 
-def test_a_sheet_has_a_row_for_each_direction(tmp_path, monkeypatch, colours):
+def test_sheet_has_a_row_for_each_direction(tmp_path, monkeypatch, colours):
     monkeypatch.setattr(components, "words_of", lambda *args: colours)
     made = [SimpleNamespace(colour=torch.tensor(colour)) for colour in ((0.2, -0.3, 0.0), (0.0, 0.1, -0.3))]
     called = components.draw_sheet(tmp_path / "sheet.png", made, "h_pca", draw, Colours, "CUSTOM")
@@ -98,10 +98,10 @@ def test_without_a_clip_the_sheet_is_drawn_without_words(tmp_path, caplog):
     made = [SimpleNamespace(colour=torch.tensor((0.2, 0.0, 0.0)))]
     assert components.draw_sheet(tmp_path / "sheet.png", made, "h_pca", draw, missing, "CUSTOM") == [""]
     assert (tmp_path / "sheet.png").is_file()
-    assert "not called by words: the CLIP is not there" in caplog.text
+    assert "not named: the CLIP is not there" in caplog.text
 
 
-def test_components_of_clip_are_learned_tested_and_gone_on_from(tiny, tmp_path, monkeypatch, capsys):
+def test_components_of_clip_are_trained_tested_and_resumed(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call(tiny, *CLIP_PCA) == 0
     said = capsys.readouterr().err
@@ -121,13 +121,13 @@ def test_components_of_clip_are_learned_tested_and_gone_on_from(tiny, tmp_path, 
     assert [path.name[-6:] for path in sorted(Path("checkpoint").glob("x_pc1*"))] == ["_0.pth", "_1.pth"]
 
 
-def test_a_component_can_be_a_delta_h(tiny, tmp_path, monkeypatch):
+def test_component_can_be_a_delta_h(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call(tiny, *CLIP_PCA, "--n_components", "1", "--train_delta_h") == 0
     assert directions.read(next(Path("checkpoint").glob("*.pth"))).kind == "delta_h"
 
 
-def test_without_prompts_the_threshold_is_reached_as_it_is(tiny, tmp_path, monkeypatch, capsys):
+def test_threshold_without_prompts_is_not_scaled(tiny, tmp_path, monkeypatch, capsys):
     """Their cosine is 1: straight curves that rise to 2 at t = 999 reach 0.5 at t = 250."""
     monkeypatch.chdir(tmp_path)
     keep_curve(open_tiny(tiny), top=2.0)
@@ -140,11 +140,11 @@ def test_without_prompts_the_threshold_is_reached_as_it_is(tiny, tmp_path, monke
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--fit_direction", "clip_pca", "--evaluate"), "--fit_direction clip_pca makes several directions"),
+        (("--fit_direction", "clip_pca", "--evaluate"), "--fit_direction clip_pca produces several directions"),
         (("--fit_direction", "clip_pca", "--precision", "fp16"), "fp16 cannot train"),
-        (("--fit_direction", "clip_pca", "--clip_loss_w", "0"), "knows a component by the CLIP loss alone"),
+        (("--fit_direction", "clip_pca", "--clip_loss_w", "0"), "trains with the CLIP loss"),
         (("--run_test", "--words", "x.txt"), "--words needs --fit_direction h_pca or clip_pca"),
-        ((*CLIP_PCA, "--words", "nowhere.txt"), "--words nowhere.txt: it cannot be read"),
+        ((*CLIP_PCA, "--words", "nowhere.txt"), "--words nowhere.txt cannot be read"),
     ],
 )
 def test_errors_of_components(tiny, tmp_path, monkeypatch, capsys, flags, said):

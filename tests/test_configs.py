@@ -96,7 +96,7 @@ def test_every_config_is_checked_here():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_network_is_the_published_one(name):
+def test_network_is_the_published_one(name):
     pair, counts, h_shape = MODELS[name]
     config = load_config(name)
     assert (config.data.dataset, config.data.category) == pair
@@ -122,7 +122,7 @@ def test_published_yaml_files_choose_the_same_network(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_editing_section(name):
+def test_editing_section(name):
     """What each shipped model is edited with unless a flag says otherwise."""
     steps = {"n_inv_step": 40, "n_train_step": 40, "n_test_step": 40}
     as_published = {
@@ -139,7 +139,7 @@ def test_the_editing_section(name):
     assert load_config(name).editing.given() == steps | (as_measured if name.startswith("avatar") else as_published)
 
 
-def test_a_network_for_small_pictures_has_small_groups():
+def test_network_for_small_pictures_has_small_groups():
     assert (load_config("avatar64").model.norm_groups, load_config("avatar").model.norm_groups) == (8, 32)
 
 
@@ -172,7 +172,7 @@ def refused(tmp_path, text, complaint):
     assert "\n" not in message and "mine.yml" in message and len(message) < 500
 
 
-def test_what_a_short_file_leaves_open(tmp_path):
+def test_defaults_of_a_short_file(tmp_path):
     config = written(tmp_path, BASE + PLAN + "diffusion: {beta_end: 3e-2}\n")  # text, for YAML 1.1
     expected = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.03, "num_diffusion_timesteps": 1000}
     assert to_dict(config.diffusion) == expected
@@ -188,7 +188,7 @@ def test_settings_survive_being_written(tmp_path, name):
     assert (again.model, again.editing, again.judge) == (config.model, config.editing, config.judge)
 
 
-def test_editing_takes_only_what_is_said(tmp_path):
+def test_editing_has_only_given_values(tmp_path):
     text = "editing: {user_defined_t_edit: 0, lr_training: 1e-3, add_noise_from_xt: false, dt_lambda: null}\n"
     given = {"add_noise_from_xt": False, "user_defined_t_edit": 0, "lr_training": 1e-3}
     assert written(tmp_path, BASE + PLAN + text).editing.given() == given
@@ -199,7 +199,7 @@ def test_every_key_of_editing_is_a_flag():
 
 
 @pytest.mark.subprocess
-def test_a_file_is_read_as_utf_8_whatever_the_computer_speaks(tmp_path):
+def test_yaml_is_read_as_utf_8_in_any_locale(tmp_path):
     (tmp_path / "mine.yml").write_bytes("\ufeff# Zoë\n".encode() + (BASE + PLAN).replace("B", "häuser").encode())
     code = "from asyrp.config import load_config; import sys; print(ascii(load_config(sys.argv[1]).data.category))"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -218,19 +218,19 @@ def test_settings_are_read_without_torch():
     ("text", "complaint"),
     [
         ("data: [unclosed", "not valid YAML"),
-        ("", "holds no sections"),
-        ("- a\n- list\n", "holds no sections"),
-        ("data: dataset category image_size\n", "section 'data' lacks dataset, category, image_size"),
-        (f"data: {{dataset: A, category: B}}\n{PLAN}", "section 'data' lacks image_size"),
-        (BASE, "section 'model' lacks type"),
-        (BASE + "model: {type: ddpm, ch: 32}\n", "section 'model' lacks ch_mult, num_res_blocks, attn_resolutions"),
+        ("", "has no sections"),
+        ("- a\n- list\n", "has no sections"),
+        ("data: dataset category image_size\n", "section 'data' has no dataset, category, image_size"),
+        (f"data: {{dataset: A, category: B}}\n{PLAN}", "section 'data' has no image_size"),
+        (BASE, "section 'model' has no type"),
+        (BASE + "model: {type: ddpm, ch: 32}\n", "section 'model' has no ch_mult, num_res_blocks, attn_resolutions"),
         (BASE + PLAN.replace("32", "40"), "section 'model': norm_groups 32 does not divide"),
         (BASE + PLAN.replace("ch_mult", "ch_mul"), "section 'model': unknown key 'ch_mul'; did you mean ch_mult"),
         (BASE.replace("32", "31") + PLAN, "image_size must be a multiple of 2, not 31"),
-        (BASE.replace("B", "../other") + PLAN, "section 'data': category '../other': must be a name that a file can bear"),
+        (BASE.replace("B", "../other") + PLAN, "section 'data': category '../other': must be valid in a file name"),
         (BASE.replace("B", "..") + PLAN, "section 'data': category"),
         (BASE.replace("A", "a/b") + PLAN, "section 'data': dataset 'a/b'"),
-        (BASE.replace("}", ", channels: 1}") + PLAN, "channels 1 is not supported; it can only be 3"),
+        (BASE.replace("}", ", channels: 1}") + PLAN, "channels 1 is not supported: it must be 3"),
         (BASE.replace("}", ", rescaled: false}") + PLAN, "rescaled false is not supported"),
         (BASE + PLAN + "difusion: {}\n", "unknown section 'difusion'; did you mean diffusion"),
         (
@@ -241,18 +241,18 @@ def test_settings_are_read_without_torch():
         (BASE + PLAN + "diffusion: {beta_end: .nan}\n", "beta_end nan: must be a number"),
         (BASE + PLAN + "diffusion: {beta_end: 1}\n", "must be above 0 and below 1"),
         (BASE + PLAN + "diffusion: {beta_start: 0.03}\n", r"beta_start 0\.03 is above beta_end 0\.02"),
-        (BASE + PLAN + "diffusion: {beta_schedule: cosine, beta_end: 0.03}\n", "cosine has no beta_start and no beta_end"),
+        (BASE + PLAN + "diffusion: {beta_schedule: cosine, beta_end: 0.03}\n", "cosine does not use beta_start and beta_end"),
         (BASE + PLAN + "diffusion: {num_diffusion_timesteps: 1}\n", "num_diffusion_timesteps 1: must be 2 or more"),
-        (BASE + PLAN + "diffusion: 1000\n", "section 'diffusion' is 1000; keys and values"),
+        (BASE + PLAN + "diffusion: 1000\n", "section 'diffusion' is 1000, but must have keys and values"),
         (BASE + PLAN + "editing: {lr: 0.5}\n", "section 'editing': unknown key 'lr'"),
         (BASE + PLAN + "editing: {lpips_edit_th: -1}\n", "lpips_edit_th -1.0: must be 0 or more"),
         (BASE + PLAN + "editing: {n_inv_step: 1}\n", "n_inv_step 1: must be another value"),
         (BASE + PLAN + "editing: {add_noise_from_xt: 1}\n", "add_noise_from_xt 1: must be true or false"),
         (BASE + PLAN + "editing: {clip_source: x_0}\n", "clip_source 'x_0': must be 'x0' or 'origin'"),
-        (BASE + PLAN + "editing: {t_0: 1000}\n", "t_0 1000: must be at most 999, of 1000 timesteps"),
+        (BASE + PLAN + "editing: {t_0: 1000}\n", "t_0 1000: must be at most 999, with 1000 timesteps"),
         (BASE + PLAN + "editing: {user_defined_t_edit: 1001}\n", "user_defined_t_edit 1001: must be at most 1000"),
         (BASE + PLAN + "clip: {modle: x}\n", "section 'clip': unknown key 'modle'; did you mean model"),
-        (BASE + PLAN + "judge: {weights: x}\n", "section 'judge' lacks aims"),
+        (BASE + PLAN + "judge: {weights: x}\n", "section 'judge' has no aims"),
         (BASE + PLAN + "judge: {weights: x, aims: {beard: [beard, yes]}}\n", "aims: beard true: must be text"),
         (BASE + PLAN + "segmenter: [x]\n", "segmenter"),
         (BASE + PLAN + BASE, "the key 'data' is given twice"),
@@ -264,17 +264,17 @@ def test_settings_are_read_without_torch():
         ("[" * 5000, "not valid YAML"),
         ("a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}]\n" for p, c in pairwise("abcdefghijkl")), "aliases"),
         ("a: &a {<<: *a}\n", "not valid YAML|unknown section"),
-        ("#" * 70_000, "more than 64 KiB"),
-        (b"data: {dataset: \xff}\n", "no text in UTF-8"),
+        ("#" * 70_000, "larger than 64 KiB"),
+        (b"data: {dataset: \xff}\n", "not UTF-8 text"),
         (b"PK\x03\x04\xff\xfe" * 9, "not valid YAML"),
         (b"data: \x00\n", "not valid YAML"),
     ],
 )
-def test_a_faulty_config_is_one_plain_line(tmp_path, text, complaint):
+def test_faulty_config_is_one_plain_line(tmp_path, text, complaint):
     refused(tmp_path, text, complaint)
 
 
-def test_a_schedule_of_another_length(tmp_path):
+def test_schedule_of_another_length(tmp_path):
     text = (
         "diffusion: {beta_schedule: cosine, num_diffusion_timesteps: 4000}\nediting: {t_0: 3999, user_defined_t_edit: 4000}\n"
     )
@@ -286,12 +286,12 @@ def test_settings_cannot_be_changed_by_accident():
         load_config("avatar").data.category = "other"
 
 
-def test_a_faulty_setting_is_a_value_error_too(tmp_path):
+def test_faulty_setting_is_a_value_error_too(tmp_path):
     with pytest.raises(SettingsError):
         written(tmp_path, BASE)
 
 
-def test_a_missing_config_names_the_ones_there_are():
+def test_missing_config_error_lists_known_configs():
     with pytest.raises(UserError, match=r"celebaa.*celeba\.yml, celeba_p2\.yml"):
         load_config("celebaa")
 
@@ -327,7 +327,7 @@ def test_weight_files_are_not_shared_by_different_models():
     assert len(set(names)) == len(names)
 
 
-def test_the_environment_overrides(monkeypatch, tmp_path):
+def test_environment_overrides(monkeypatch, tmp_path):
     config = load_config("celeba")
     monkeypatch.setenv("ASYRP_DATA_CELEBA_HQ", str(tmp_path))
     monkeypatch.setenv("ASYRP_MODEL_CELEBA_HQ", "weights/mine.ckpt")
@@ -343,7 +343,7 @@ def test_custom_images_take_the_weights_of_their_dataset_key():
         weights_of(settings("LSUN", "CUSTOM"))
 
 
-def test_an_unknown_pair_names_the_flags():
+def test_unknown_pair_names_the_flags():
     with pytest.raises(UserError, match="AFHQ, category cat: pass --model_path"):
         weights_of(settings("AFHQ", "cat"))
     with pytest.raises(UserError, match="AFHQ, category cat: pass --custom_train_dataset_dir"):

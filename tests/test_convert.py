@@ -68,7 +68,7 @@ def as_linear_and_old(state_dict):
 
 @pytest.mark.parametrize("names", [lambda w: w, as_linear_and_old], ids=["new names", "old names"])
 @pytest.mark.parametrize("file", ["w.bin", "w.safetensors", "named_as_the_config_wants.ckpt"])
-def test_the_same_output_as_diffusers(reference, tmp_path, names, file):
+def test_same_output_as_diffusers(reference, tmp_path, names, file):
     path = tmp_path / file
     weights = names(reference.state_dict())
     if file == "w.bin":
@@ -78,7 +78,7 @@ def test_the_same_output_as_diffusers(reference, tmp_path, names, file):
     assert error(ours(path), reference) < 1e-5
 
 
-def test_a_folder_as_diffusers_saves_it(reference, tmp_path, caplog):
+def test_folder_as_diffusers_saves_it(reference, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     reference.save_pretrained(tmp_path)
     assert error(ours(tmp_path / "diffusion_pytorch_model.safetensors"), reference) < 1e-5
@@ -108,7 +108,7 @@ def test_other_groups_of_normalisation(tmp_path):
         ({"attn_norm_num_groups": 8}, "attn_norm_num_groups 8 (here 32)"),
     ],
 )
-def test_a_network_that_computes_something_else_is_refused(tmp_path, changes, said):
+def test_network_that_computes_something_else_is_refused(tmp_path, changes, said):
     """Its tensors would load: each of these settings is in config.json alone."""
     reference = theirs(**changes)
     reference.save_pretrained(tmp_path)
@@ -139,7 +139,7 @@ def test_settings_that_tensors_show_too(name, value):
         check_diffusers_config(PUBLISHED | {name: value})
 
 
-def test_what_a_config_does_not_say_is_what_diffusers_does():
+def test_missing_settings_use_diffusers_defaults():
     check_diffusers_config(PUBLISHED)
     for name in PUBLISHED:
         silent = {key: value for key, value in PUBLISHED.items() if key != name}
@@ -154,7 +154,7 @@ def test_one_head_by_its_number():
 
 
 @pytest.mark.parametrize("changes", [{"attention_head_dim": 96}, {"act_fn": "swish"}], ids=str)
-def test_another_word_for_the_same_network_loads(tmp_path, changes):
+def test_act_fn_swish_is_silu(tmp_path, changes):
     """At this plan's widths with attention, 96 channels are one head; swish is another name of silu."""
     reference = theirs(**changes)
     reference.save_pretrained(tmp_path)
@@ -164,7 +164,7 @@ def test_another_word_for_the_same_network_loads(tmp_path, changes):
         assert (unet(X, T) - reference(X, T).sample).abs().max() < 1e-5
 
 
-def test_without_a_config_a_line_says_what_is_assumed(reference, tmp_path, caplog):
+def test_missing_config_logs_assumed_settings(reference, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     save_file(reference.state_dict(), tmp_path / "w.safetensors")
     for other in (None, "{}", "[1]", '{"name": "of something else"}'):
@@ -173,11 +173,11 @@ def test_without_a_config_a_line_says_what_is_assumed(reference, tmp_path, caplo
         caplog.clear()
         read_unet_weights(tmp_path / "w.safetensors")
         [line] = caplog.messages
-        assert "w.safetensors has no config.json of diffusers beside it" in line
+        assert "w.safetensors has no diffusers config.json next to it" in line
         assert "downsample_padding 0, flip_sin_to_cos false, freq_shift 1, norm_eps 1e-06, attention_head_dim null" in line
 
 
-def test_a_config_that_cannot_be_read(reference, tmp_path):
+def test_config_that_cannot_be_read(reference, tmp_path):
     save_file(reference.state_dict(), tmp_path / "w.safetensors")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json.* not valid JSON"):
@@ -197,13 +197,13 @@ def test_our_own_names_need_no_config(tmp_path, caplog):
     assert not caplog.messages
 
 
-def test_an_average_in_this_layout(reference, tmp_path):
+def test_average_in_this_layout(reference, tmp_path):
     raw = {key: 0 * value for key, value in reference.state_dict().items()}
     torch.save({"unet": raw, "ema_unet": reference.state_dict()}, tmp_path / "w.pt")
     assert error(ours(tmp_path / "w.pt"), reference) < 1e-5
 
 
-def test_every_tensor_of_the_published_architecture_has_its_place():
+def test_every_published_tensor_is_converted():
     """At full size, without memory for it: names and shapes of celeba.yml."""
     with torch.device("meta"):
         theirs = UNet2DModel(**PLAN | {"sample_size": 256, "block_out_channels": (128, 128, 256, 256, 512, 512)}).state_dict()
@@ -217,5 +217,5 @@ def test_another_network_in_this_layout_is_refused(reference, tmp_path):
     weights = reference.state_dict()
     weights["up_blocks.0.extra.0.weight"] = torch.zeros(1)
     torch.save(weights, tmp_path / "w.bin")
-    with pytest.raises(Misfit, match=r"1 too many \(first: up\.5\.extra"):
+    with pytest.raises(Misfit, match=r"1 unexpected \(first: up\.5\.extra"):
         ours(tmp_path / "w.bin")

@@ -94,7 +94,7 @@ def test_training_without_a_kept_trajectory(run, work):
     assert [epoch[:2] for epoch in work.epochs] == [again, again, alone, alone, again, alone]
 
 
-def test_noise_is_sampled_once_and_only_for_those_who_look(run_learned, work):
+def test_plain_samples_are_computed_once_and_only_if_needed(run_learned, work):
     edit = ("--run_test", *SMILE, "--load_from_checkpoint", "smile_LC_CUSTOM_t999_ninv4_ngen4", *FORTY, "--load_random_noise")
     assert run_learned(*edit) == 0
     assert work()[0] == 40
@@ -103,7 +103,7 @@ def test_noise_is_sampled_once_and_only_for_those_who_look(run_learned, work):
         assert work()[0] == 40 + sampled
 
 
-def test_the_mean_direction_watches_the_editing_interval_alone(run_learned, work):
+def test_mean_direction_runs_only_the_editing_interval(run_learned, work):
     mean = ("--run_test", *SMILE, "--load_from_checkpoint", "smile_LC_CUSTOM_t999_ninv4_ngen4", *FORTY)
     mean += ("--user_defined_t_edit", "512", "--num_mean_of_delta_hs", IMAGES)
     assert run_learned(*mean) == 0

@@ -57,7 +57,7 @@ def train(unet, steps, plain=None, n=1):
 # ---- no waiting ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_loops_never_wait_for_the_device():
+def test_loops_do_not_synchronise():
     unet, x_0 = build_unet(settings("ddpm")).cuda(), torch.zeros(1, 3, 32, 32, device="cuda")
     noise = process.image_noise(0, [0])
     torch.cuda.set_sync_debug_mode("error")
@@ -71,7 +71,7 @@ def test_the_loops_never_wait_for_the_device():
 
 @pytest.mark.parametrize("budget", [0, 2**30])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_training_waits_as_often_for_many_steps_as_for_few(budget, recompute):
+def test_training_synchronises_once_per_batch(budget, recompute):
     unet, waits = fast("ddpm", "bf16", False, recompute), []
     for n in (3, 9):
         steps = training.edit_steps(process.timesteps(n, 999), 0)
@@ -92,7 +92,7 @@ def test_training_waits_as_often_for_many_steps_as_for_few(budget, recompute):
 
 
 @NETWORKS
-def test_the_gpu_computes_what_the_cpu_does(name):
+def test_gpu_computes_what_the_cpu_does(name):
     x_T = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     expected = process.generate(golden_unet(name)[0], x_T, SCHEDULE, STEPS, edit=edit, t_edit=500)
     assert relative_l2(edited(fast(name)).cpu(), expected) < 1e-4
@@ -148,7 +148,7 @@ def test_recomputed_activations_take_less_memory():
 
 
 @pytest.mark.parametrize("flags", [(), ("--precision", "tf32"), ("--precision", "bf16", "--checkpoint_decoder")])
-def test_the_command_line(run, flags):
+def test_command_line(run, flags):
     cuda = ("--device", "cuda", "--l1_loss_w", "1", "--n_iter", "2", "--bs_train", "2", *flags)
     assert run("--run_train", *SMILE, *cuda) == 0
     more = ("--delta_interpolation", "--user_defined_t_addnoise", "400", "--save_x_origin")

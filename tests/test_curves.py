@@ -52,7 +52,7 @@ def top(kept, model, name=None):
         ("custom", "celeba"),
     ],
 )
-def test_a_category_has_its_published_curves(kept, config, name):
+def test_category_has_its_published_curves(kept, config, name):
     curve, where = curves.find_curve(kept, of(config))
     published = intervals.Curve.read(curves.PUBLISHED / f"{name}.csv")
     assert where == f"utils/lpips_curves/{name}.csv, published"
@@ -62,28 +62,28 @@ def test_a_category_has_its_published_curves(kept, config, name):
 
 
 @pytest.mark.parametrize("config", ["imagenet", "cub_p2", "flower_p2", "avatar64"])
-def test_a_category_that_nobody_measured_has_none(kept, config):
+def test_category_without_curves(kept, config):
     category = load_config(config).data.category
-    with pytest.raises(UserError, match=f"no LPIPS curves for category {category}: measure them with --lpips, or take others"):
+    with pytest.raises(UserError, match=f"no LPIPS curves for category {category}: measure them with --lpips, choose others"):
         curves.find_curve(kept, of(config))
     assert curves.find_curve(kept, of(config), "celeba")[1] == "utils/lpips_curves/celeba.csv, published"
 
 
-def test_a_category_of_ones_own_takes_nobodys(kept, model):
+def test_custom_category_has_no_published_curves(kept, model):
     with pytest.raises(UserError, match=r"no LPIPS curves for category CUSTOM: .*\(afhq, avatar, bedroom, celeba, "):
         curves.find_curve(kept, model)
     with pytest.raises(UserError, match="no LPIPS curves named mine: measure them with --lpips"):
         curves.find_curve(kept, model, "mine")
 
 
-def test_measured_on_this_very_model(kept, model, other):
+def test_curves_measured_on_this_model(kept, model, other):
     curves.keep_curve(kept, straight(0.5), model, ["a"], "CUSTOM")
     curves.keep_curve(kept, straight(0.7), other, ["a"], "CUSTOM")
     assert (top(kept, model), top(kept, other)) == (0.5, 0.7)
     assert curves.find_curve(kept, model)[1].endswith(".safetensors, measured on 1 images")
 
 
-def test_the_newest_of_its_own_is_taken(kept, model):
+def test_newest_curves_of_this_model_are_used(kept, model):
     curves.keep_curve(kept, straight(0.5), model, ["a"], "CUSTOM")
     curves.keep_curve(kept, straight(0.6), model, ["a", "b"], "mine")
     assert top(kept, model) == 0.6
@@ -91,7 +91,7 @@ def test_the_newest_of_its_own_is_taken(kept, model):
     assert top(kept, model) == 0.5
 
 
-def test_ones_own_come_before_the_published_ones(kept):
+def test_measured_curves_precede_published_ones(kept):
     celeba = of("celeba")
     curves.keep_curve(kept, straight(0.5), celeba, ["a"], "celeba")
     assert top(kept, celeba) == top(kept, celeba, "celeba") == 0.5
@@ -109,13 +109,13 @@ def test_curves_of_another_model_overwrite_nothing(kept, caplog):
     assert caplog.text == ""
 
 
-def test_a_name_chooses_among_ones_own(kept, model):
+def test_name_chooses_among_measured_curves(kept, model):
     curves.keep_curve(kept, straight(0.5), model, ["a"], "mine")
     curves.keep_curve(kept, straight(0.6), model, ["a"], "yours")  # the same images
     assert (top(kept, model, "mine"), top(kept, model, "yours")) == (0.5, 0.6)
 
 
-def test_another_models_curves_by_name_only_and_with_a_line(kept, model, other, caplog):
+def test_curves_of_another_model_need_a_name_and_warn(kept, model, other, caplog):
     curves.keep_curve(kept, straight(0.7), other, ["a"], "mine")
     assert top(kept, model, "mine") == 0.7
     assert f"the curves mine were measured on another model, {other.identity}" in caplog.text
@@ -123,7 +123,7 @@ def test_another_models_curves_by_name_only_and_with_a_line(kept, model, other, 
         curves.find_curve(kept, model)
 
 
-def test_a_damaged_curve_is_said_and_not_used(kept, model, caplog):
+def test_damaged_curves_are_reported_and_not_used(kept, model, caplog):
     path = curves.keep_curve(kept, straight(0.7), model, ["a"], "CUSTOM")
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UserError, match="no LPIPS curves for category CUSTOM: measure them with --lpips"):

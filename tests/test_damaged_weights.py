@@ -24,7 +24,7 @@ def complaint_of(path):
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
-def test_a_file_that_asks_for_more_memory_than_there_is(tmp_path, monkeypatch, error):
+def test_file_that_needs_too_much_memory(tmp_path, monkeypatch, error):
     """As one with a flipped bit in a length does."""
     torch.save(WEIGHTS, tmp_path / "w.pt")
 
@@ -32,7 +32,7 @@ def test_a_file_that_asks_for_more_memory_than_there_is(tmp_path, monkeypatch, e
         raise error
 
     monkeypatch.setattr(torch, "load", load)
-    assert "it is damaged, or this machine lacks the memory for it" in complaint_of(tmp_path / "w.pt")
+    assert "it is damaged, or too large for the memory of this machine" in complaint_of(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize(
@@ -43,43 +43,43 @@ def test_a_file_that_asks_for_more_memory_than_there_is(tmp_path, monkeypatch, e
         (torch.eye(3).to(torch.float8_e4m3fn), "float8_e4m3fn"),
     ],
 )
-def test_tensors_that_nothing_here_computes_with(tmp_path, tensor, kind):
+def test_unsupported_tensor_kinds(tmp_path, tensor, kind):
     path = tmp_path / "w.pt"
     torch.save({"state_dict": [WEIGHTS, {"down": tensor}]}, path)
-    assert f"holds tensors of the kind {kind}: write them as ordinary ones" in complaint_of(path)
+    assert f"contains {kind} tensors: save them as dense ones" in complaint_of(path)
 
 
-def test_a_checkpoint_that_holds_itself(tmp_path):
+def test_checkpoint_that_contains_itself(tmp_path):
     contents = {"epoch": 3}
     contents |= {key: contents for key in KEYS}
     path = tmp_path / "w.pt"
     torch.save(contents, path)
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="contains no state dict"):
         tensors.state_dict_of(tensors.load(path), path)
     torch.save(contents | {"net": WEIGHTS, "self": contents}, path)
     assert tensors.state_dict_of(tensors.load(path), path).keys() == WEIGHTS.keys()
 
 
-def test_a_state_dict_under_very_many_keys():
+def test_state_dict_under_very_many_keys():
     contents = WEIGHTS
     for _ in range(5000):
         contents = {"ema": {"model": contents}, "model": [contents, {}, 3, 700]}
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="contains no state dict"):
         tensors.state_dict_of(contents, "w.pt")
 
 
-def test_an_empty_average_and_one_network_under_two_keys_are_no_choice(caplog):
+def test_empty_average_and_duplicate_network_are_not_reported(caplog):
     caplog.set_level("INFO")
     for contents in ({"model": WEIGHTS, "ema": {}}, {"model": WEIGHTS, "ema": WEIGHTS}):
         assert tensors.state_dict_of(contents, "w.pt").keys() == WEIGHTS.keys()
     assert not caplog.records
 
 
-def test_what_is_no_file_of_weights(tmp_path):
-    assert "no such file; check the path" in complaint_of(tmp_path / "nothing.pt")
-    assert "is a folder: name a file" in complaint_of(tmp_path)
+def test_paths_that_are_not_weight_files(tmp_path):
+    assert "no such file: check the path" in complaint_of(tmp_path / "nothing.pt")
+    assert "is a folder: give a weight file" in complaint_of(tmp_path)
     os.mkfifo(tmp_path / "fifo")
-    assert "is no ordinary file" in complaint_of(tmp_path / "fifo")
+    assert "is not a regular file" in complaint_of(tmp_path / "fifo")
 
 
 def test_litema_of_latent_diffusion():
@@ -90,7 +90,7 @@ def test_litema_of_latent_diffusion():
     assert found.keys() == WEIGHTS.keys() and all(torch.equal(found[name], WEIGHTS[name]) for name in found)
 
 
-def test_names_that_read_alike_without_dots_are_not_guessed():
+def test_ambiguous_litema_names_are_not_guessed():
     raw = {"model.down.1.10.w": torch.zeros(1), "model.down.11.0.w": torch.zeros(1)}
     found = tensors.state_dict_of({"state_dict": raw | {"model_ema.down110w": torch.ones(1)}}, "w.ckpt")
     assert found.keys() == {"down110w"}  # no network has a tensor of this name: loading refuses it

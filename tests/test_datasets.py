@@ -1,6 +1,8 @@
-"""Images on disk -> tensors: every kind of file, LMDBs, and what is left out with a word."""
+"""Images on disk -> tensors: every kind of file, LMDBs, and files that are skipped with a warning."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from asyrp.data import folders
 from asyrp.data.datasets import ImageFolder, LmdbImages, UnreadableImage, load_batch, read_folder, read_image
 from asyrp.report.pictures import labelled_grid, to_pil
 from utils.errors import UserError
+from utils.files import ROOT
 
 # ---- one storage ------------------------------------------------------------------------------------------------------------
 
@@ -34,42 +37,42 @@ def test_lmdb_of_arbitrary_keys_in_their_order(tmp_path):
 
 def test_lmdb_of_another_resolution(tmp_path):
     write_lmdb(tmp_path / "db", numbered(2, resolution=64) | numbered(2, resolution=128))
-    with pytest.raises(UserError, match=f"holds images at 64, 128 px only, and {SIZE} are needed"):
+    with pytest.raises(UserError, match=f"only has images of 64, 128 px, but {SIZE} px are needed"):
         LmdbImages(tmp_path / "db", SIZE)
 
 
 def test_lmdb_without_images(tmp_path):
     write_lmdb(tmp_path / "db", {"length": b"0"})
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="has no images"):
         LmdbImages(tmp_path / "db", SIZE)
 
 
-def test_lmdb_that_is_none(tmp_path):
+def test_folder_that_is_not_an_lmdb(tmp_path):
     (tmp_path / "data.mdb").write_bytes(b"nothing of the kind" * 1000)
     with pytest.raises(UserError, match="cannot be opened as an LMDB"):
         LmdbImages(tmp_path, SIZE)
 
 
-def test_lmdb_that_was_cut_off(tmp_path):
+def test_truncated_lmdb(tmp_path):
     write_lmdb(tmp_path / "db", {str(i): np.random.default_rng(i).bytes(20000) for i in range(20)})
     whole = (tmp_path / "db" / "data.mdb").read_bytes()
     (tmp_path / "db" / "data.mdb").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="the end of this LMDB is missing"):
+    with pytest.raises(UserError, match="this LMDB is truncated"):
         LmdbImages(tmp_path / "db", SIZE)
 
 
 @pytest.mark.parametrize("length", [b"4", b"1000000000", b"9" * 18])
-def test_lmdb_that_says_more_than_it_holds(tmp_path, length):
+def test_lmdb_with_too_large_length(tmp_path, length):
     """At once, and without a list of that length."""
     write_lmdb(tmp_path / "db", numbered(3) | {"length": length})
-    with pytest.raises(UserError, match=rf"`length` says {length.decode()} images, and {SIZE}-\d+ is not there"):
+    with pytest.raises(UserError, match=rf"`length` says {length.decode()} images, but {SIZE}-\d+ is missing"):
         LmdbImages(tmp_path / "db", SIZE)
 
 
 @pytest.mark.parametrize("length", [b"three", b"-1", b"", b"9" * 19, b"9" * 5000])
-def test_lmdb_whose_length_is_none(tmp_path, length):
+def test_lmdb_with_invalid_length(tmp_path, length):
     write_lmdb(tmp_path / "db", numbered(3) | {"length": length})
-    with pytest.raises(UserError, match=r"the value of the key `length` is b'.{0,30}', no number of images"):
+    with pytest.raises(UserError, match=r"the value of the key `length` is b'.{0,30}', not a number of images"):
         LmdbImages(tmp_path / "db", SIZE)
 
 
@@ -95,7 +98,7 @@ def test_lmdb_with_damaged_pages(tmp_path, keys):
     assert refused >= 2
 
 
-def test_values_that_are_no_images_are_named(tmp_path):
+def test_lmdb_values_that_are_not_images_are_named(tmp_path):
     write_lmdb(tmp_path / "db", numbered(3) | {f"{SIZE}-00001": b"no image"})
     good, images, messages = load_batch(LmdbImages(tmp_path / "db", SIZE), [0, 1, 2])
     assert (good, len(images)) == ([0, 2], 2)
@@ -142,7 +145,7 @@ def test_images_of_every_kind_that_pillow_reads(tmp_path, suffix):
     assert x[0].mean() == pytest.approx(30 / 127.5 - 1, abs=0.05)
 
 
-def test_the_first_picture_of_an_animation_is_taken(tmp_path):
+def test_first_picture_of_an_animation_is_taken(tmp_path):
     colour(2).save(tmp_path / "moving.gif", save_all=True, append_images=[colour(9), colour(12)])
     assert which(ImageFolder(tmp_path, SIZE)) == [2]
 
@@ -153,7 +156,7 @@ def test_other_kinds_of_images_are_named_once(tmp_path, caplog):
         (tmp_path / name).write_bytes(b"?")
     assert [ImageFolder(tmp_path, SIZE).names for _ in range(3)] == [["00001.png", "00002.png"]] * 3
     [said] = caplog.messages
-    assert f"{tmp_path}: left out are 2 .heic, 1 .svg, which Pillow does not read here" in said
+    assert f"{tmp_path}: skipped 2 .heic, 1 .svg, which Pillow cannot read here" in said
 
 
 def test_kinds_that_pillow_does_not_read_here_are_named(tmp_path, caplog, monkeypatch):
@@ -161,7 +164,7 @@ def test_kinds_that_pillow_does_not_read_here_are_named(tmp_path, caplog, monkey
     (tmp_path / "x.webp").write_bytes(b"?")
     monkeypatch.setattr(folders, "EXTENSIONS", (".png",))
     assert folders.image_names(tmp_path) == ["00001.png"]
-    assert "left out are 1 .webp" in caplog.text
+    assert "skipped 1 .webp" in caplog.text
 
 
 def test_only_files_and_links_to_files_are_images(tmp_path, caplog):
@@ -176,11 +179,11 @@ def test_only_files_and_links_to_files_are_images(tmp_path, caplog):
     (tmp_path / "folder.png").mkdir()
     dataset = ImageFolder(tmp_path, SIZE)
     assert (dataset.names, which(dataset)) == (["link.png"], [4])
-    assert "left out is what is no file (circle.png, device.png, folder.png, ...)" in caplog.text
+    assert "skipped names that are not files (circle.png, device.png, folder.png, ...)" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
-def test_what_is_transparent_shows_white(tmp_path, mode, caplog):
+def test_transparent_images_on_white(tmp_path, mode, caplog):
     """Half of the image is transparent, with black under it."""
     pixels = np.zeros((SIZE, SIZE, 4), np.uint8)
     pixels[:, : SIZE // 2] = (200, 200, 200, 255)
@@ -194,10 +197,10 @@ def test_what_is_transparent_shows_white(tmp_path, mode, caplog):
         assert x[:, :, : SIZE // 2].mean() == pytest.approx(200 / 127.5 - 1, abs=0.01)
         assert (x[:, :, SIZE // 2 :] == 1).all()
     assert len(dataset) == 2
-    assert caplog.messages == [f"{tmp_path}: what is transparent in its images is shown on white"]
+    assert caplog.messages == [f"{tmp_path}: transparent images are shown on white"]
 
 
-def test_an_opaque_image_is_taken_as_it_is(tmp_path, caplog):
+def test_opaque_image_is_taken_as_it_is(tmp_path, caplog):
     colour(3).convert("RGBA").save(tmp_path / "x.png")
     assert which(ImageFolder(tmp_path, SIZE)) == [3]
     assert not caplog.messages
@@ -212,15 +215,27 @@ def test_one_picture_is_read_as_those_of_a_folder_are(tmp_path):
             read_image(str(path), SIZE)
 
 
-def test_grey_of_32_bits_is_refused(tmp_path):
+def test_harmless_warnings_of_pillow_are_silent(tmp_path):
+    to_pil(smooth_images(1, size=24)[0]).save(tmp_path / "x.png")
+    code = "import sys; from PIL import Image; from asyrp.data.datasets import read_image; Image.MAX_IMAGE_PIXELS = 400; "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}read_image(sys.argv[1], 16)", tmp_path / "x.png"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_32_bit_greyscale_is_refused(tmp_path):
     Image.fromarray(np.linspace(0, 1, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)).save(tmp_path / "x.tif")
     Image.fromarray(np.full((SIZE, SIZE), 2**20, np.int32)).save(tmp_path / "y.tif")
     _, _, messages = load_batch(ImageFolder(tmp_path, SIZE), [0, 1])
-    assert [message.endswith("(grey of 32 bits; save it with 8 or 16)") for message in messages] == [True, True]
+    assert [message.endswith("(32-bit greyscale; save it with 8 or 16 bits)") for message in messages] == [True, True]
 
 
-def test_a_folder_as_one_tensor(tmp_path):
-    """In the order of names, without what cannot be read."""
+def test_folder_as_one_tensor(tmp_path):
+    """Sorted by name; unreadable files are skipped."""
     for i in range(4):
         to_pil(smooth_images(1, seed=i)[0]).save(tmp_path / f"{i}.png")
     (tmp_path / "1.png").write_bytes(b"damaged")
@@ -231,7 +246,7 @@ def test_a_folder_as_one_tensor(tmp_path):
         read_folder(tmp_path / "nowhere", SIZE)
 
 
-def test_names_in_any_bytes(tmp_path):
+def test_file_names_that_are_not_utf_8(tmp_path):
     """A name that is no UTF-8, and one of two lines: both are listed and read, and messages stay one line of valid text."""
     for name in (b"caf\xe9.png", b"two\nlines.png", b"\xff.jpg"):
         with open(os.fsencode(tmp_path) + b"/" + name, "wb") as stream:
@@ -248,7 +263,7 @@ def test_names_in_any_bytes(tmp_path):
 # ---- whole runs -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_over_lmdbs(run, tmp_path):
+def test_run_over_lmdbs(run, tmp_path):
     for split in ("train", "test"):
         images = {f"{SIZE}-{i:05d}": encoded(to_pil(x)) for i, x in enumerate(smooth_images(3))}
         images[f"{SIZE}-00001"] = b"damaged"

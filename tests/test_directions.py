@@ -64,7 +64,7 @@ def test_saved_and_loaded(model, tmp_path, suffix, kind, ignore):
     assert path.stat().st_size < 500_000
 
 
-def test_a_checkpoint_keeps_the_published_form(model, tmp_path):
+def test_checkpoint_keeps_the_published_form(model, tmp_path):
     directions.save(new_direction(model), tmp_path / "a.pth", {"optimizer": {"state": {}}})
     contents = torch.load(tmp_path / "a.pth", weights_only=True)
     assert list(contents) == ["0", "optimizer", "record"]
@@ -90,7 +90,7 @@ def test_safetensors_say_what_they_are(model, tmp_path):
         ("mine_LC_dog_t999_ninv0_ngen0_3_200", {"t_0": 999, "n_inv_step": 1000, "n_train_step": 1000, "category": "dog"}),
     ],
 )
-def test_a_published_file_is_what_its_name_says(model, tmp_path, stem, record):
+def test_published_file_is_what_its_name_says(model, tmp_path, stem, record):
     torch.save({"0": new_direction(model).state()["0"]}, tmp_path / f"{stem}.pth")
     assert directions.read(tmp_path / f"{stem}.pth").record == record | {"origin": "2023 release"}
     found = asyrp.load_direction(tmp_path / f"{stem}.pth", model)
@@ -98,7 +98,7 @@ def test_a_published_file_is_what_its_name_says(model, tmp_path, stem, record):
     assert "t_edit" not in found.record
 
 
-def test_another_name_says_nothing_and_the_file_itself_wins(model, tmp_path):
+def test_record_of_file_precedes_its_name(model, tmp_path):
     torch.save(new_direction(model).state(), tmp_path / "mine.pth")
     assert directions.read(tmp_path / "mine.pth").record == {"origin": "unknown"}
     path = tmp_path / "smiling_LC_CelebA_HQ_t999_ninv40_ngen40_0.pth"
@@ -106,7 +106,7 @@ def test_another_name_says_nothing_and_the_file_itself_wins(model, tmp_path):
     assert directions.read(path).record["prompts"] == ["face", "sad face"]
 
 
-def test_a_published_block_without_timesteps_has_to_be_told(model, tmp_path):
+def test_published_block_needs_ignore_timesteps(model, tmp_path):
     torch.save(new_direction(model).state(), tmp_path / "old.pth")
     stored = directions.read(tmp_path / "old.pth")
     for ignore in (False, True):
@@ -116,7 +116,7 @@ def test_a_published_block_without_timesteps_has_to_be_told(model, tmp_path):
     assert directions.build(directions.read(tmp_path / "new.pth"), model, False).function.ignore_timesteps is True
 
 
-def test_the_directions_there_are_for_a_model(model, tiny, tmp_path, monkeypatch):
+def test_directions_available_for_a_model(model, tiny, tmp_path, monkeypatch):
     """The last whole epoch of each experiment, and files of other names; none that is damaged or of another architecture."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(directions, "SHIPPED", tmp_path / "pretrained")
@@ -144,7 +144,7 @@ def test_strength_one_is_what_it_was_trained_as(model):
     assert new_direction(model, n_train_step=None).scale(7) == 1.0
 
 
-def test_the_digest_is_of_what_was_learned(model):
+def test_digest_is_of_what_was_learned(model):
     one = new_direction(model)
     assert one.digest() == new_direction(model, t_edit=7).digest()
     others = [new_direction(model, seed=1), new_direction(model, ignore=True), new_direction(model, "delta_h")]
@@ -152,7 +152,7 @@ def test_the_digest_is_of_what_was_learned(model):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_the_shipped_directions_know_what_they_are(path):
+def test_shipped_directions_have_records(path):
     record = directions.read(path).record
     assert record["prompts"][1] == f"{path.stem} face" or record["prompts"][0] == "face"
     assert (record["n_train_step"], record["n_inv_step"], record["t_0"], record["t_boost"]) == (40, 40, 999, 0)
@@ -184,9 +184,9 @@ def refused(path, complaint):
         {"optimizer": {}, "record": {}},
     ],
 )
-def test_what_is_no_direction(tmp_path, contents):
+def test_files_that_are_not_a_direction(tmp_path, contents):
     torch.save(contents, tmp_path / "other.pth")
-    refused(tmp_path / "other.pth", "holds no direction in h-space; give a checkpoint that --run_train wrote")
+    refused(tmp_path / "other.pth", "does not contain a direction in h-space: give a checkpoint written by --run_train")
 
 
 def test_numbers_that_are_not_finite(model, tmp_path):
@@ -195,14 +195,14 @@ def test_numbers_that_are_not_finite(model, tmp_path):
         contents = torch.load(tmp_path / f"{i}.pth", weights_only=True)
         contents["0"]["conv1.bias"][3] = value
         torch.save(contents, tmp_path / f"{i}.pth")
-        refused(tmp_path / f"{i}.pth", "is damaged: not all of its numbers are finite; fetch it again")
+        refused(tmp_path / f"{i}.pth", "is damaged: it contains inf or nan; download it again")
 
 
 @pytest.mark.parametrize(
     ("record", "complaint"),
     [
         ("{", "its record cannot be read"),
-        ("[1]", "its record is no mapping"),
+        ("[1]", "its record is not a mapping"),
         ('{"t_edit": "high"}', "its record has t_edit 'high'"),
         ('{"t_edit": -1}', "its record has t_edit -1"),
         ('{"n_train_step": 40.5}', "its record has n_train_step 40.5"),
@@ -213,14 +213,14 @@ def test_numbers_that_are_not_finite(model, tmp_path):
         ('{"training": 3}', "its record has training 3"),
     ],
 )
-def test_a_record_that_cannot_be(tmp_path, record, complaint):
+def test_invalid_records_are_refused(tmp_path, record, complaint):
     save_file({"999": torch.zeros(SHAPE)}, tmp_path / "a.safetensors", {"record": record})
     refused(tmp_path / "a.safetensors", f"is damaged: {complaint}")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("keep", [0, 5, 0.5, 0.95])
-def test_a_truncated_file(model, tmp_path, suffix, keep):
+def test_truncated_file(model, tmp_path, suffix, keep):
     path = tmp_path / f"a{suffix}"
     directions.save(new_direction(model), path)
     whole = path.read_bytes()
@@ -228,17 +228,17 @@ def test_a_truncated_file(model, tmp_path, suffix, keep):
     refused(path, "cannot be read")
 
 
-def test_a_file_of_several_blocks(model, tmp_path):
+def test_file_of_several_blocks(model, tmp_path):
     block = new_direction(model).state()["0"]
     torch.save({"0": block, "1": block}, tmp_path / "two.pth")
-    with pytest.raises(UserError, match="holds 2 delta blocks; write each to a file of its own"):
+    with pytest.raises(UserError, match="contains 2 delta blocks: write each to its own file"):
         asyrp.load_direction(tmp_path / "two.pth", model)
 
 
 # ---- of another model -------------------------------------------------------------------------------------------------------
 
 
-def test_other_weights_of_the_same_architecture_are_said(model, tiny, tmp_path, caplog):
+def test_direction_for_other_weights_warns(model, tiny, tmp_path, caplog):
     directions.save(new_direction(model), tmp_path / "a.pth")
     asyrp.load_direction(tmp_path / "a.pth", model)
     assert caplog.records == []
@@ -261,9 +261,9 @@ def test_another_architecture_is_an_error(model, tiny, tmp_path):
         asyrp.load_direction(tmp_path / "old.pth", other)
 
 
-def test_a_delta_h_of_another_shape(model, tmp_path):
+def test_delta_h_of_another_shape(model, tmp_path):
     torch.save({"999": torch.zeros(1, 32, 8, 8)}, tmp_path / "narrow.pth")
-    with pytest.raises(UserError, match="is a direction of another model: its delta_h is not 64 x 8 x 8"):
+    with pytest.raises(UserError, match="belongs to another model, its delta_h is not 64 x 8 x 8"):
         asyrp.load_direction(tmp_path / "narrow.pth", model)
 
 
@@ -286,13 +286,13 @@ def written(*names):
 SUFFIX = "_LC_TINY_t999_ninv4_ngen4"
 
 
-def test_the_latest_epoch_is_found(folder):
+def test_latest_epoch_is_found(folder):
     written(*(f"sad{SUFFIX}_{epoch}.pth" for epoch in (0, 2, 9, 10)), f"sad{SUFFIX}_10_4.pth", f"sad{SUFFIX}_11_4.pth")
     for name in ("sad", f"sad{SUFFIX}"):
         assert directions.find(name, "TINY", SUFFIX) == Path(f"checkpoint/sad{SUFFIX}_10.pth")
 
 
-def test_a_checkpoint_within_an_epoch_is_chosen_by_its_images(folder):
+def test_checkpoint_within_an_epoch_is_chosen_by_its_images(folder):
     written(
         f"sad{SUFFIX}_0.pth", f"sad{SUFFIX}_0_2.pth", f"sad{SUFFIX}_1_2.pth", f"sad{SUFFIX}_1_4.pth", f"sad{SUFFIX}_0_4.pth"
     )
@@ -300,7 +300,7 @@ def test_a_checkpoint_within_an_epoch_is_chosen_by_its_images(folder):
     assert directions.find("sad", "TINY", SUFFIX, images=4).name == f"sad{SUFFIX}_1_4.pth"
     with pytest.raises(UserError, match=r"no direction sad after 3 images \(--choose_checkpoint_num\)"):
         directions.find("sad", "TINY", SUFFIX, images=3)
-    with pytest.raises(UserError, match="--choose_checkpoint_num chooses among an experiment's checkpoints: leave it out"):
+    with pytest.raises(UserError, match="--choose_checkpoint_num chooses among the checkpoints of an experiment: leave it out"):
         directions.find(f"sad{SUFFIX}_0.pth", "TINY", SUFFIX, images=2)
 
 
@@ -318,8 +318,8 @@ def test_ways_to_name_a_file(folder):
     assert {name: str(directions.find(name, "TINY")) for name in ways} == ways
 
 
-def test_an_experiment_of_other_steps_is_found_where_there_is_one(folder):
-    """The steps of a direction are in its record: nobody has to repeat them."""
+def test_experiment_of_other_steps_is_found_where_there_is_one(folder):
+    """The steps of a direction are in its record and need not be given again."""
     written(
         "sad_LC_TINY_t999_ninv40_ngen20_3.pth", "sad_LC_OTHER_t999_ninv40_ngen40_3.pth", "sadder_LC_TINY_t9_ninv4_ngen4_0.pth"
     )
@@ -331,7 +331,7 @@ def test_an_experiment_of_other_steps_is_found_where_there_is_one(folder):
     assert directions.find("sad", "TINY", SUFFIX).name == f"sad{SUFFIX}_0.pth"
 
 
-def test_a_shipped_direction_comes_after_ones_own(folder):
+def test_checkpoint_precedes_shipped_direction(folder):
     assert directions.find("smiling", "AVATAR").parent == ROOT / "pretrained" / "avatar" / "directions"
     written("smiling_LC_AVATAR_t999_ninv40_ngen40_0.pth")
     assert directions.find("smiling", "AVATAR").parent == Path("checkpoint")
@@ -339,7 +339,7 @@ def test_a_shipped_direction_comes_after_ones_own(folder):
         directions.find("smiling", "CelebA_HQ")
 
 
-def test_a_name_is_no_pattern(folder):
+def test_name_is_not_a_pattern(folder):
     written(f"sad{SUFFIX}_0.pth")
     for name in ("s.d", "*", "sad.*", "["):
         with pytest.raises(UserError, match="no direction"):

@@ -47,24 +47,24 @@ def test_list(command, server, tmp_path, capsys):
     assert table(capsys)[0]["celeba"].split()[1:4] == ["present", "3", "MB"]
 
 
-def test_what_is_there_is_checked_and_not_fetched_again(command, server, tmp_path, capsys):
+def test_existing_file_is_verified_and_not_downloaded(command, server, tmp_path, capsys):
     assert command(["celeba", "custom"]) == 0  # the same file
     assert len(server.asked) == 1
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     (tmp_path / "pretrained" / "celeba_hq.ckpt").write_bytes(b"x")
     assert command(["celeba"]) == 1
-    assert "has changed since it was fetched" in capsys.readouterr().err
+    assert "has changed since it was downloaded" in capsys.readouterr().err
 
 
-def test_one_failure_does_not_keep_the_others_back(command, closed, tmp_path, monkeypatch, capsys):
+def test_one_failure_does_not_stop_the_others(command, closed, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PUBLISHED, "FFHQ", PUBLISHED["FFHQ"]._replace(sources=(closed,)))
     assert command(["ffhq", "celeba"]) == 1
-    assert "ffhq_10m.pt could not be fetched (the connection to 127.0.0.1" in capsys.readouterr().err
+    assert "ffhq_10m.pt could not be downloaded (the connection to 127.0.0.1" in capsys.readouterr().err
     assert (tmp_path / "pretrained" / "celeba_hq.ckpt").exists()
 
 
-@pytest.mark.parametrize(("arguments", "said"), [(["celebaa"], "the names are afhq, "), ([], "or give --list")])
-def test_names_that_are_none(command, server, arguments, said, capsys):
+@pytest.mark.parametrize(("arguments", "said"), [(["celebaa"], "the names are afhq, "), ([], ", or --list")])
+def test_unknown_names_exit_2(command, server, arguments, said, capsys):
     with pytest.raises(SystemExit) as caught:
         command(arguments)
     assert caught.value.code == 2
@@ -86,7 +86,7 @@ def listing(server, monkeypatch):
     return entries
 
 
-def test_the_directions_that_are_listed_are_fetched(command, listing, server, tmp_path, capsys):
+def test_listed_directions_are_downloaded(command, listing, server, tmp_path, capsys):
     assert command(["deltas"]) == 0
     names = {p.name for p in (tmp_path / "checkpoint").iterdir()}
     assert names == {entry["name"] for entry in listing[:2]} | {"sha256.json"}
@@ -96,15 +96,15 @@ def test_the_directions_that_are_listed_are_fetched(command, listing, server, tm
     assert "2 present" in table(capsys)[0]["deltas"]
 
 
-def test_a_direction_that_is_not_there_is_named_and_the_others_come(command, listing, server, tmp_path, capsys):
+def test_missing_direction_is_named_and_the_others_downloaded(command, listing, server, tmp_path, capsys):
     server.answers[f"/raw/{listing[0]['name']}"] = 404
     assert command(["deltas"]) == 1
-    assert f"answers 404): get checkpoint/{listing[0]['name']} by way of" in capsys.readouterr().err
+    assert f"returned 404): get checkpoint/{listing[0]['name']} from" in capsys.readouterr().err
     assert (tmp_path / "checkpoint" / listing[1]["name"]).exists()
 
 
-@pytest.mark.parametrize("answer", ["403", "another form", b"no JSON", "the connection"])
-def test_without_a_listing_there_is_an_instruction(command, listing, server, answer, closed, monkeypatch, capsys):
+@pytest.mark.parametrize("answer", ["403", "unexpected response", b"no JSON", "the connection"])
+def test_missing_listing_error_says_what_to_do(command, listing, server, answer, closed, monkeypatch, capsys):
     server.files["/contents/checkpoint"] = answer if isinstance(answer, bytes) else [{"message": "moved"}]
     if answer == "403":
         server.answers["/contents/checkpoint"] = 403
@@ -112,9 +112,9 @@ def test_without_a_listing_there_is_an_instruction(command, listing, server, ans
         monkeypatch.setattr(download, "DIRECTIONS_LISTING", closed)
     assert command(["deltas"]) == 1
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "the list of published directions cannot be had" in line
-    assert ("another form" if isinstance(answer, bytes) else answer) in line
-    assert "get the files of the folder checkpoint by way of https://github.com/" in line
+    assert "the list of published directions is not available" in line
+    assert ("unexpected response" if isinstance(answer, bytes) else answer) in line
+    assert "get the files in the folder checkpoint from https://github.com/" in line
 
 
 def network_of(name, monkeypatch):

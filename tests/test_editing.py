@@ -39,7 +39,7 @@ def test_each_direction_has_its_own_scale_and_interval():
     assert (edit.coefficients, edit.t_edits, edit.t_edit) == ([0.5, 0.5], [700, 300], 300)
 
 
-def test_labels_tell_all_strengths_apart():
+def test_labels_distinguish_all_strengths():
     for strip in ((1.1, 1.15, 2), (0, 0.001, 3), (-1000, 1000, 5)):
         labels = [label for label, _ in edits_of([use()], points_of(1, [np.linspace(*strip)]))]
         assert len(set(labels)) == strip[2]
@@ -50,17 +50,17 @@ def test_labels_tell_all_strengths_apart():
     [{"timesteps": [0, 999]}, {"t_boost": 300}, {"sample_type": "ddpm"}, {"dt_lambda": 0.9}],
     ids=lambda change: next(iter(change)),
 )
-def test_what_decides_a_reverse_process(change):
+def test_content_of_a_reverse_process(change):
     assert replace(REVERSE, **change).content() != REVERSE.content()
 
 
-def test_the_seed_decides_only_where_noise_is_drawn():
+def test_seed_matters_only_if_noise_is_drawn():
     assert replace(REVERSE, seed=2).content() == REVERSE.content()
     for noisy in (replace(REVERSE, t_boost=300), replace(REVERSE, sample_type="ddpm")):
         assert replace(noisy, seed=2).content() != noisy.content()
 
 
-def test_a_picture_that_is_not_finite_names_its_image():
+def test_picture_that_is_not_finite_names_its_image():
     images = torch.zeros(2, 3, 4, 4)
     check_finite(images, ["a.png", "b.png"], "the edit +1")
     images[1, 2, 3, 3] = float("nan")
@@ -68,7 +68,7 @@ def test_a_picture_that_is_not_finite_names_its_image():
         check_finite(images, ["a.png", "b.png"], "the edit +1")
 
 
-def test_a_thousand_steps_are_shown_by_a_few():
+def test_at_most_40_states_are_drawn():
     some = spread(list(range(1000)))
     assert some[0] == 0
     assert some[-1] == 999

@@ -1,4 +1,4 @@
-"""What an experiment is called, where it lies, and what it writes down."""
+"""Names, folders and settings files of experiments."""
 
 import subprocess
 from pathlib import Path
@@ -38,7 +38,12 @@ def test_names_are_those_of_the_2023_release(given, folder):
     assert found.checkpoint(3, 200) == Path(f"checkpoint/{Path(folder).name}_3_200.pth")
 
 
-def test_a_direction_names_the_steps_it_was_trained_with():
+def test_inversion_ddpm_has_its_own_folder():
+    ddim, ddpm = (experiment(exp="runs/x", inversion=inversion) for inversion in ("ddim", "ddpm"))
+    assert ddpm.folder == Path(f"{ddim.folder}_ddpm") and ddpm.name == ddim.name
+
+
+def test_direction_names_the_steps_it_was_trained_with():
     assert experiment(exp="runs/x", record={"n_train_step": 20, "n_inv_step": 30}).name == "x_LC_CelebA_HQ_t999_ninv30_ngen20"
 
 
@@ -57,7 +62,26 @@ def test_settings_are_written_with_their_sources_as_plain_values(tmp_path, monke
     assert (found.folder / "go.sh").read_text() == "python main.py\n"
 
 
-# ---- which state of the repository it was -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["settings_test.yml", "report.html", "go"])
+def test_sh_file_name_never_overwrites_a_result(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text("not a result")
+    found = experiment(exp="runs/x", sh_file_name=name)
+    found.write_settings("test")
+    assert "not a result" not in (found.folder / "settings_test.yml").read_text()
+    assert (found.folder / f"{name}.sh").read_text() == "not a result"
+
+
+def test_sh_file_name_may_be_the_copy_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy = experiment(exp="runs/x").folder / "go.sh"
+    copy.parent.mkdir(parents=True)
+    copy.write_text("python main.py\n")
+    experiment(exp="runs/x", sh_file_name=str(copy)).write_settings("test")
+    assert copy.read_text() == "python main.py\n"
+
+
+# ---- the commit of the repository -------------------------------------------------------------------------------------------
 
 
 def git(folder, *words):
@@ -67,7 +91,7 @@ def git(folder, *words):
 
 @pytest.fixture
 def repository(tmp_path):
-    """A repository with one file, committed. What is known of a folder is forgotten afterwards."""
+    """A repository with one file, committed. The cache of `commit` is cleared afterwards."""
     git(tmp_path, "init")
     (tmp_path / "a.py").write_text("a = 1\n")
     git(tmp_path, "add", "a.py")
@@ -77,7 +101,7 @@ def repository(tmp_path):
 
 
 @pytest.mark.subprocess
-def test_the_commit(repository):
+def test_commit(repository):
     head = git(repository, "rev-parse", "HEAD")
     git(repository, "tag", "v1")
     (repository / "results.txt").write_text("made by a run\n")
@@ -87,7 +111,7 @@ def test_the_commit(repository):
     assert commit(repository) == f"{head} (modified)"
 
 
-def test_the_commit_is_written_with_the_settings(tmp_path, monkeypatch):
+def test_commit_is_written_with_the_settings(tmp_path, monkeypatch):
     for known in ("0123abc (modified)", None):
         monkeypatch.setattr("asyrp.experiment.commit", lambda known=known: known)
         found = experiment(exp=f"{tmp_path}/x")
@@ -104,6 +128,6 @@ def test_without_git_there_is_no_commit(repository, monkeypatch):
 
 
 @pytest.mark.subprocess
-def test_a_damaged_repository_has_no_commit(repository):
+def test_damaged_repository_has_no_commit(repository):
     (repository / ".git" / "HEAD").write_text("nonsense")
     assert commit(repository) is None

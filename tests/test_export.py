@@ -74,10 +74,10 @@ def at_strength_one(generated):
 def test_three_files_and_how_to_share_them(run_learned, share, capsys):
     assert run_learned(*EXPORT) == 0
     assert names(share) == FILES
-    assert "direction, strip and card: share; hf upload USER/REPO share shares them" in capsys.readouterr().out
+    assert "direction, strip and card: share; share them with hf upload USER/REPO share" in capsys.readouterr().out
 
 
-def test_the_direction_is_the_checkpoint_without_what_training_needs(exported, tmp_path):
+def test_direction_is_the_checkpoint_without_what_training_needs(exported, tmp_path):
     stored = directions.read(exported / "direction.safetensors")
     [checkpoint] = [directions.read(path) for path in (tmp_path / "checkpoint").glob("*.pth")]
     assert (stored.record, stored.more) == (checkpoint.record, {})
@@ -86,7 +86,7 @@ def test_the_direction_is_the_checkpoint_without_what_training_needs(exported, t
     assert metadata["format"] == "asyrp direction" and json.loads(metadata["record"]) == stored.record
 
 
-def test_the_strip_runs_from_below_zero_beyond_one(exported, results, tmp_path):
+def test_strip_runs_from_below_zero_beyond_one(exported, results, tmp_path):
     """It is that of the run, whose own pictures show it too; with the originals before it."""
     assert settings(results, "test")["strengths"] == ["-1", "-0.5", "+0", "+0.5", "+1", "+1.5"]
     assert settings(results, "test")["sources"]["num_delta"] == "--export"
@@ -96,29 +96,29 @@ def test_the_strip_runs_from_below_zero_beyond_one(exported, results, tmp_path):
     assert (strip[-cell - 4 : -4, -cell - 4 : -4] == album[-cell - 4 : -4, -cell - 4 : -4]).all()
 
 
-def test_the_runs_own_strip(run_learned, share, results):
+def test_delta_interpolation_overrides_export_strip(run_learned, share, results):
     assert run_learned(*EXPORT, "--delta_interpolation", "--max_delta", "2", "--num_delta", "3") == 0
     assert settings(results, "test")["strengths"] == ["+0", "+1", "+2"]
     assert Image.open(share / "strip.png").width == 4 + 4 * 100
 
 
-def test_what_the_card_says(exported):
+def test_model_card(exported):
     card = card_of(exported)
     data = ModelCard(card).data
     assert data.pipeline_tag == "image-to-image" and "h-space" in data.tags
     assert data.license is None and "\n# license: fill in" in card
     assert data.base_model is None
-    rows = ["prompts | face -&gt; smiling face", "t_edit | 500", "steps of training | 4", "lr_training | 0.2", "epochs | 1"]
+    rows = ["prompts | face -&gt; smiling face", "t_edit | 500", "training steps | 4", "lr_training | 0.2", "epochs | 1"]
     for row in rows:
         assert f"\n| {row} |\n" in card
-    assert 'it edits images from "face" to "smiling face"' in card
-    assert "2 test images; above each column the strength. Inversion DDIM, 4 steps, t_edit 500, t_boost 0." in card
+    assert 'that edits images from "face" to "smiling face"' in card
+    assert "2 test images; the strength is above each column. Inversion DDIM, 4 steps, t_edit 500, t_boost 0." in card
     assert "--config ddpm.yml" in code_of(card, "bash") and "hf:USER/REPO" in code_of(card, "bash")
-    assert "`ddpm.yml` and the weights of the model are needed as well" in card
+    assert "You also need `ddpm.yml` and the weights of the model" in card
     assert "Evaluation" not in card
 
 
-def test_the_evaluation_of_the_run_is_told_and_no_other(run_learned, share, results):
+def test_card_has_only_the_evaluation_of_this_run(run_learned, share, results):
     """--evaluate makes test images too; a later run without it tells nothing of them."""
     assert run_learned("--evaluate", *TEST[1:], "--export", "share") == 0
     summary = json.loads((results / "evaluation.json").read_text())["summary"]
@@ -130,30 +130,30 @@ def test_the_evaluation_of_the_run_is_told_and_no_other(run_learned, share, resu
     assert "PSNR" not in card_of(share)
 
 
-def test_texts_of_any_origin_are_cells_of_a_table():
+def test_texts_are_escaped_in_tables():
     assert export.cell("a | b\n<c>") == "a \\| b\\n&lt;c&gt;"
 
 
-def test_a_pipeline_on_the_hub_is_the_base_model(run, hub, share, monkeypatch):
+def test_pipeline_on_the_hub_is_the_base_model(run, hub, share, monkeypatch):
     hub.use_here(monkeypatch)
     hub.models["owner/faces"] = save(share.parent / "pipeline")[0]
     own = ("--config", "owner/faces", "--run_train", *TEST[1:])
     assert run(*own, "--export", "share", weights=False) == 0
     assert ModelCard(card_of(share)).data.base_model == "owner/faces"
     assert 'asyrp.open_model("owner/faces")' in card_of(share)
-    assert "are needed as well" not in card_of(share)
+    assert "You also need" not in card_of(share)
 
 
-def test_a_shipped_config_is_named_and_its_images_are_credited(run, share, tmp_path):
+def test_shipped_config_is_named_and_its_images_are_credited(run, share, tmp_path):
     (tmp_path / "faces").mkdir()
     export.pictures.to_pil(smooth_images(1, 32)[0]).save(tmp_path / "faces" / "0.png")
     flags = ("--config", "avatar.yml", "--custom_test_dataset_dir", "faces", "--manual_checkpoint_name", "smiling")
     assert run("--run_test", *flags, "--export", "share", "--n_inv_step", "4", "--n_test_step", "4", weights=False) == 0
     card = card_of(share)
-    assert '"Toon Head" by Johan Melin' in card and "--config avatar.yml" in card and "are needed as well" not in card
+    assert '"Toon Head" by Johan Melin' in card and "--config avatar.yml" in card and "You also need" not in card
 
 
-def test_a_mean_direction_is_one_too(run_learned, share, generated, tiny):
+def test_mean_direction_is_exported(run_learned, share, generated, tiny):
     assert run_learned(*EXPORT, "--num_mean_of_delta_hs", "2") == 0
     strip = at_strength_one(generated)
     model = open_tiny(tiny)
@@ -163,7 +163,7 @@ def test_a_mean_direction_is_one_too(run_learned, share, generated, tiny):
     assert torch.allclose(edited, strip, atol=1e-4)
 
 
-def test_a_direction_that_says_little_says_it_afterwards(run, share, tiny, tmp_path):
+def test_export_completes_the_record(run, share, tiny, tmp_path):
     """A file of one's own: its interval, prompts and steps are those of the run."""
     model = open_tiny(tiny)
     block = hspace.BlockDirection(model.unet.new_delta_block())
@@ -202,7 +202,7 @@ def test_every_kind_of_direction_and_of_test(run_learned, share, tiny, tmp_path,
 # ---- where it is written ----------------------------------------------------------------------------------------------------
 
 
-def test_an_earlier_export_is_replaced(run_learned, exported):
+def test_earlier_export_is_replaced(run_learned, exported):
     strip = (exported / "strip.png").read_bytes()
     (exported / "strip.png").unlink()
     (exported / "direction.safetensors").write_bytes(b"cut off")
@@ -214,44 +214,44 @@ def test_an_earlier_export_is_replaced(run_learned, exported):
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("notes.txt", "it holds notes.txt, which is no part of an export; give another folder"),
-        ("direction.safetensors", "its README.md is missing or was changed by hand; give another folder"),
-        ("README.md", "its README.md is missing or was changed by hand; give another folder"),
+        ("notes.txt", " contains notes.txt, which is not part of an export: give another folder"),
+        ("direction.safetensors", ": its README.md is missing or was edited by hand: give another folder"),
+        ("README.md", ": its README.md is missing or was edited by hand: give another folder"),
     ],
 )
-def test_files_of_others_are_left_alone(run_learned, share, tmp_path, file, said):
+def test_folder_with_other_files_is_refused(run_learned, share, tmp_path, file, said):
     """And nothing is computed first."""
     share.mkdir()
     (share / file).write_text("mine")
     shutil.rmtree(tmp_path / "precomputed")
-    assert run_learned.error(*EXPORT) == f"--export share: {said}, or move it away"
+    assert run_learned.error(*EXPORT) == f"--export share{said}, or move that file"
     assert names(share) == [file] and (share / file).read_text() == "mine"
     assert not (tmp_path / "precomputed").exists()
 
 
-def test_a_card_that_was_changed_by_hand_is_left_alone(run_learned, exported):
-    changed = card_of(exported).replace("# license: fill in, for instance cc-by-4.0", "license: mit")
+def test_edited_card_is_not_overwritten(run_learned, exported):
+    changed = card_of(exported).replace("# license: fill in, for example cc-by-4.0", "license: mit")
     (exported / "README.md").write_text(changed)
-    assert "was changed by hand" in run_learned.error(*EXPORT)
+    assert "was edited by hand" in run_learned.error(*EXPORT)
     assert card_of(exported) == changed and ModelCard(changed).data.license == "mit"
 
 
-def test_a_folder_that_cannot_be(run_learned, share):
+def test_invalid_export_folder(run_learned, share):
     share.write_text("a file")
-    assert run_learned.error(*EXPORT).startswith("share: File exists; a file stands where a folder is wanted")
+    assert run_learned.error(*EXPORT).startswith("share: File exists; there is a file where a folder is needed")
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--lpips", "--export", "share"), "--export draws a strip of test images: give --run_test"),
+        (("--lpips", "--export", "share"), "--export draws a strip of test images: add --run_test"),
         ((*TEST, "--run_train", "--just_precompute", "--export", "share"), None),
         (("--run_train", *TEST[1:], "--do_test", "0", "--export", "share"), "--export draws a strip of test images"),
         ((*TEST[:1], "--multiple_attr", "a b", "--export", "share"), "writes one direction: leave out --multiple_attr"),
         ((*TEST, "--pass_editing", "--export", "share"), "--export writes one direction: leave out --pass_editing"),
     ],
 )
-def test_what_an_export_needs(flags, said):
+def test_export_needs_a_test(flags, said):
     given = ["--config", "x.yml", *flags]
     if said is None:
         assert parse_args(given)[0]["export"] == "share"
@@ -263,7 +263,7 @@ def test_what_an_export_needs(flags, said):
 # ---- hf:USER/REPO -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_python_of_the_card_makes_the_pictures_of_the_strip(shared, hub, tiny, run, generated, monkeypatch):
+def test_python_of_the_card_makes_the_pictures_of_the_strip(shared, hub, tiny, run, generated, monkeypatch):
     """As it stands there, with the model of this test and the images of the strip."""
     assert run(*EXPORT) == 0
     strip = at_strength_one(generated)
@@ -278,7 +278,7 @@ def test_the_python_of_the_card_makes_the_pictures_of_the_strip(shared, hub, tin
     assert hub.files_asked() == {"direction.safetensors"}
 
 
-def test_the_command_line_edits_with_it(run, shared, results, capsys):
+def test_command_line_edits_with_it(run, shared, results, capsys):
     own, pictures = ("--manual_checkpoint_name", "hf:owner/smile"), []
     for flags in ((), own, ("--load_from_checkpoint", "hf:owner/smile")):
         assert run(*TEST, *flags) == 0
@@ -291,7 +291,7 @@ def test_the_command_line_edits_with_it(run, shared, results, capsys):
     assert run("--run_train", *TEST[1:], *own, "--do_test", "0", "--exp", "runs/on") == 0
 
 
-def test_once_fetched_no_network_is_needed(run, shared, hub, monkeypatch):
+def test_downloaded_direction_works_offline(run, shared, hub, monkeypatch):
     assert run(*TEST, "--manual_checkpoint_name", "hf:owner/smile") == 0
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.asked.clear()
@@ -302,13 +302,13 @@ def test_once_fetched_no_network_is_needed(run, shared, hub, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("hf:owner/none", "owner/none cannot be had from the Hugging Face hub; it shows no model of this name: check the name"),
+        ("hf:owner/none", "owner/none is not available from the Hugging Face hub: no such model: check the name"),
         ("hf:owner/empty", "owner/empty on the Hugging Face hub has no file direction.safetensors: check the name"),
-        ("hf:smile", "hf:smile: a direction on the Hugging Face hub is called hf:USER/REPO"),
-        ("hf:../owner/smile", "hf:../owner/smile: a direction on the Hugging Face hub is called hf:USER/REPO"),
+        ("hf:smile", "hf:smile: give a direction on the Hugging Face hub as hf:USER/REPO"),
+        ("hf:../owner/smile", "hf:../owner/smile: give a direction on the Hugging Face hub as hf:USER/REPO"),
     ],
 )
-def test_a_name_that_leads_to_no_direction(run, shared, hub, tmp_path, name, said):
+def test_hub_name_without_a_direction(run, shared, hub, tmp_path, name, said):
     hub.models["owner/empty"] = tmp_path / "empty"
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "README.md").write_text("nothing else")
@@ -318,15 +318,15 @@ def test_a_name_that_leads_to_no_direction(run, shared, hub, tmp_path, name, sai
 def test_without_a_network(run, shared, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     said = run.error(*TEST, "--manual_checkpoint_name", "hf:owner/smile")
-    assert said.startswith("owner/smile cannot be had from the Hugging Face hub; it cannot be reached, and its cache")
+    assert said.startswith("owner/smile is not available from the Hugging Face hub: no connection, and the model")
 
 
-def test_what_else_is_refused(run, shared, hub, tiny):
+def test_other_refused_uses_of_hub_names(run, shared, hub, tiny):
     own = ("--manual_checkpoint_name", "hf:owner/smile")
     assert "was trained on another architecture" in run.error(*TEST, *own, model="adm")
     assert "--choose_checkpoint_num chooses among" in run.error(*TEST, *own, "--choose_checkpoint_num", "1")
-    assert "--calibrate writes into the direction's file" in run.error("--calibrate", *own)
+    assert "--calibrate writes to the direction's file" in run.error("--calibrate", *own)
     assert "was trained with --train_delta_block" in run.error("--run_test", *DELTA_H, *own)
     (shared / "direction.safetensors").write_bytes(b"PK\3\4 no tensors")
     hub.models["owner/other"] = shared
-    assert "it is damaged, or of another kind" in run.error(*TEST, "--manual_checkpoint_name", "hf:owner/other")
+    assert "it is damaged or of another kind" in run.error(*TEST, "--manual_checkpoint_name", "hf:owner/other")

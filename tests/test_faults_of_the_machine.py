@@ -47,19 +47,19 @@ ROOM = {
 
 
 @pytest.mark.parametrize("what", ROOM)
-def test_no_room(site, what):
+def test_full_disk(site, what):
     mode, flags, size, said = ROOM[what]
     before = directions_in()
     with files_up_to(size):
         status, _, err = site.run(mode, *flags)
     assert status == 2 and said in err[-1], err
-    assert "raise the limit (ulimit -f)" in err[-1] or "make room there, then start again" in err[-1]
+    assert "raise the limit (ulimit -f)" in err[-1] or "free some disk space, then start again" in err[-1]
     assert tensors_equal(directions_in(), before)
     assert not [path for path in site.root.rglob(".*.*.*") if path.is_file()]  # nothing half is left
     assert site.run(mode, *flags)[0] == 0
 
 
-def test_a_direction_without_room_in_its_folder_is_kept_in_another(site):
+def test_unwritable_checkpoint_is_saved_elsewhere(site):
     (site.root / "checkpoint").rename(site.root / "kept")
     status, _, err = site.run("retrain")
     assert status == 0  # a folder that is missing is made
@@ -68,9 +68,9 @@ def test_a_direction_without_room_in_its_folder_is_kept_in_another(site):
     done.unlink()
     done.mkdir()
     status, _, err = site.run("retrain")
-    assert status == 2 and "a folder stands where a file is wanted" in err[-1], err
+    assert status == 2 and "there is a folder where a file is needed" in err[-1], err
     kept = RESULTS / done.name
-    assert f"The direction is kept as {kept}: move it to checkpoint/{done.name}" in err[-1]
+    assert f"The direction was saved as {kept}: move it to checkpoint/{done.name}" in err[-1]
     done.rmdir()
     kept.rename(done)
     assert len(done.read_bytes()) == len(whole)
@@ -107,7 +107,7 @@ def none():
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stream", [full, closed, without_a_reader, ascii_only, none])
-def test_a_broken_stream_costs_no_result(site, monkeypatch, stream, mode):
+def test_closed_stdout_loses_no_results(site, monkeypatch, stream, mode):
     monkeypatch.setattr(sys, "stdout", stream())
     monkeypatch.setattr(sys, "stderr", stream())
     done = {path: path.stat().st_mtime_ns for path in site.root.rglob("*") if path.is_file()}
@@ -119,7 +119,7 @@ def test_a_broken_stream_costs_no_result(site, monkeypatch, stream, mode):
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1"}])
-def test_a_locale_without_unicode(site, tiny, locale):
+def test_ascii_locale(site, tiny, locale):
     """The whole program, whose files must not depend on it."""
     for path in site.found("world/test/*.png"):
         path.rename(path.with_name(f"gesicht ä 笑 {path.name}"))
@@ -155,7 +155,7 @@ AMID = {
         ("test", signal.SIGXCPU, 152),
     ],
 )
-def test_a_signal_amid_the_work(site, monkeypatch, request, mode, number, expected):
+def test_signal_during_work(site, monkeypatch, request, mode, number, expected):
     own = signal.signal(number, signal.default_int_handler)  # some are ignored where tests run in the background
     request.addfinalizer(lambda: signal.signal(number, own))
     before = directions_in()
@@ -178,7 +178,7 @@ SCRIPTS = [
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("script", ["main.py", *map(str, SCRIPTS)])
-def test_a_signal_in_the_first_moments(script):
+def test_signal_during_imports(script):
     """While torch is imported, or whatever else takes seconds."""
     begin = [
         "import signal, sys, builtins, runpy",
@@ -207,8 +207,8 @@ def test_a_signal_in_the_first_moments(script):
     ("mode", "where", "n"),
     [("lpips", "save_file", 1), ("test", "generate", 2), ("evaluate", "generate", 2), ("test", "save_file", 1)],
 )
-def test_killed(site, mode, where, n):
-    """What stands then is whole, and the same command ends as if nothing had happened."""
+def test_resume_after_kill(site, mode, where, n):
+    """All files are complete afterwards, and the same command then succeeds."""
     flags = ("--bs_test", "1", "--re_precompute") if mode != "lpips" else ("--n_train_img", "3")
     assert site.run(mode, *flags)[0] == 0
     pictures = [pixels(path) for path in sorted(RESULTS.glob("test_images/*/*.png"))]

@@ -37,7 +37,7 @@ def celeba(tmp_path):
 # ---- networks ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_unet_is_fetched_once(run, tiny, celeba, tmp_path, monkeypatch, capsys):
+def test_missing_unet_is_downloaded_once(run, tiny, celeba, tmp_path, monkeypatch, capsys):
     with serving() as server:
         server.files["/ddpm.pt"] = (tiny.folder / "ddpm.pt").read_bytes()
         monkeypatch.setitem(PUBLISHED, "CELEBA_HQ", Published("https://page", "file", (server.url("/ddpm.pt"),)))
@@ -45,51 +45,54 @@ def test_a_missing_unet_is_fetched_once(run, tiny, celeba, tmp_path, monkeypatch
             assert run("--just_precompute", "--n_precomp_img", "1", *celeba, weights=False) == 0
     assert len(server.asked) == 1
     said = capsys.readouterr().err
-    assert said.count(f"fetching {tmp_path / 'pretrained' / 'celeba_hq.ckpt'} from {server.url('/ddpm.pt')}\n") == 1
+    assert said.count(f"downloading {tmp_path / 'pretrained' / 'celeba_hq.ckpt'} from {server.url('/ddpm.pt')}\n") == 1
 
 
-def test_a_missing_unet_that_cannot_be_fetched(run, celeba, tmp_path, monkeypatch):
+def test_missing_unet_that_cannot_be_downloaded(run, celeba, tmp_path, monkeypatch):
     with serving() as server:
         monkeypatch.setitem(PUBLISHED, "CELEBA_HQ", Published("https://page", "file", (server.url("/gone"),)))
         message = run.error("--just_precompute", *celeba, weights=False)
     path = tmp_path / "pretrained" / "celeba_hq.ckpt"
-    assert message.endswith(f"answers 404): get file by way of https://page and save it as {path}")
+    assert message.endswith(f"returned 404): get file from https://page and save it as {path}")
 
 
-def test_what_the_user_names_is_not_fetched(run, celeba, closed, monkeypatch):
+def test_given_paths_are_not_downloaded(run, celeba, closed, monkeypatch):
     monkeypatch.setitem(PUBLISHED, "CELEBA_HQ", Published("https://page", "file", (closed,)))
-    assert "could not be fetched" in run.error("--just_precompute", *celeba, weights=False)
-    assert "mine.pt: no such file; check the path" in run.error(
+    assert "could not be downloaded" in run.error("--just_precompute", *celeba, weights=False)
+    assert "mine.pt: no such file: check the path" in run.error(
         "--just_precompute", *celeba, "--model_path", "mine.pt", weights=False
     )
     monkeypatch.setenv("ASYRP_MODEL_CELEBA_HQ", "mine.ckpt")
-    assert "mine.ckpt: no such file; check the path" in run.error("--just_precompute", *celeba, weights=False)
+    assert "mine.ckpt: no such file: check the path" in run.error("--just_precompute", *celeba, weights=False)
 
 
-def test_what_nobody_publishes_is_a_missing_file(run):
+def test_unpublished_weights_are_a_missing_file(run):
     said = run.error("--just_precompute", "--config", "avatar.yml", weights=False)
-    assert "avatar/ddpm.pt: no such file; check the path" in said
+    assert "avatar/ddpm.pt: no such file: check the path" in said
     assert "dataset TINY, category CUSTOM: pass --model_path" in run.error("--just_precompute", weights=False)
 
 
-def test_a_missing_face_recogniser(run, hub, monkeypatch):
+def test_missing_face_recogniser(run, hub, monkeypatch):
     """It is on the hub, which has not got it here."""
     hub.use_here(monkeypatch)
     message = run.error(*TRAIN, "--use_id_loss", "--id_loss_w", "1")
-    assert "model_ir_se50.pth could not be fetched (lithiumice/insightface cannot be had from the Hugging Face hub" in message
-    assert "get model_ir_se50.pth by way of https://github.com/TreB1eN" in message
+    assert (
+        "model_ir_se50.pth could not be downloaded (lithiumice/insightface is not available from the Hugging Face hub"
+        in message
+    )
+    assert "get model_ir_se50.pth from https://github.com/TreB1eN" in message
     assert any("lithiumice/insightface" in path for path, _ in hub.asked)
 
 
-def test_a_clip_without_a_network(run, tmp_path, monkeypatch):
+def test_clip_without_a_network(run, tmp_path, monkeypatch):
     def no_network(url):
         raise URLError("Name or service not known")
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     monkeypatch.setenv("HOME", str(tmp_path))  # where a copy may lie
     message = run.error(*TRAIN, "--clip_model_name", "ViT-B/16")
-    assert "the weights of CLIP ViT-B/16 could not be fetched" in message
-    assert "/ViT-B-16.pt with a browser and give the file with --clip_model_name" in message
+    assert "the weights of CLIP ViT-B/16 could not be downloaded" in message
+    assert "/ViT-B-16.pt with a browser and pass the file as --clip_model_name" in message
 
 
 # ---- directions -------------------------------------------------------------------------------------------------------------
@@ -114,12 +117,12 @@ def release(request, tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to load it to")
-def test_the_file_is_one_of_a_gpu(release):
+def test_file_is_one_of_a_gpu(release):
     with pytest.raises(RuntimeError, match="CUDA"):
         torch.load(f"checkpoint/{NAME}", weights_only=True)
 
 
-def test_a_published_direction_edits_by_whichever_name(run, release, tmp_path):
+def test_published_direction_by_every_name(run, release, tmp_path):
     model, _ = release
     ways = {
         "file": ("--exp", "runs/file", "--manual_checkpoint_name", NAME),
@@ -138,7 +141,7 @@ def test_a_published_direction_edits_by_whichever_name(run, release, tmp_path):
     assert len(set(pictures.values())) == 1
 
 
-def test_training_goes_on_from_a_published_direction(run, release):
+def test_training_resumes_from_published_direction(run, release):
     model, before = release
     assert run(*TRAIN, "--exp", "runs/smiling", "--n_iter", "2", model=model) == 0
     after = torch.load(f"checkpoint/{NAME.replace('_0.pth', '_1.pth')}", weights_only=True)

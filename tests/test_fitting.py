@@ -44,7 +44,7 @@ def test_h_is_collected_along_the_plain_process(tiny):
         x_t, _ = process.ddim_step(x_t, frozen.eps, t, t_next, model.schedule)
 
 
-def test_the_mean_difference_goes_from_the_one_mean_to_the_other():
+def test_mean_difference_goes_from_the_one_mean_to_the_other():
     h, positive = cloud()
     direction = fitting.mean_difference(h, positive)
     for t, delta in direction.items():
@@ -52,7 +52,7 @@ def test_the_mean_difference_goes_from_the_one_mean_to_the_other():
     assert min(along(direction)) > 0.8
 
 
-def test_a_boundary_is_as_long_as_the_classes_lie_apart_and_says_how_good_it_is():
+def test_boundary_normals_length_and_accuracy():
     h, positive = cloud(200)
     direction, accuracy = fitting.boundary_normals(h, positive)
     assert min(along(direction)) > 0.9 and min(accuracy.values()) > 0.85
@@ -64,7 +64,7 @@ def test_a_boundary_is_as_long_as_the_classes_lie_apart_and_says_how_good_it_is(
     assert all(0.3 < value < 0.7 for value in chance.values())
 
 
-def test_what_is_projected_off_is_gone_at_once_and_for_all_timesteps_jointly():
+def test_projected_off_removes_all_directions_jointly():
     direction, _ = cloud()
     direction = {t: x[:1] for t, x in direction.items()}
     others = [{t: x[i : i + 1] for t, x in cloud(seed=1)[0].items()} for i in (0, 1, 2)]
@@ -101,7 +101,7 @@ def test_principal_components():
     assert all((value.diff() < 0).all() and value.sum() < 1 for value in shares.values())
     covariance = h[0].flatten(1).T.cov().diagonal().sum()
     assert shares[0][0].item() == pytest.approx((components[0][0].square().sum() / covariance).item(), rel=1e-5)
-    with pytest.raises(UserError, match="50 components of 50 images: there are at most 49"):
+    with pytest.raises(UserError, match="50 components need more than 50 images, not 50"):
         fitting.principal_components(h, 50)
 
 
@@ -115,7 +115,7 @@ def test_classes_that_are_too_small(fit):
 # ---- labels -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_table_of_labels(tmp_path):
+def test_table_of_labels(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("file,hair,age\n0.png,blond,3\n1.png, blond ,4\n2.png,black,\n", encoding="utf-8")
     assert labels.read_table(path, "hair=blond") == {"0.png": True, "1.png": True, "2.png": False}
@@ -126,20 +126,20 @@ def test_a_table_of_labels(tmp_path):
     [
         (b"file,hair\n0.png,blond\n", "eyes=blue", "has no column eyes: its columns are file, hair"),
         (b"name,hair\n0.png,blond\n", "hair=blond", "has no column file"),
-        (b"file,hair\n0.png,blond\n1.png,black\n", "hair=green", "its values are black, blond"),
-        (b"file,hair\n0.png,blond\n", "hair=blond", "must divide the images"),
+        (b"file,hair\n0.png,blond\n1.png,black\n", "hair=green", "the values are black, blond"),
+        (b"file,hair\n0.png,blond\n", "hair=blond", "must apply to some images but not all"),
         (b"", "hair=blond", "its columns are none"),
-        (b"\xff\xfe\x00", "hair=blond", "is no table of labels"),
+        (b"\xff\xfe\x00", "hair=blond", "is not a table of labels"),
     ],
 )
-def test_a_table_that_does_not_divide(tmp_path, text, wanted, said):
+def test_table_that_does_not_divide(tmp_path, text, wanted, said):
     (tmp_path / "labels.csv").write_bytes(text)
     with pytest.raises(UserError) as caught:
         labels.read_table(tmp_path / "labels.csv", wanted)
     assert said in str(caught.value)
 
 
-def test_images_are_chosen_alike_of_both_classes():
+def test_balanced_classes():
     assert labels.balanced([True, None, True, False, True, False], 2) == [0, 2, 3, 5]
     assert labels.extremes([0.3, 0.1, 0.9, 0.5], 1) == [None, False, True, None]
     assert labels.extremes([0.3, 0.1, 0.9], 5) == [None, False, True]
@@ -157,7 +157,7 @@ def table(run):
     return run
 
 
-def test_a_fitted_direction_is_used_like_a_trained_one(table, capsys):
+def test_fitted_direction_is_used_like_a_trained_one(table, capsys):
     assert table(*HAIR, "--n_train_img", "4") == 0
     assert "2 positive and 2 negative images" in capsys.readouterr().err
     [path] = Path("checkpoint").glob("*.pth")
@@ -169,7 +169,7 @@ def test_a_fitted_direction_is_used_like_a_trained_one(table, capsys):
     assert table("--evaluate", "--exp", "runs/blond", "--edit_attr", "smiling") == 0
 
 
-def test_what_is_held_is_no_part_of_the_direction(table):
+def test_hold_projects_directions_out(table):
     mean = (*HAIR, "--n_train_img", "4", "--fit_by", "mean")
     assert table(*mean, "--exp", "runs/other") == 0
     assert table(*mean, "--exp", "runs/held", "--hold", "other") == 0
@@ -178,12 +178,12 @@ def test_what_is_held_is_no_part_of_the_direction(table):
     assert other.keys() == held.keys() and any(delta.any() for delta in other.values())
 
 
-def test_a_delta_block_cannot_be_held(run_learned, tmp_path):
+def test_hold_refuses_a_delta_block(run_learned, tmp_path):
     (tmp_path / "labels.csv").write_text("file,hair\n00.png,blond\n01.png,blond\n02.png,black\n03.png,black\n")
-    assert "a delta block differs by image" in run_learned.error(*HAIR, "--n_train_img", "4", "--hold", "smile")
+    assert "which differs per image" in run_learned.error(*HAIR, "--n_train_img", "4", "--hold", "smile")
 
 
-def test_a_fit_does_not_write_over_a_training(run_learned):
+def test_fit_does_not_overwrite_a_training(run_learned):
     """The experiment of the fixture was trained."""
     flags = ("--fit_direction", "h_pca", "--n_components", "1", "--n_train_img", "4", "--exp", "runs/x")
     assert run_learned(*flags) == 0
@@ -193,7 +193,7 @@ def test_a_fit_does_not_write_over_a_training(run_learned):
     assert run_learned(*flags, "--retrain", "1") == 0
 
 
-def test_components_are_directions_of_their_own(run, capsys):
+def test_components_are_separate_directions(run, capsys):
     flags = ("--fit_direction", "h_pca", "--n_components", "2", "--n_train_img", "4", "--exp", "runs/x")
     assert run(*flags) == 0
     said = capsys.readouterr().err
@@ -207,18 +207,18 @@ def test_components_are_directions_of_their_own(run, capsys):
     ("flags", "said"),
     [
         (("--fit_direction", "labels"), "needs labels: --positive and --negative"),
-        (("--fit_direction", "labels", "--positive", "a"), "--positive and --negative go together"),
-        ((*HAIR, "--positive", "a", "--negative", "b"), "both give labels"),
+        (("--fit_direction", "labels", "--positive", "a"), "--positive and --negative must be given together"),
+        ((*HAIR, "--positive", "a", "--negative", "b"), "both define labels"),
         ((*HAIR, "--label", "blond"), "must be NAME=VALUE"),
-        ((*HAIR, "--run_train", "--train_delta_h", "--edit_attr", "smiling"), "both make a direction"),
-        ((*HAIR, "--train_delta_h"), "are for trainings"),
+        ((*HAIR, "--run_train", "--train_delta_h", "--edit_attr", "smiling"), "both produce a direction"),
+        ((*HAIR, "--train_delta_h"), "computes a delta_h"),
         (("--run_test", "--fit_by", "mean"), "--fit_by needs --fit_direction labels"),
         ((*HAIR, "--n_components", "2"), "--n_components needs --fit_direction h_pca or clip_pca"),
-        (("--fit_direction", "h_pca", "--run_test"), "makes several directions"),
-        ((*HAIR, "--load_random_noise"), "needs images that have labels"),
+        (("--fit_direction", "h_pca", "--run_test"), "produces several directions"),
+        ((*HAIR, "--load_random_noise"), "needs labelled images"),
         ((*HAIR, "--labels", "strange.csv"), "strange.csv names none of the 2 images"),
         ((*HAIR, "--labels", "nowhere.csv"), "nowhere.csv: No such file or directory; check the path"),
-        (("--fit_direction", "labels", "--positive", "nowhere", "--negative", "b"), "nowhere is no folder of images"),
+        (("--fit_direction", "labels", "--positive", "nowhere", "--negative", "b"), "nowhere is not a folder of images"),
     ],
 )
 def test_errors_of_fitting(table, flags, said):

@@ -49,7 +49,7 @@ ONE = ("--n_test_img", "1", "--n_train_img", "1", "--n_precomp_img", "1", *STEPS
 TEST = ("--run_test", *SMILE, *ONE, *INTERVALS)
 TRAIN = ("--run_train", *SMILE, *ONE, *INTERVALS, "--do_test", "0", "--exp", "runs/new")
 TWICE = (*TRAIN, "--n_iter", "2", "--scheduler_step_size", "1")
-AGAIN = (*TRAIN, "--exp", "runs/smile", "--n_train_img", "2")  # the training that is there already
+AGAIN = (*TRAIN, "--exp", "runs/smile", "--n_train_img", "2")  # the training that already exists
 BY_CURVE = ("--run_train", *SMILE, *ONE, "--exp", "runs/new", "--user_defined_t_addnoise", "0")
 BOOSTED_BY_CURVE = ("--run_test", *SMILE, *ONE, "--user_defined_t_edit", "500")
 INVERT = ("--just_precompute", *ONE)
@@ -294,7 +294,7 @@ def prepare(tiny):
 
 
 def watched(patch):
-    """Lists that fill while a run goes on: what is done that leaves no file."""
+    """Lists that record what a run does without writing a file."""
     seen = {"batches": [], "passes": [], "compiled": [], "recomputed": [], "tracked": []}
 
     def watch(home, name, note):
@@ -314,12 +314,14 @@ def watched(patch):
 
 
 def left_behind():
-    """What lies in the current folder after a run."""
+    """The files in the current folder after a run."""
     paths = [path for path in sorted(Path().rglob("*")) if path.is_file()]
     written = {path.stem: yaml.safe_load(path.read_text()) for path in paths if path.name.startswith("settings_")}
+    # --inversion ddpm must change the pictures, not only their folder.
+    pictures = {str(p).replace("_ddpm/", "/"): p for p in paths if p.suffix == ".png" and p.parts[0] == "runs"}
     return {
         "files": [str(path) for path in paths],
-        "pictures": {str(path): path.read_bytes() for path in paths if path.suffix == ".png" and path.parts[0] == "runs"},
+        "pictures": {name: path.read_bytes() for name, path in pictures.items()},
         "directions": digest(directions()) + " ".join(directions()),
         "latents": digest(stored("latent")),
         "trajectories": digest(stored("trajectory")),
@@ -328,7 +330,7 @@ def left_behind():
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_a_flag_has_its_effect(outcome, flag):
+def test_flag_has_its_effect(outcome, flag):
     flags, added, what = EFFECTS[flag]
     assert f"--{flag}" in added
     before, after = outcome(flags), outcome((*flags, *added))
@@ -339,12 +341,12 @@ def test_a_flag_has_its_effect(outcome, flag):
         assert before[what] != after[what]
 
 
-def test_what_is_compared_differs_by_nothing_else(outcome):
+def test_compared_runs_differ_only_in_the_flag(outcome):
     """The same run leaves the same behind: no view holds a date, a path or chance."""
     for flags in (TEST, TRAIN, INVERT, ON_DISK):
         first, second = outcome(flags), outcome((*flags, "--verbose", "info"))
         assert [what for what in first if what != "said" and first[what] != second[what]] == []
 
 
-def test_no_row_is_left_of_a_flag_that_is_gone():
+def test_no_row_for_a_removed_flag():
     assert EFFECTS.keys() == FLAGS.keys()

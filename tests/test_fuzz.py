@@ -1,4 +1,4 @@
-"""Three hundred damaged files of each kind that the project reads: each is read, set aside, or told in one plain line."""
+"""Three hundred damaged files of each kind that the project reads: each is read, renamed, or a one-line error."""
 
 import json
 import os
@@ -228,7 +228,7 @@ KINDS = {
     "losses": losses,
     "settings of a run": settings_of_a_run,
     "evaluation": evaluation,
-    "pictures of a report": pictures,
+    "damaged report_pictures.json": pictures,
     "record of downloads": record_of_downloads,
     "config": config,
     "CLIP's config": clip_config,
@@ -261,7 +261,7 @@ def zeroed(contents, chance):
 
 
 def shuffled(contents, chance):
-    """Pieces in another order, as a disk that lies leaves them."""
+    """Blocks in another order, as after a faulty disk write."""
     places = sorted({0, len(contents), *(chance.randrange(len(contents)) for _ in range(4))})
     pieces = [contents[a:b] for a, b in pairwise(places)]
     chance.shuffle(pieces)
@@ -275,12 +275,20 @@ def reworded(contents, chance):
     return contents[:at] + chance.choice(words) + contents[at + chance.randrange(1, 12) :]
 
 
-HEALED = {"pixel index", "losses", "settings of a run", "evaluation", "pictures of a report", "record of downloads", "latent"}
+HEALED = {
+    "pixel index",
+    "losses",
+    "settings of a run",
+    "evaluation",
+    "damaged report_pictures.json",
+    "record of downloads",
+    "latent",
+}
 DAMAGES = (cut, flipped, zeroed, shuffled, reworded)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_file_is_read_or_told_in_one_line(kind, learned, tiny, tmp_path, monkeypatch, caplog):
+def test_damaged_file_is_read_or_is_a_one_line_error(kind, learned, tiny, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(learned)
     caplog.set_level("CRITICAL")
     path, read = KINDS[kind](tmp_path, tiny)
@@ -295,5 +303,5 @@ def test_a_damaged_file_is_read_or_told_in_one_line(kind, learned, tiny, tmp_pat
             told += 1
             said = str(error)
             assert said.isprintable() and len(said) < 2000 and "weights_only" not in said
-    # What others can do without is computed again, or left out with a line.
+    # What others can do without will be recomputed, or left out with a line.
     assert told > FILES / 20 or kind in HEALED

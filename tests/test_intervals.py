@@ -47,7 +47,7 @@ def test_published_curves_give_the_published_table(name):
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_the_first_row_that_reaches_the_threshold_is_taken_at_every_cosine(name):
+def test_first_row_that_reaches_the_threshold_is_taken_at_every_cosine(name):
     """The published rule in its plainest form, on the text of the file; every value of the table is a threshold as well."""
     with (PUBLISHED / f"{name}.csv").open(newline="") as stream:
         rows = [(int(row["t"]), float(row["lpips_x0_t"]), float(row["lpips_x_t"])) for row in csv.DictReader(stream)]
@@ -61,19 +61,19 @@ def test_the_first_row_that_reaches_the_threshold_is_taken_at_every_cosine(name)
         assert choose_t_boost(curve, P, from_x_t=False) == next(t for t, other, _ in rows if other >= P)
 
 
-def test_the_shipped_curves_can_be_read():
+def test_shipped_curves_can_be_read():
     assert {path.stem for path in PUBLISHED.glob("*.csv")} == {*TABLE, "avatar"}
     assert choose_t_edit(Curve.read(PUBLISHED / "avatar.csv"), 0.9) > 0
 
 
-def test_between_distant_timesteps_the_curve_is_straight(curve):
+def test_curve_is_interpolated_between_distant_timesteps(curve):
     assert choose_t_edit(curve, 1.0, 0.25) == 200
     assert choose_t_edit(curve, 0.5, 0.5) == 200
     assert choose_t_edit(curve, 1.0, 0.2501) == 201
     assert choose_t_edit(curve, 1.0, 0.3) == 240
 
 
-def test_neighbouring_timesteps_are_taken_as_they_are():
+def test_curve_is_not_interpolated_between_neighbours():
     """Nothing is read between rows of a table of every timestep; one that is missing does not change that."""
     zeros = np.zeros(4)
     curve = Curve(np.array([10, 11, 13, 16]), zeros, zeros, np.array([0.1, 0.2, 0.3, 0.6]), zeros)
@@ -81,7 +81,7 @@ def test_neighbouring_timesteps_are_taken_as_they_are():
     assert [choose_t_edit(curve, 1.0, threshold) for threshold in (0.301, 0.45, 0.6)] == [14, 15, 16]
 
 
-def test_a_threshold_just_above_a_row_leads_past_it():
+def test_threshold_just_above_a_row():
     value = 0.1 + 0.2
     curve = Curve(np.array([900, 990]), np.zeros(2), np.zeros(2), np.array([value, 1e6]), np.zeros(2))
     assert choose_t_edit(curve, 1.0, np.nextafter(value, 1)) == 901
@@ -92,15 +92,15 @@ def test_which_curve_t_boost_is_read_from(curve):
     assert choose_t_boost(curve, 0.25, from_x_t=False) == 200
 
 
-def test_a_threshold_of_zero_is_reached_at_once(curve):
+def test_threshold_of_zero_is_reached_at_once(curve):
     assert choose_t_edit(curve, 1.0, 0.0) == 0
     assert choose_t_boost(curve, 0.0) == 0
 
 
-def test_a_threshold_that_is_never_reached(curve):
-    with pytest.raises(UserError, match=r"LPIPS\(x_0, P_t\) never reaches 0\.600: its maximum is 0\.500; lower the threshold"):
+def test_threshold_that_is_never_reached(curve):
+    with pytest.raises(UserError, match=r"LPIPS\(x_0, P_t\) never reaches 0\.600, its maximum is 0\.500: lower the threshold"):
         choose_t_edit(curve, 1.0, 0.6)
-    with pytest.raises(UserError, match=r"LPIPS\(x_0, x_t\) never reaches 1\.200: its maximum is 1\.000"):
+    with pytest.raises(UserError, match=r"LPIPS\(x_0, x_t\) never reaches 1\.200, its maximum is 1\.000"):
         choose_t_boost(curve)
 
 
@@ -121,13 +121,15 @@ def test_to_tensors_and_back(curve):
     assert same(again, curve)
     assert again.t.tolist() == [0, 100, 200, 400]
     del tensors["lpips_x_t"]
-    with pytest.raises(UserError, match=r"no LPIPS curve \(it has no lpips_x_t\); measure it again with --lpips"):
+    with pytest.raises(
+        UserError, match=r"the stored LPIPS curve is invalid \(it has no lpips_x_t\): measure it again with --lpips"
+    ):
         Curve.from_tensors(tensors)
     with pytest.raises(UserError, match="lpips_x_t cannot be nan"):
         Curve.from_tensors(tensors | {"lpips_x_t": torch.full((4,), torch.nan)})
 
 
-def test_a_table_from_a_spreadsheet(tmp_path):
+def test_table_from_a_spreadsheet(tmp_path):
     """A byte order mark, an empty line, other columns and another order of them do no harm."""
     (tmp_path / "curve.csv").write_text("\ufefflpips_x_t_std,note,lpips_x_t,lpips_x0_t,lpips_x0_t_std,t\n\n1,a,2,3,4,5\n\n")
     assert Curve.read(tmp_path / "curve.csv").lpips_x0_t.tolist() == [3.0]
@@ -143,8 +145,8 @@ def test_a_table_from_a_spreadsheet(tmp_path):
         (f"{HEADER}\n", "it has no rows"),
         (f"{HEADER}\n1,2,3\n", "line 2 has 3 values, not 5"),
         (f"{HEADER}\n1,0,0,0,0,0\n", "line 2 has 6 values, not 5"),
-        (f"{HEADER}\n1,0,0,?,0\n", r"line 2 has '\?' where a number belongs"),
-        (f"{HEADER}\n1,0,0,,0\n", "line 2 has '' where a number belongs"),
+        (f"{HEADER}\n1,0,0,?,0\n", r"line 2 has '\?' instead of a number"),
+        (f"{HEADER}\n1,0,0,,0\n", "line 2 has '' instead of a number"),
         (f"{HEADER}\n1,0,0,nan,0\n", "lpips_x0_t cannot be nan"),
         (f"{HEADER}\n1,0,0,inf,0\n", "lpips_x0_t cannot be inf"),
         (f"{HEADER}\n1,-0.1,0,0,0\n", r"lpips_x_t cannot be -0\.1"),
@@ -153,22 +155,22 @@ def test_a_table_from_a_spreadsheet(tmp_path):
         (f"{HEADER}\n1.5,0,0,0,0\n", r"t cannot be 1\.5"),
         (f"{HEADER}\n1,0,0,0,0\n3,0,0,0,0\n2,0,0,0,0\n", "t = 2 follows t = 3"),
         (f"{HEADER}\n1,0,0,0,0\n1,0,0,0,0\n", "t = 1 follows t = 1"),
-        (f"{HEADER}\n1,0,0,0,0\n2,0,0,0.\0005,0\n", r"line 3 has '0\.\\x005' where a number belongs"),
+        (f"{HEADER}\n1,0,0,0,0\n2,0,0,0.\0005,0\n", r"line 3 has '0\.\\x005' instead of a number"),
         (b"\0" * 4096, "it has no column t"),
-        (f"{HEADER}\n1,0,0,0,0\n".encode("utf-16"), "it is not in UTF-8"),
-        (f"{HEADER}\n".encode() + b"1,0,0,0,\xff\n", "it is not in UTF-8"),
+        (f"{HEADER}\n1,0,0,0,0\n".encode("utf-16"), "it is not UTF-8 text"),
+        (f"{HEADER}\n".encode() + b"1,0,0,0,\xff\n", "it is not UTF-8 text"),
     ],
 )
-def test_a_broken_table_is_refused(tmp_path, text, said):
+def test_broken_table_is_refused(tmp_path, text, said):
     (tmp_path / "curve.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(
-        UserError, match=rf"/curve\.csv is not a table of LPIPS curves \({said}.*\); measure it .*--lpips"
+        UserError, match=rf"/curve\.csv is not a table of LPIPS curves \({said}.*\): measure it .*--lpips"
     ) as caught:
         Curve.read(tmp_path / "curve.csv")
     assert str(caught.value).isprintable()
 
 
-def test_a_table_that_is_not_there(tmp_path):
+def test_missing_table(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.csv is not a table of LPIPS curves \(.*No such file"):
         Curve.read(tmp_path / "nothing.csv")
 
@@ -197,11 +199,11 @@ def test_measure(unet):
         assert together.lpips_x0_t_std[i] == pytest.approx(float(distance(x_0, P_t).std(correction=0)), abs=1e-5)
 
 
-def test_measure_leaves_out_what_cannot_be_read(unet, caplog):
+def test_measure_skips_unreadable_images(unet, caplog):
     x_0, steps = smooth_images(1), process.timesteps(2, 999)
     measured = measure(unet, [([0], x_0, []), ([], None, ["b.png cannot be read"])], SCHEDULE, steps, distance, "cpu")
     assert measured.lpips_x_t_std.tolist() == [0.0, 0.0]
-    assert "left out: b.png cannot be read" in caplog.text
+    assert "skipped: b.png cannot be read" in caplog.text
     with pytest.raises(UserError, match="none of the images could be read"):
         measure(unet, [([], None, ["b.png cannot be read"])], SCHEDULE, steps, distance, "cpu")
 
@@ -210,5 +212,5 @@ def test_measure_refuses_what_is_not_finite(unet):
     def broken(a, b):
         return distance(a, b) * torch.nan
 
-    with pytest.raises(UserError, match=r"no use \(lpips_x_t cannot be .*--precision fp32"):
+    with pytest.raises(UserError, match=r"invalid \(lpips_x_t cannot be .*--precision fp32"):
         measure(unet, [([0], smooth_images(1), [])], SCHEDULE, process.timesteps(2, 999), broken, "cpu")

@@ -75,7 +75,7 @@ def test_images_of_another_size_are_resized(id_loss, images):
     assert similarity.min() > 0.98
 
 
-def test_a_missing_file_is_one_plain_line(tmp_path):
+def test_missing_file_is_one_plain_line(tmp_path):
     with pytest.raises(UserError) as caught:
         IdLoss(tmp_path / "nothing.pth")
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""Imports go one way, and what needs no torch does without it."""
+"""Imports go one way, files stay short, and --help does not import torch."""
 
 import ast
 import subprocess
@@ -11,8 +11,8 @@ import pytest
 
 from utils.files import ROOT
 
-# From the top to the ground. A module imports from its own row and from those below it; one of a package belongs to the
-# package's row unless it has a place of its own.
+# From top to bottom. A module imports only from its own row and those below it. Modules of a package are in the row of the
+# package unless they are listed themselves.
 ROWS = (
     ("main",),
     ("asyrp.cli",),
@@ -38,18 +38,18 @@ ROWS = (
     ),
     ("asyrp.noise_maps", "asyrp.hspace", "asyrp.blending", "asyrp.calibration", "asyrp.acceleration", "asyrp.options", "asyrp"),
     ("asyrp.ranks", "asyrp.watch"),
-    ("asyrp.process",),  # it learns of no way to edit and no way to invert
+    ("asyrp.process",),  # independent of the kinds of edits and inversions
     ("models", "losses"),
     ("configs", "utils"),
 )
 GROUND = ("utils", "models", "losses", "configs")
-# Who may know what a flag is: the command line itself, and the one place where settings are decided.
+# Modules that may read flags: the command line, and the module that decides settings.
 KNOW_FLAGS = {
     *("main", "asyrp.cli", "asyrp.parsing", "asyrp.settings", "asyrp.runner", "asyrp.parts", "asyrp.images"),
     "utils.arguments",
 }
 FLAGS = {"asyrp.options", "asyrp.parsing"}
-# The equations: no files, no printing, nothing to configure.
+# Modules with equations only: no files, no printing, no configuration.
 PURE = (
     *("asyrp.process", "asyrp.noise_maps", "asyrp.hspace", "asyrp.blending"),
     *("models.schedule", "models.ddpm", "models.adm", "models.unet2d"),
@@ -66,7 +66,7 @@ def modules():
 
 @cache
 def imported(path):
-    """Names of the modules that a file imports, anywhere in it; `from a import b` is a.b where that is a module of ours."""
+    """Names of the modules that a file imports, anywhere in it; `from a import b` counts as a.b if that is our module."""
     found = set()
     for node in ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -83,26 +83,26 @@ def ours(name):
 
 
 def row(name):
-    """The row of a module: of the longest name in ROWS that it is, or lies in."""
+    """The row of a module: that of the longest name in ROWS that equals or contains it."""
     places = [(len(part), i) for i, parts in enumerate(ROWS) for part in parts if f"{name}.".startswith(f"{part}.")]
-    # `asyrp` itself is the package's docstring: a module in it has to have a place.
+    # The row of `asyrp` is only for the package itself; its modules must be listed.
     places = [place for place in places if name == "asyrp" or place[0] > len("asyrp") or not name.startswith("asyrp")]
     assert places, f"{name} has no row in ROWS"
     return max(places)[1]
 
 
 @pytest.mark.parametrize("name", modules())
-def test_arrows_go_one_way(name):
+def test_imports_go_one_way(name):
     upward = {other for other in ours(name) if row(other) < row(name)}
     assert not upward
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_no_import_cycles():
     list(TopologicalSorter({name: ours(name) for name in modules()}).static_order())
 
 
 @pytest.mark.parametrize("name", [name for name in modules() if name.split(".")[0] in GROUND])
-def test_nothing_below_it_imports_asyrp(name):
+def test_ground_modules_do_not_import_asyrp(name):
     assert not {other for other in imported(modules()[name]) if other.split(".")[0] == "asyrp"}
 
 
@@ -112,19 +112,19 @@ def test_no_flag_is_read_below_the_runner(name):
     assert "argparse" not in imported(modules()[name])
 
 
-def test_every_place_of_a_row_is_there():
+def test_every_module_in_rows_exists():
     for name in (part for parts in ROWS for part in parts):
         assert name in modules() or any(other.startswith(f"{name}.") for other in modules())
 
 
 @pytest.mark.parametrize("name", PURE)
-def test_equations_need_nothing_else_of_asyrp(name):
-    """But the process."""
+def test_pure_modules_import_only_the_process(name):
+    """`asyrp.process` is allowed."""
     assert {other for other in imported(modules()[name]) if other.split(".")[0] == "asyrp"} <= {"asyrp.process"}
 
 
 @pytest.mark.parametrize("name", PURE)
-def test_equations_know_no_files_and_print_nothing(name):
+def test_pure_modules_use_no_files_and_print_nothing(name):
     called = {node.id for node in ast.walk(ast.parse(modules()[name].read_text())) if isinstance(node, ast.Name)}
     assert not (imported(modules()[name]) | called) & NOT_PURE
 
@@ -134,7 +134,7 @@ SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_no_script_parses_the_flags_of_another(path):
-    """What it needs of the program it takes from the library."""
+    """Scripts use the library instead."""
     names = imported(path)
     assert not names & (FLAGS | {"main", "asyrp.cli", "asyrp.runner", "asyrp.uses", "asyrp.learning"})
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -142,7 +142,10 @@ def test_no_script_parses_the_flags_of_another(path):
             assert not {alias.name for alias in node.names} & {"parse_args", "build_parser", "main"}
 
 
-@pytest.mark.parametrize("path", [*modules().values(), *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [*modules().values(), *SCRIPTS, *TESTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_file_is_longer_than_400_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 

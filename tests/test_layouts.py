@@ -1,4 +1,4 @@
-"""Where the images of a dataset lie, in a tiny instance of every layout, and errors that say what lies there instead."""
+"""A tiny instance of every dataset layout, and errors that say what is there instead."""
 
 import logging
 
@@ -86,7 +86,7 @@ def test_one_folder_whose_last_500_are_for_testing(opened, dataset, category):
 
 @pytest.mark.parametrize("places", [["images"], ["images/00000", "images/01000"]])
 def test_metfaces_as_published(opened, places):
-    """Its images lie in a folder of that name; what lies above it is no part of them."""
+    """Only the images in the folder of that name are used."""
     for k, place in enumerate(places):
         write_files(opened.folder / place, *range(250 * k, 250 * k + (502 if len(places) == 1 else 251)))
     write_files(opened.folder, 7)
@@ -111,9 +111,9 @@ def test_birds_and_flowers_as_published(opened, dataset, category, places):
     assert train.folder == opened.folder / places[0].split("/")[0]
 
 
-def test_too_few_to_divide(opened):
+def test_too_few_images_to_split(opened):
     write_files(opened.folder, 1, 2)
-    with pytest.raises(UserError, match="holds 2 images, and the last 500 are for testing"):
+    with pytest.raises(UserError, match="has 2 images, and the last 500 are for testing"):
         opened("FFHQ", "FFHQ", "train")
 
 
@@ -129,7 +129,7 @@ def test_imagenet_by_class(opened, wanted, found):
         assert which(opened("IMAGENET", "IMAGENET", split, class_number=wanted)) == found
 
 
-def test_a_folder_given_by_flag_wins(opened, tmp_path):
+def test_folder_given_by_flag_wins(opened, tmp_path):
     write_files(opened.folder / "train", 1)
     write_files(tmp_path / "mine", 5, 6)
     assert which(opened("CelebA_HQ", "CelebA_HQ", "train", folder=tmp_path / "mine")) == [5, 6]
@@ -140,8 +140,8 @@ def test_a_folder_given_by_flag_wins(opened, tmp_path):
     [
         ("CelebA_HQ", "CelebA_HQ", ["train, LMDB_train", "ASYRP_DATA_CELEBA_HQ", "--custom_train_dataset_dir"]),
         ("LSUN", "bedroom", ["bedroom_train_lmdb", "ASYRP_DATA_BEDROOM"]),
-        ("FFHQ", "FFHQ", ["the folder itself (its last 500 are for testing)"]),
-        ("MetFACE", "metfaces", ["images, the folder itself (its last 500 are for testing)", "there is no such folder"]),
+        ("FFHQ", "FFHQ", ["the folder itself (its last 500 images are for testing)"]),
+        ("MetFACE", "metfaces", ["images, the folder itself (its last 500 images are for testing)", "there is no such folder"]),
     ],
 )
 def test_no_images_names_every_place(opened, dataset, category, said):
@@ -153,9 +153,9 @@ def test_no_images_names_every_place(opened, dataset, category, said):
 @pytest.mark.parametrize(
     ("dataset", "category", "train", "test", "class_number", "align", "message"),
     [
-        ("FFHQ", "FFHQ", None, None, "3", 0, "--target_class_num picks a class of ImageNet"),
-        ("IMAGENET", "IMAGENET", "a", "b", "3", 0, "--target_class_num picks a class of ImageNet"),
-        ("IMAGENET", "CUSTOM", None, None, "3", 0, "--target_class_num picks a class of ImageNet"),
+        ("FFHQ", "FFHQ", None, None, "3", 0, "--target_class_num chooses a class of ImageNet"),
+        ("IMAGENET", "IMAGENET", "a", "b", "3", 0, "--target_class_num chooses a class of ImageNet"),
+        ("IMAGENET", "CUSTOM", None, None, "3", 0, "--target_class_num chooses a class of ImageNet"),
         ("IMAGENET", "IMAGENET", "a", None, "3", 0, None),
         ("FFHQ", "FFHQ", None, None, None, 1, "--align_face is for"),
         ("FFHQ", "FFHQ", None, "mine", None, 1, None),
@@ -174,30 +174,30 @@ def test_settings_that_do_not_fit(tmp_path, dataset, category, train, test, clas
 # ---- what is there instead --------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_holds_something_else_says_what(tmp_path):
+def test_error_describes_other_content_of_folder(tmp_path):
     write_files(tmp_path / "classes" / "n01440764", 1)
     write_files(tmp_path / "classes" / "n02099601", 1)
     write_lmdb(tmp_path / "above" / "LMDB_train", numbered(1))
     (tmp_path / "empty").mkdir()
     (tmp_path / "images.zip").write_bytes(b"PK")
     for name, said in (
-        ("classes", "it holds the folders n01440764, n02099601"),
-        ("classes/n01440764/00001.png", "it is a file, no folder"),
-        ("above", r"it holds the folder LMDB_train \(an LMDB\)"),
-        ("images.zip", "it is a file, no folder"),
-        ("empty", "it holds no images and no folders"),
+        ("classes", "it contains the folders n01440764, n02099601"),
+        ("classes/n01440764/00001.png", "it is a file, not a folder"),
+        ("above", r"it contains the folder LMDB_train \(an LMDB\)"),
+        ("images.zip", "it is a file, not a folder"),
+        ("empty", "it contains no images and no folders"),
         ("nothing", "there is no such folder"),
     ):
-        with pytest.raises(UserError, match=rf"/{name} is no folder of images \(.*\): {said}; name the folder") as caught:
+        with pytest.raises(UserError, match=rf"/{name} is not a folder of images \(.*\): {said}; give the folder") as caught:
             open_folder(tmp_path / name, SIZE)
         assert str(caught.value).isprintable()
 
 
-def test_a_dataset_that_lies_elsewhere_says_what_is_there(opened):
+def test_error_describes_dataset_folder(opened):
     write_files(opened.folder, 1, 2)
     write_files(opened.folder / "n02099601", 1)
     with pytest.raises(
-        UserError, match=r"data \(it holds 2 images and the folder n02099601\): put .* at one of train/n02099601;"
+        UserError, match=r"data \(it contains 2 images and the folder n02099601\): put .* in one of train/n02099601;"
     ):
         opened("IMAGENET", "IMAGENET", "train", class_number="207")
     write_lmdb(opened.folder / "train", numbered(1))
@@ -205,16 +205,16 @@ def test_a_dataset_that_lies_elsewhere_says_what_is_there(opened):
         opened("IMAGENET", "IMAGENET", "train", class_number="207")
 
 
-def test_an_lmdb_in_place_of_the_dataset_is_named(opened):
+def test_lmdb_in_place_of_the_dataset_is_named(opened):
     write_lmdb(opened.folder, numbered(1))
-    with pytest.raises(UserError, match=r"it is an LMDB itself.*pass --custom_test_dataset_dir"):
+    with pytest.raises(UserError, match=r"it is an LMDB.*pass --custom_test_dataset_dir"):
         opened("CelebA_HQ", "CelebA_HQ", "test")
 
 
 # ---- a whole run -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_one_class_of_imagenet(tiny, tmp_path, monkeypatch, capsys):
+def test_run_on_one_class_of_imagenet(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logging.root, "handlers", [])  # a run logs to the stderr of its own test
     settings = yaml.safe_load((tiny.folder / "ddpm.yml").read_text())

@@ -1,4 +1,4 @@
-"""A training on disk: where it goes on, what it refuses to go on from, and which learning rate each epoch has."""
+"""A training on disk: where it resumes, what it refuses to resume from, and the learning rate of each epoch."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def test_resumed_training_equals_uninterrupted_training(run_after, three_epochs,
     assert [rate(epoch) for epoch in range(3)] == pytest.approx([0.2, 0.2, 0.02])
 
 
-def test_a_training_that_is_done_opens_no_clip_and_inverts_nothing(run_after, tiny, tmp_path, monkeypatch):
+def test_finished_training_opens_no_clip_and_inverts_nothing(run_after, tiny, tmp_path, monkeypatch):
     """Also where t_edit is read off a curve: the cosine of the prompts is known."""
     run = run_after(3)
     assert run(*LONG, "--n_iter", "3") == 0  # notes where the CLIP of this folder lies
@@ -76,7 +76,7 @@ def test_a_training_that_is_done_opens_no_clip_and_inverts_nothing(run_after, ti
         run(*LONG, "--n_iter", "3", "--retrain", "1")
 
 
-def test_the_identity_and_the_cosines_of_a_clip_are_found_again_until_its_files_change(tiny, tmp_path, monkeypatch):
+def test_clip_identity_and_cosines_are_cached_until_files_change(tiny, tmp_path, monkeypatch):
     for name in ("clip.json", "clip.pt"):
         shutil.copy(tiny.folder / name, tmp_path / name)
     kept, opened = Store(tmp_path / "store"), []
@@ -107,7 +107,7 @@ def test_two_epochs_and_one_more_equal_three(run, three_epochs):
     assert tensors_equal(directions(), directions(three_epochs / "checkpoint"))
 
 
-def test_each_epoch_learns_and_has_an_order_of_its_own(three_epochs):
+def test_each_epoch_learns_and_is_shuffled(three_epochs):
     learned = directions(three_epochs / "checkpoint")
     assert list(learned) == EPOCHS
     assert not tensors_equal(learned[EPOCHS[0]], learned[EPOCHS[1]])
@@ -118,14 +118,14 @@ def test_each_epoch_learns_and_has_an_order_of_its_own(three_epochs):
     assert all(sorted(order) == sorted(rows_of_one) for order in orders for rows_of_one in orders)
 
 
-def test_the_latest_epoch_is_gone_on_from(run_after, three_epochs, capsys):
+def test_resume_from_latest_epoch(run_after, three_epochs, capsys):
     run = run_after(2)
     assert run(*LONG, "--n_iter", "3") == 0
     assert f"resuming after epoch 1: checkpoint/{NAME}_1.pth" in capsys.readouterr().err
     assert Path("checkpoint", EPOCHS[0]).stat().st_mtime_ns == (three_epochs / "checkpoint" / EPOCHS[0]).stat().st_mtime_ns
 
 
-def test_an_epoch_beyond_those_asked_for_is_left_alone(run_after, three_epochs):
+def test_later_epochs_are_not_touched(run_after, three_epochs):
     run = run_after(3)
     assert run(*LONG, "--n_iter", "2") == 0
     assert tensors_equal(directions(), directions(three_epochs / "checkpoint"))
@@ -137,51 +137,52 @@ def test_an_epoch_beyond_those_asked_for_is_left_alone(run_after, three_epochs):
 @pytest.mark.parametrize(
     ("flags", "difference"),
     [
-        (("--edit_attr", "sad"), "prompts ['face', 'smiling face'], and this run has ['face', 'sad face']"),
-        (("--user_defined_t_edit", "300"), "t_edit 500, and this run has 300"),
-        (("--ignore_timesteps",), "ignore_timesteps False, and this run has True"),
-        (("--clip_loss_w", "1"), "clip_loss_w 3.0, and this run has 1.0"),
-        (("--l1_loss_w", "0"), "l1_loss_w 1.0, and this run has 0.0"),
-        (("--clip_source", "origin"), "clip_source x0, and this run has origin"),
-        (("--bs_train", "2"), "bs_train 1, and this run has 2"),
-        (("--seed", "1"), "seed 1234, and this run has 1"),
-        (("--n_train_img", "3"), "n_images 4, and this run has 3"),
-        (("--shuffle_train_dataloader", "0"), "shuffle True, and this run has False"),
-        (("--precision", "bf16"), "precision fp32, and this run has bf16"),
+        (("--edit_attr", "sad"), "prompts ['face', 'smiling face'], but this run has ['face', 'sad face']"),
+        (("--user_defined_t_edit", "300"), "t_edit 500, but this run has 300"),
+        (("--ignore_timesteps",), "ignore_timesteps False, but this run has True"),
+        (("--clip_loss_w", "1"), "clip_loss_w 3.0, but this run has 1.0"),
+        (("--l1_loss_w", "0"), "l1_loss_w 1.0, but this run has 0.0"),
+        (("--clip_source", "origin"), "clip_source x0, but this run has origin"),
+        (("--bs_train", "2"), "bs_train 1, but this run has 2"),
+        (("--seed", "1"), "seed 1234, but this run has 1"),
+        (("--n_train_img", "3"), "n_images 4, but this run has 3"),
+        (("--shuffle_train_dataloader", "0"), "shuffle True, but this run has False"),
+        (("--precision", "bf16"), "precision fp32, but this run has bf16"),
     ],
 )
-def test_training_does_not_go_on_from_other_settings(run_after, flags, difference):
+def test_resume_with_other_settings_exits_2(run_after, flags, difference):
     """Neither with epochs to come nor without; the first difference is named, and both remedies."""
     run = run_after(2)
     for n in ("2", "3"):
         said = run.error(*LONG, "--n_iter", n, *flags)
         assert said == (
-            f"checkpoint/{NAME}_1.pth was trained with {difference}: --retrain 1 trains it anew, another --exp leaves it alone"
+            f"checkpoint/{NAME}_1.pth was trained with {difference}: train from scratch with --retrain 1, or keep it and use "
+            "another --exp"
         )
 
 
-def test_training_does_not_go_on_from_another_kind(run_after):
+def test_resume_with_another_kind_exits_2(run_after):
     said = run_after(1).error("--run_train", *DELTA_H, "--do_test", "0")
-    assert "was trained with kind delta_block, and this run has delta_h" in said
+    assert "was trained with kind delta_block, but this run has delta_h" in said
 
 
-def test_training_does_not_go_on_with_other_images_weights_or_clip(run_after, tiny, tmp_path):
+def test_resume_with_other_images_weights_or_clip_exits_2(run_after, tiny, tmp_path):
     run = run_after(1)
-    assert "was trained with other images: --retrain 1" in run.error(*LONG, "--custom_train_dataset_dir", tiny.test)
+    assert "was trained with other images: train from scratch" in run.error(*LONG, "--custom_train_dataset_dir", tiny.test)
     weights = torch.load(tiny.folder / "ddpm.pt", weights_only=True)
     torch.save({key: 1.01 * value for key, value in weights.items()}, tmp_path / "other.pt")
-    assert "was trained with other identity: --retrain 1" in run.error(*LONG, "--model_path", "other.pt")
+    assert "was trained with other identity: train from scratch" in run.error(*LONG, "--model_path", "other.pt")
     weights = torch.load(tiny.clip.with_suffix(".pt"), weights_only=True)
     torch.save({key: 1.01 * value for key, value in weights.items()}, tmp_path / "clip.pt")
     shutil.copy(tiny.clip, tmp_path / "clip.json")
-    assert "was trained with other clip: --retrain 1" in run.error(*LONG, "--clip_model_name", "clip.json")
+    assert "was trained with other clip: train from scratch" in run.error(*LONG, "--clip_model_name", "clip.json")
 
 
-def test_a_second_experiment_of_the_same_last_name_is_not_the_first_one(run_after):
+def test_second_experiment_of_the_same_last_name_is_not_the_first_one(run_after):
     """In another folder: its checkpoints have the names of the first one's."""
     run = run_after(3)
     same = (*LONG, "--n_iter", "3", "--exp", "elsewhere/smile")
-    assert "was trained with lr_training 0.2, and this run has 0.01" in run.error(*same, "--lr_training", "0.01")
+    assert "was trained with lr_training 0.2, but this run has 0.01" in run.error(*same, "--lr_training", "0.01")
     assert not Path("elsewhere").exists()
     assert run(*same, "--lr_training", "0.01", "--retrain", "1") == 0
     assert settings(Path("elsewhere", NAME), "train")["record"]["training"]["lr_training"] == 0.01
@@ -190,24 +191,24 @@ def test_a_second_experiment_of_the_same_last_name_is_not_the_first_one(run_afte
 @pytest.mark.parametrize(
     "flags", [("--device", "cpu"), ("--save_train_image", "0"), ("--bs_precompute", "1"), ("--do_test", "0")]
 )
-def test_what_changes_no_result_may_differ(run_after, flags):
+def test_resume_with_irrelevant_differences(run_after, flags):
     assert run_after(2)(*LONG, "--n_iter", "2", *flags) == 0
 
 
 # ---- learning rates ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_learning_rate_falls_after_every_so_many_epochs():
+def test_learning_rate_schedule():
     assert [learning_rate(0.5, 2, 0.1, epoch) for epoch in range(5)] == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005])
 
 
-def test_the_learning_rate_is_what_the_flags_say_from_here_on(run_after, capsys):
+def test_resume_with_another_learning_rate(run_after, capsys):
     run = run_after(1)
     assert run(*LONG, "--n_iter", "3", "--lr_training", "0.1", "--sch_gamma", "0.5") == 0
     assert [rate(epoch) for epoch in range(3)] == pytest.approx([0.2, 0.1, 0.05])
     said = capsys.readouterr().err
-    assert "epochs before were trained with lr_training 0.2; from here on it is 0.1" in said
-    assert "epochs before were trained with sch_gamma 0.1; from here on it is 0.5" in said
+    assert "earlier epochs were trained with lr_training 0.2; from here on it is 0.1" in said
+    assert "earlier epochs were trained with sch_gamma 0.1; from here on it is 0.5" in said
     assert read(f"checkpoint/{NAME}_2.pth").record["training"]["lr_training"] == 0.1
 
 
@@ -238,7 +239,7 @@ def rates_of_2023(last_epoch, n, lr=0.5):
 
 
 @pytest.mark.parametrize(("last_epoch", "lr"), [(0, 0.5), (18, 0.5), (19, 0.5), (38, 0.45), (39, 0.45)])
-def test_a_checkpoint_of_2023_goes_on_as_it_would_have_there(run_after, last_epoch, lr):
+def test_resume_2023_checkpoint_as_in_the_release(run_after, last_epoch, lr):
     """Step size 20, gamma 0.9: of the scheduler's two saved numbers the step that is still to come decides."""
     run = run_after(1)
     as_in_2023(0, last_epoch, lr)
@@ -248,7 +249,7 @@ def test_a_checkpoint_of_2023_goes_on_as_it_would_have_there(run_after, last_epo
     assert (record["lr_training"], record["scheduler_step_size"], record["sch_gamma"]) == (0.5, 20, 0.9)
 
 
-def test_what_goes_on_from_2023_can_be_interrupted_as_well(run_after):
+def test_resume_a_training_resumed_from_2023(run_after):
     run = run_after(1)
     as_in_2023(0, 18)
     assert run(*TRAIN, "--n_iter", "3") == 0
@@ -261,21 +262,21 @@ def test_what_goes_on_from_2023_can_be_interrupted_as_well(run_after):
     assert run(*TRAIN, "--n_iter", "3") == 0  # nothing is left to do, and nothing to complain of
 
 
-def test_given_flags_win_over_the_schedule_of_2023(run_after, capsys):
+def test_given_flags_override_the_2023_schedule(run_after, capsys):
     run = run_after(1)
     as_in_2023(0, 18)
     assert run(*TRAIN, "--n_iter", "2", "--lr_training", "0.1") == 0
-    assert f"checkpoint/{NAME}_0.pth has a learning rate of its own; that of the flags is used" in capsys.readouterr().err
+    assert f"checkpoint/{NAME}_0.pth has its own learning rate; using that of the flags" in capsys.readouterr().err
     assert rate(1) == 0.1
 
 
 @pytest.mark.parametrize("spoil", [{"scheduler": {}}, {"optimizer": {}}, {"scheduler": {"step_size": 0, "last_epoch": 1}}])
-def test_an_optimizer_of_2023_that_cannot_be_read(run_after, spoil):
+def test_optimizer_of_2023_that_cannot_be_read(run_after, spoil):
     run = run_after(1)
     as_in_2023(0, 18)
     path = Path("checkpoint", EPOCHS[0])
     torch.save(torch.load(path, weights_only=True) | spoil, path)
-    assert "its optimizer cannot be read; --retrain 1 trains it anew" in run.error(*TRAIN, "--n_iter", "2")
+    assert "its optimizer state is invalid: train from scratch with --retrain 1" in run.error(*TRAIN, "--n_iter", "2")
 
 
 # ---- a direction to begin at ------------------------------------------------------------------------------------------------
@@ -289,7 +290,7 @@ def test_training_may_begin_at_another_direction(run_learned, learned):
     assert "no direction nobody" in run_learned.error(*TRAIN, "--exp", "runs/third", "--load_from_checkpoint", "nobody")
 
 
-def test_where_it_began_is_part_of_its_settings(run_learned):
+def test_started_from_is_part_of_the_settings(run_learned):
     other = (*TRAIN, "--exp", "runs/other")
     assert run_learned(*other, "--load_from_checkpoint", "smile") == 0
     began = read(f"checkpoint/{NAME.replace('smile', 'other')}_0.pth").record["training"]["started_from"]
@@ -305,7 +306,7 @@ def test_where_it_began_is_part_of_its_settings(run_learned):
 
 
 @pytest.mark.slow
-def test_a_delta_h_begins_at_its_own_timesteps(run, tmp_path):
+def test_delta_h_starts_from_its_own_timesteps(run, tmp_path):
     """Whatever the order in the file; and not at those of another training."""
     first = ("--run_train", *DELTA_H, "--do_test", "0")
     assert run(*first) == 0
@@ -316,4 +317,4 @@ def test_a_delta_h_begins_at_its_own_timesteps(run, tmp_path):
     assert run(*begin, "turned.pth") == 0
     assert tensors_equal(directions()[NAME.replace("smile", "other") + "_0.pth"], directions()[f"{NAME}_0.pth"])
     said = run.error(*begin, "others.pth", "--retrain", "1")
-    assert "has other timesteps than this training: give the steps it was trained with" in said
+    assert "was trained on other timesteps: use the number of steps it was trained with" in said

@@ -1,4 +1,4 @@
-"""The tables of losses: what is kept when a training is stopped, goes on, or is done again."""
+"""The tables of losses when a training is interrupted, resumed or repeated."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_epochs_are_read_in_the_order_of_their_numbers(tmp_path):
     assert [row["epoch"] for row in read_losses(tmp_path)] == ["2", "2", "9", "9", "10", "10", "11", "11"]
 
 
-def test_an_epoch_leaves_earlier_tables_alone(tmp_path):
+def test_epoch_leaves_earlier_tables_alone(tmp_path):
     """They are neither read nor written, whatever they hold."""
     log_epoch(tmp_path, 0)
     table(tmp_path, 0).write_bytes(b"\0")
@@ -44,7 +44,7 @@ def test_an_epoch_leaves_earlier_tables_alone(tmp_path):
     assert table(tmp_path, 0).read_bytes() == b"\0"
 
 
-def test_an_epoch_that_was_stopped_is_logged_once(tmp_path, caplog):
+def test_epoch_that_was_stopped_is_logged_once(tmp_path, caplog):
     log_epoch(tmp_path, 0)
     log_epoch(tmp_path, 1)
     whole = table(tmp_path, 1).read_bytes()
@@ -55,14 +55,14 @@ def test_an_epoch_that_was_stopped_is_logged_once(tmp_path, caplog):
     assert table(tmp_path, 1).read_bytes() == whole
 
 
-def test_an_epoch_that_logged_nothing_is_no_damage(tmp_path, caplog):
+def test_epoch_without_rows_is_not_damaged(tmp_path, caplog):
     with loss_log(tmp_path, 0, 2):
         assert list(read_losses(tmp_path)) == []
     assert list(read_losses(tmp_path)) == []
     assert not caplog.messages
 
 
-def test_training_again_drops_what_came_later(tmp_path):
+def test_retraining_deletes_later_tables(tmp_path):
     for epoch in range(3):
         log_epoch(tmp_path, epoch)
     log_epoch(tmp_path, 0, value=7)
@@ -86,12 +86,12 @@ ROW = b"1,a.png,999,1,2,3,4,5\r\n"
         (HEADER + ROW + b"1,a.pn" + ROW, "a row has 9 values, not 8"),
         (HEADER + b"1,a.png,999,1,2,3,4,?\r\n", "could not convert string to float"),
         (HEADER + b"1,a.png,9.5,1,2,3,4,5\r\n", "invalid literal for int"),
-        (HEADER + b"3,a.png,999,1,2,3,4,5\r\n", "a row is of epoch 3"),
+        (HEADER + b"3,a.png,999,1,2,3,4,5\r\n", "a row belongs to epoch 3"),
         (HEADER + b"1,\xff.png,999,1,2,3,4,5\r\n", "can't decode byte 0xff"),
         (HEADER + ROW.replace(b"a.png", b'"a.png'), "unexpected end of data"),
     ],
 )
-def test_a_damaged_table_is_set_aside(tmp_path, caplog, contents, said):
+def test_damaged_table_is_renamed(tmp_path, caplog, contents, said):
     """One line says so, once; the other epochs are read, and its own can be logged again."""
     for epoch in range(3):
         log_epoch(tmp_path, epoch)
@@ -122,7 +122,7 @@ def test_names_of_any_kind_can_be_read_back(tmp_path):
     assert found == ['a, "b".png', "Καλημέρα.png", r"two\nlines.png", r"\xff.png"]
 
 
-def test_the_report_draws_an_epoch_that_was_stopped(tmp_path):
+def test_report_draws_an_epoch_that_was_stopped(tmp_path):
     """Its images so far have points of their own; the means are those of what is there."""
     log_epoch(tmp_path, 0, images=["a", "b", "c", "d"])
     log_epoch(tmp_path, 1, value=10, images=["a", "b"])

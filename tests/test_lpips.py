@@ -48,7 +48,7 @@ def test_loading_leaves_the_seed_alone():
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_the_convolutions_are_those_of_the_file(distance):
+def test_convolutions_are_those_of_the_file(distance):
     tensors = torch.load(WEIGHTS, weights_only=True)
     assert sum(t.numel() for t in tensors.values()) == 2_469_696
     assert torch.equal(distance.net.slice2[1].weight, tensors["features.3.weight"])
@@ -83,7 +83,7 @@ def test_small_images_are_measured_as_they_are(distance, images, size):
     assert 0.01 < float(distance(a, b)) < 2
 
 
-def test_a_broken_file_is_refused(tmp_path):
+def test_broken_file_is_refused(tmp_path):
     tensors = torch.load(WEIGHTS, weights_only=True)
     del tensors["features.3.bias"]
     torch.save(tensors, tmp_path / "half.pt")
@@ -91,14 +91,14 @@ def test_a_broken_file_is_refused(tmp_path):
         load_lpips(tmp_path / "half.pt")
 
 
-def test_without_the_file_torchvision_is_asked(tmp_path, monkeypatch):
+def test_missing_file_is_loaded_from_torchvision(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("losses.lpips_alex.LPIPS", lambda **kwargs: asked.append(kwargs) or torch.nn.Linear(1, 1))
     assert not load_lpips(tmp_path / "nothing.pt").weight.requires_grad
     assert [kwargs["pnet_rand"] for kwargs in asked] == [False]
 
 
-def test_without_file_and_network_a_remedy_is_named(tmp_path, monkeypatch):
+def test_missing_file_without_network_error(tmp_path, monkeypatch):
     def no_network(*args, **kwargs):
         raise urllib.error.URLError("no route")
 
@@ -124,7 +124,7 @@ def test_conversion_gives_the_file_of_the_repository(converter, distance):
     assert all(torch.equal(converted[key], tensors[key]) for key in tensors)
 
 
-def test_the_unpickler_reads_arrays_only(converter, tmp_path):
+def test_unpickler_reads_arrays_only(converter, tmp_path):
     def read(obj):
         path = tmp_path / "a.pkl"
         path.write_bytes(pickle.dumps(obj, protocol=4))
@@ -138,7 +138,7 @@ def test_the_unpickler_reads_arrays_only(converter, tmp_path):
 
 def test_another_source_file_is_refused(converter, tmp_path):
     (tmp_path / "alexnet.ckpt").write_bytes(b"something else")
-    with pytest.raises(UserError, match="sha256"):
+    with pytest.raises(UserError, match="SHA-256"):
         converter.convert(tmp_path / "alexnet.ckpt", tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
     with pytest.raises(UserError, match="no such file"):

@@ -32,7 +32,7 @@ def test_editing(run_learned, results, generated):
     assert "torch" in written["versions"]
 
 
-def test_the_script_is_kept_beside_the_results(run_learned, results, tmp_path):
+def test_script_is_copied_to_the_results(run_learned, results, tmp_path):
     (tmp_path / "go.sh").write_text("python main.py\n")
     assert run_learned(*TEST, "--sh_file_name", "go.sh") == 0
     assert (results / "go.sh").read_text() == "python main.py\n"
@@ -134,7 +134,7 @@ def test_mean_direction(run_learned, generated, flags, keys):
 
 
 @pytest.mark.slow
-def test_a_mean_is_found_by_everything_that_it_depends_on(run_learned, tiny):
+def test_mean_key_depends_on_everything(run_learned, tiny):
     """Another strength, interval, process, direction or set of images is another mean; another batch or test image is none."""
     assert run_learned(*TRAIN, "--exp", "runs/second", "--edit_attr", "sad") == 0
     mean = (*TEST, "--num_mean_of_delta_hs", "2", "--n_test_img", "1", "--load_from_checkpoint", "smile")
@@ -159,7 +159,7 @@ def test_a_mean_is_found_by_everything_that_it_depends_on(run_learned, tiny):
     assert len(stored("mean")) == len(others) + 1
 
 
-def test_a_mean_of_one_image_edits_it_alike(run_learned, tiny, generated):
+def test_mean_of_one_image_equals_its_own_edit(run_learned, tiny, generated):
     """The mean over one image is that image's own delta_h at every timestep."""
     one = (*TEST, "--n_test_img", "1", "--custom_test_dataset_dir", tiny.train)
     assert run_learned(*one) == 0
@@ -183,7 +183,7 @@ def test_random_latents(run_learned, generated):
     assert not torch.allclose(original["x_0"], generated[0]["x_0"], atol=0.1)
 
 
-def test_a_saved_draw_of_random_latents(run_learned, generated):
+def test_saved_random_noise(run_learned, generated):
     noise = (*TEST, "--load_random_noise", "--saved_random_noise", "--n_test_img", "1")
     assert run_learned(*noise) == 0
     first = generated[-1]["x_0"]
@@ -211,7 +211,7 @@ def test_which_images(run_learned, results, flags, expected):
     assert names(results / "test_images" / "4") == [*expected, "all.png"]
 
 
-def test_the_batch_size_changes_no_pixel(run_learned, results):
+def test_batch_size_changes_no_pixel(run_learned, results):
     """Also with noise in the process, and with a last batch that is not full."""
     pictures = []
     for size in ("1", "3"):
@@ -233,7 +233,7 @@ def test_boosting_adds_noise_that_the_seed_decides(run_learned, generated):
     assert not torch.allclose(one, without, atol=0.01)
 
 
-def test_the_reconstruction_is_boosted_on_request_only(run_learned, generated):
+def test_reconstruction_is_boosted_on_request_only(run_learned, generated):
     boosted = (*TEST, "--n_test_img", "1", "--user_defined_t_addnoise", "700", "--save_x_origin")
     assert run_learned(*boosted) == 0
     assert run_learned(*boosted, "--origin_process_addnoise") == 0
@@ -282,7 +282,7 @@ def test_training_and_testing_in_one_go_tests_once(run, generated):
     assert len(generated) == 2
 
 
-def test_a_single_image_decodes_both_branches_at_once(run_learned, generated):
+def test_single_image_decodes_both_branches_at_once(run_learned, generated):
     for size, paired in (("1", True), ("2", False)):
         generated.clear()
         assert run_learned(*TEST, "--n_test_img", "2", "--bs_test", size) == 0

@@ -71,11 +71,11 @@ def test_lpips_marks_no_threshold_that_is_never_reached(run, results, small_lpip
     assert "t_boost is not marked: LPIPS(x_0, x_t) never reaches" in said
 
 
-def test_an_image_that_cannot_be_read_is_measured_by_nobody(run, tiny, tmp_path, small_lpips, capsys):
+def test_unreadable_image_is_not_measured(run, tiny, tmp_path, small_lpips, capsys):
     shutil.copytree(tiny.train, tmp_path / "some")
     (tmp_path / "some" / "00.png").write_bytes(b"no image")
     assert run("--lpips", "--custom_train_dataset_dir", "some") == 0
-    assert "1 of 2 images could not be read and are left out" in capsys.readouterr().err
+    assert "1 of 2 images could not be read and were skipped" in capsys.readouterr().err
     assert run("--lpips", "--custom_train_dataset_dir", "some", "--start_image_id", "1", "--n_train_img", "1") == 0
     assert len(stored("curve")) == 1  # measured on the same image both times
 
@@ -122,7 +122,7 @@ def test_precompute_again(run, monkeypatch):
     assert sizes == [2, 2]
 
 
-def test_precompute_never_calls_a_broken_file_ready(run, capsys):
+def test_precompute_does_not_count_broken_files(run, capsys):
     precompute = ("--just_precompute", "--n_precomp_img", "2", "--do_test", "0")
     assert run(*precompute) == 0
     whole = stored("latent")
@@ -182,8 +182,8 @@ def test_learned_delta_h(run, generated, model, flags, keys):
     assert (plain["x_0"] - edited["x_0"]).abs().max() > 1e-4
 
 
-def test_a_block_without_timesteps_stays_one(run, results):
-    """It says so itself: in a test nobody has to."""
+def test_ignore_timesteps_is_kept(run, results):
+    """The record says so; a test does not need the flag."""
     assert run(*TRAIN, "--ignore_timesteps") == 0
     assert run(*TEST) == 0
     by_itself = (results / "test_images" / "4" / "all.png").read_bytes()
@@ -196,7 +196,7 @@ def test_a_block_without_timesteps_stays_one(run, results):
     )
 
 
-def test_finished_epochs_are_not_run_again_unless_told(run_learned, learned, capsys):
+def test_finished_epochs_are_not_repeated_without_retrain(run_learned, learned, capsys):
     assert run_learned(*TRAIN) == 0
     assert tensors_equal(directions(), directions(learned / "checkpoint"))
     assert "resuming after epoch 0" in capsys.readouterr().err
@@ -210,7 +210,7 @@ def test_without_training_the_learned_direction_is_tested(run_learned, learned, 
     assert (results / "test_images" / "4" / "all.png").exists()
 
 
-def test_a_test_after_training_may_leave_the_edit_out(run, results, generated):
+def test_test_after_training_may_leave_the_edit_out(run, results, generated):
     assert run("--run_train", *SMILE, "--pass_editing") == 0
     assert {call["edit"] for call in generated} == {None}
     assert settings(results, "test")["strengths"] == ["no edit"]
@@ -226,7 +226,7 @@ def test_what_was_trained_is_what_is_tested(run, results, mode, generated):
 
 
 def test_without_training_there_must_be_a_checkpoint(run):
-    assert "--do_train 0, and there is no checkpoint/" in run.error("--run_train", *SMILE, "--do_train", "0")
+    assert "--do_train 0, but there is no checkpoint/" in run.error("--run_train", *SMILE, "--do_train", "0")
     assert directions() == {}
 
 
@@ -238,7 +238,7 @@ def test_only_the_last_checkpoint(run):
     assert list(directions()) == [f"{NAME}_1.pth", f"{NAME}_2.pth"]
 
 
-def test_the_first_epochs_number(run):
+def test_first_epochs_number(run):
     assert run(*TRAIN, "--start_iter_when_you_use_pretrained", "3") == 0
     assert list(directions()) == [f"{NAME}_3.pth"]
 
@@ -263,8 +263,8 @@ def test_how_often_training_saves_pictures(run, results, tmp_path):
     assert not (results.with_name(NAME.replace("smile", "none")) / "training_images").exists()
 
 
-def test_what_is_missing_for_the_test_shows_before_training(run, tiny, tmp_path):
-    assert "nowhere is no folder of images" in run.error("--run_train", *SMILE, "--custom_test_dataset_dir", "nowhere")
+def test_missing_test_images_are_reported_before_training(run, tiny, tmp_path):
+    assert "nowhere is not a folder of images" in run.error("--run_train", *SMILE, "--custom_test_dataset_dir", "nowhere")
     keep_curve(open_tiny(tiny), top=0.05)
     assert "never reaches 0.100" in run.error("--run_train", *SMILE, intervals=("--user_defined_t_edit", "500"))
     assert not (tmp_path / "checkpoint").exists()
@@ -279,7 +279,7 @@ def test_sampled_latents_are_drawn_beforehand(run):
     assert tensors_equal(stored("noise"), drawn)
 
 
-def test_an_epoch_trained_again_has_its_losses_once(run, results):
+def test_epoch_trained_again_has_its_losses_once(run, results):
     assert run(*TRAIN, "--n_iter", "2") == 0
     rows = losses(results)
     Path("checkpoint", f"{NAME}_1.pth").unlink()

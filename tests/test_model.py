@@ -36,7 +36,7 @@ def new_direction(model, seed=0, **record):
 # ---- opening ----------------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_model_has(model, tiny):
+def test_model_attributes(model, tiny):
     config = load_config(tiny.folder / "ddpm.yml")
     assert model.image_size == SIZE
     assert model.T == len(model.schedule.betas) == 1000
@@ -46,7 +46,7 @@ def test_what_a_model_has(model, tiny):
     assert model.identity.startswith("ddpm-16-")
 
 
-def test_a_config_by_name_by_path_or_as_it_is(model, tiny):
+def test_config_by_name_by_path_or_as_it_is(model, tiny):
     config = load_config(tiny.folder / "ddpm.yml")
     for given in (config, tiny.folder / "ddpm.yml", str(tiny.folder / "ddpm.yml")):
         assert asyrp.open_model(given, tiny.folder / "ddpm.pt", DEVICE).identity == model.identity
@@ -54,7 +54,7 @@ def test_a_config_by_name_by_path_or_as_it_is(model, tiny):
 
 
 @pytest.mark.subprocess
-def test_the_library_is_loaded_when_it_is_used():
+def test_library_is_loaded_when_it_is_used():
     code = "import sys, asyrp; assert 'torch' not in sys.modules; asyrp.open_model; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     with pytest.raises(AttributeError, match="module asyrp has no attribute open_modle"):
@@ -66,10 +66,10 @@ def test_the_library_is_loaded_when_it_is_used():
     [
         ({"config": "nowhere.yml"}, "--config nowhere.yml: no such file"),
         ({"weights": "nowhere.pt"}, "nowhere.pt: no such file"),
-        ({"device": "tpu"}, "--device tpu cannot be used here"),
+        ({"device": "tpu"}, "--device tpu is not available"),
     ],
 )
-def test_what_cannot_be_opened(tiny, changed, message):
+def test_open_model_errors(tiny, changed, message):
     with pytest.raises(UserError, match=message):
         asyrp.open_model(**{"config": tiny.folder / "ddpm.yml", "weights": tiny.folder / "ddpm.pt", "device": DEVICE} | changed)
 
@@ -91,7 +91,7 @@ def opened(tiny, tmp_path):
     return new
 
 
-def test_the_identity_is_of_content(model, opened, tiny, tmp_path):
+def test_identity_is_of_content(model, opened, tiny, tmp_path):
     """Neither of the files' names nor of their form."""
     weights = torch.load(tiny.folder / "ddpm.pt", weights_only=True)
     torch.save({"state_dict": {f"module.{key}": value for key, value in reversed(weights.items())}}, tmp_path / "copy.ckpt")
@@ -115,7 +115,7 @@ def test_one_number_of_the_weights_changes_the_identity(model, opened, tiny, tmp
     [{"beta_end": 0.03}, {"beta_start": 1e-5}, {"num_diffusion_timesteps": 4000}, {"beta_schedule": "cosine"}],
     ids=lambda diffusion: next(iter(diffusion)),
 )
-def test_the_schedule_is_part_of_the_identity(model, opened, diffusion):
+def test_schedule_is_part_of_the_identity(model, opened, diffusion):
     other = opened(diffusion=diffusion)
     assert other.identity != model.identity
     assert other.architecture == model.architecture
@@ -129,7 +129,7 @@ def test_settings_that_change_no_shape_change_the_architecture(model, opened, ch
     assert other.identity != model.identity
 
 
-def test_the_precision_is_no_part_of_the_identity(model, tiny):
+def test_precision_is_no_part_of_the_identity(model, tiny):
     """It is a part of keys on its own; a direction learned in one serves in the other."""
     assert open_tiny(tiny, precision="bf16").identity == model.identity
 
@@ -155,7 +155,7 @@ def test_timesteps(model, opened):
         (4, 0, "--t_0 0: this model has"),
     ],
 )
-def test_timesteps_that_the_schedule_has_not(model, n, t_0, message):
+def test_invalid_timesteps(model, n, t_0, message):
     with pytest.raises(UserError, match=message):
         model.timesteps(n, t_0)
 
@@ -179,14 +179,14 @@ def test_invert_shows_its_steps(model):
 def test_tensors_of_another_shape(model):
     for call in (model.invert, model.generate, lambda x: model.edit(x, new_direction(model))):
         for shape in ((2, 3, 32, 32), (3, SIZE, SIZE), (2, 1, SIZE, SIZE)):
-            with pytest.raises(UserError, match=r"this model takes tensors of \(B, 3, 16, 16\), not \("):
+            with pytest.raises(UserError, match=r"this model takes tensors of shape \(B, 3, 16, 16\), not \("):
                 call(torch.zeros(shape))
 
 
 # ---- edit -------------------------------------------------------------------------------------------------------------------
 
 
-def test_an_edit_is_the_asymmetric_process(model, x_T):
+def test_edit_is_the_asymmetric_process(model, x_T):
     direction = new_direction(model)
     edit = hspace.Edit([direction], [1.0])
     expected = process.generate(model.unet, x_T, model.schedule, [0, 333, 666, 999], edit=edit, t_edit=500)
@@ -211,7 +211,7 @@ def test_strength_zero_is_the_plain_picture(model, x_T):
     )
 
 
-def test_the_interval_is_the_records_unless_one_is_given(model, x_T):
+def test_interval_is_the_records_unless_one_is_given(model, x_T):
     early, late = new_direction(model, t_edit=900), new_direction(model, t_edit=0)
     pictures = [model.edit(x_T, direction, n_steps=4) for direction in (early, late)]
     assert not torch.allclose(*pictures, atol=1e-2)
@@ -239,7 +239,7 @@ def test_boosting_adds_noise_that_the_seed_decides(model, x_T):
     assert not torch.allclose(one, plain, atol=1e-2)
 
 
-def test_the_batch_size_changes_nothing(model, x_T):
+def test_batch_size_changes_nothing(model, x_T):
     direction = new_direction(model)
     together = model.edit(x_T, direction, n_steps=4, t_boost=400)
     assert torch.allclose(model.edit(x_T[:1], direction, n_steps=4, t_boost=400), together[:1], atol=1e-3)
@@ -248,13 +248,13 @@ def test_the_batch_size_changes_nothing(model, x_T):
 @pytest.mark.parametrize(
     ("directions", "more", "message"),
     [
-        ([], {}, "no direction is given: nothing would be edited"),
-        ([0], {"strengths": [1, 2]}, "1 directions need as many strengths, not 2"),
-        ([0], {"t_edit": 1000}, r"t_edit 1000 of direction 0 lies above every timestep \(the highest is 999\)"),
+        ([], {}, "no direction was given, so nothing would be edited"),
+        ([0], {"strengths": [1, 2]}, "1 directions but 2 strengths"),
+        ([0], {"t_edit": 1000}, r"t_edit 1000 of direction 0 is above every timestep \(the highest is 999\)"),
         (
             [0],
             {"t_0": 400},
-            r"t_edit 500 of direction 0 lies above every timestep \(the highest is 400\): nothing would be edited",
+            r"t_edit 500 of direction 0 is above every timestep \(the highest is 400\), so nothing would be edited",
         ),
         ([0], {"n_steps": 1}, "1 steps: must be 2 to 1000"),
     ],
@@ -264,9 +264,9 @@ def test_edits_that_are_refused(model, x_T, directions, more, message):
         model.edit(x_T, [new_direction(model, seed) for seed in directions], **{"n_steps": 4} | more)
 
 
-def test_a_direction_that_does_not_say_its_interval(model, x_T):
+def test_direction_without_t_edit(model, x_T):
     direction = new_direction(model, t_edit=None)
-    with pytest.raises(UserError, match="direction 0 does not say its t_edit: give one"):
+    with pytest.raises(UserError, match="direction 0 has no t_edit: give one"):
         model.edit(x_T, direction, n_steps=4)
     assert model.edit(x_T, direction, n_steps=4, t_edit=500).shape == x_T.shape
 
@@ -274,7 +274,7 @@ def test_a_direction_that_does_not_say_its_interval(model, x_T):
 # ---- the default stack ------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_lines_of_the_library_work(tmp_path, monkeypatch):
+def test_readme_example_of_the_library(tmp_path, monkeypatch):
     """As they stand in the docstring of asyrp/__init__.py, where no direction of the user's own has that name."""
     monkeypatch.chdir(tmp_path)
     model = asyrp.open_model("avatar.yml", device=DEVICE)
@@ -285,7 +285,7 @@ def test_the_first_lines_of_the_library_work(tmp_path, monkeypatch):
     assert 1e-3 < (plain - edited).abs().mean() < 0.5
 
 
-def test_an_image_comes_back(monkeypatch):
+def test_image_comes_back(monkeypatch):
     """A face of the kind that the default stack knows, inverted and generated again in 40 steps: within a few grey levels."""
     monkeypatch.syspath_prepend(ROOT / "scripts" / "avatar")
     import render

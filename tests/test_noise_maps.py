@@ -52,7 +52,7 @@ def walked(model, x_T, z, timesteps):
 
 @pytest.mark.parametrize("network", ["model", "adm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_the_process_passes_through_the_states_of_the_image(request, network, dtype):
+def test_process_passes_through_the_states_of_the_image(request, network, dtype):
     """To the rounding of a single z, down to the lowest timestep, whatever the network says; what is left is the error of P_t
     there."""
     model, x_0 = request.getfixturevalue(network), smooth_images(2)
@@ -119,7 +119,7 @@ def direction(model):
     return Direction(new_function(model), made, "a direction").requires_grad_(False)
 
 
-def test_the_library_inverts_generates_and_edits(model):
+def test_library_inverts_generates_and_edits(model):
     x_0 = smooth_images(2)
     x_T, z = model.noise_maps(x_0, 4, seed=SEED)
     assert (x_T.shape, z.shape, z.dtype) == (x_0.shape, (2, 4, *x_0.shape[1:]), torch.float16)
@@ -133,7 +133,7 @@ def test_the_library_inverts_generates_and_edits(model):
 def test_maps_belong_to_their_steps(model):
     x_T, z = model.noise_maps(smooth_images(1), 4)
     for walk in (lambda: model.generate(x_T, 5, z=z), lambda: model.edit(x_T, direction(model), n_steps=5, z=z)):
-        with pytest.raises(UserError, match="z is of 4 steps, not of 5: give n_steps as for `noise_maps`"):
+        with pytest.raises(UserError, match="z has 4 steps, not 5: use the n_steps that `noise_maps`"):
             walk()
 
 
@@ -174,7 +174,7 @@ def test_pairs_with_maps(pairs, model):
     assert stored("latent") == {}
 
 
-def test_the_number_of_an_image_decides_its_noise(pairs):
+def test_number_of_an_image_decides_its_noise(pairs):
     """Two that look alike have maps of their own, and stand in keys by names of their own."""
     batch, names = latents(pairs()), pairs().names_of_content([0, 1, 2])
     assert torch.equal(batch.x_0[0], batch.x_0[2])
@@ -183,7 +183,7 @@ def test_the_number_of_an_image_decides_its_noise(pairs):
     assert pairs().names_of_content([2, 0]) == [names[2], names[0]]
 
 
-def test_the_batch_size_changes_nothing(images, pairs, monkeypatch):
+def test_batch_size_changes_nothing(images, pairs, monkeypatch):
     found = []
     for n in (1, 2, 3):
         (images.parent / str(n)).mkdir()
@@ -197,7 +197,7 @@ def test_the_batch_size_changes_nothing(images, pairs, monkeypatch):
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"n": 5}], ids=["seed", "steps"])
-def test_what_is_found_again_and_what_is_not(pairs, monkeypatch, change):
+def test_which_latents_are_reused(pairs, monkeypatch, change):
     first = latents(pairs())
     inverted = []
     monkeypatch.setattr(NoiseMaps, "latents", lambda self, *args, own=NoiseMaps.latents: inverted.append(1) or own(self, *args))
@@ -210,17 +210,17 @@ def test_what_is_found_again_and_what_is_not(pairs, monkeypatch, change):
     assert len(stored("noise_maps")) == 6
 
 
-def test_damaged_maps_are_said_and_made_again(pairs, caplog):
+def test_damaged_maps_are_reported_and_recomputed(pairs, caplog):
     first = latents(pairs())
     for key in stored("noise_maps"):
         Store().path("noise_maps", key).write_bytes(b"no maps")
     assert torch.equal(latents(pairs()).z, first.z)
-    assert caplog.text.count("removed, what was in it is computed again") == 3
+    assert caplog.text.count("it was removed and will be recomputed") == 3
 
 
 def test_maps_that_are_not_finite_are_an_error(pairs, model, monkeypatch):
     monkeypatch.setattr(process, "split_prediction", lambda output: (output / 0, None))
-    with pytest.raises(UserError, match="not finite: the weights are damaged, or give --precision fp32"):
+    with pytest.raises(UserError, match="inf or nan: use --precision fp32, and check the weights"):
         latents(pairs())
     assert stored("noise_maps") == {}
 
@@ -228,7 +228,7 @@ def test_maps_that_are_not_finite_are_an_error(pairs, model, monkeypatch):
 # ---- whole runs -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_test_with_noise_maps(run_learned, results, generated, capsys):
+def test_test_with_noise_maps(run_learned, results, generated, capsys):
     assert run_learned(*TEST, *DDPM, "--save_x_origin") == 0
     plain, edited = generated[:2]
     assert plain["edit"] is None
@@ -237,6 +237,7 @@ def test_a_test_with_noise_maps(run_learned, results, generated, capsys):
     [first, *_] = [latent["z"] for latent in stored("noise_maps").values() if close(latent["z"], plain["noise"])]
     assert first.dtype == torch.float16
     assert not torch.allclose(plain["x_0"], edited["x_0"], atol=1e-4)
+    results = of_ddpm(results)
     written = settings(results, "test")
     assert (written["flags"]["inversion"], written["t_boost"]) == ("ddpm", 0)
     assert "t_boost 0 (--inversion ddpm)" in capsys.readouterr().err
@@ -244,25 +245,31 @@ def test_a_test_with_noise_maps(run_learned, results, generated, capsys):
     assert "<dt>inversion</dt><dd>DDPM, noise maps</dd>" in page
 
 
+def of_ddpm(results):
+    """The folder of the same experiment for --inversion ddpm."""
+    return results.with_name(f"{results.name}_ddpm")
+
+
 def close(z, noise):
     """Whether a stored z is what the process was given for its single image."""
     return all(torch.equal(noise(i, (1, *z.shape[1:]))[0].cpu(), z[i].float()) for i in range(len(z)))
 
 
-def test_a_report_of_ddim_says_so(run_learned, results):
+def test_report_of_ddim_says_so(run_learned, results):
     assert run_learned(*TEST) == 0
     assert "<dt>inversion</dt><dd>DDIM</dd>" in (results / "report.html").read_text()
 
 
-def test_the_reconstruction_of_an_evaluation_is_that_of_the_inversion(run_learned, results, capsys):
+def test_reconstruction_of_an_evaluation_is_that_of_the_inversion(run_learned, results, capsys):
     found = {}
     for inversion in ("ddim", "ddpm"):
         assert run_learned("--evaluate", *SMILE, "--inversion", inversion) == 0
-        told = json.loads((results / "evaluation.json").read_text())
+        folder = results if inversion == "ddim" else of_ddpm(results)
+        told = json.loads((folder / "evaluation.json").read_text())
         assert told["settings"]["inversion"] == inversion
         assert ("; inversion ddpm" in capsys.readouterr().out) == (inversion == "ddpm")
         found[inversion] = told["summary"]["reconstruction"]["PSNR in dB"]["mean"]
-        assert f"Inversion: {'DDIM' if inversion == 'ddim' else 'DDPM, noise maps'}." in (results / "report.html").read_text()
+        assert f"Inversion: {'DDIM' if inversion == 'ddim' else 'DDPM, noise maps'}." in (folder / "report.html").read_text()
     assert found["ddpm"] > found["ddim"] + 5
 
 
@@ -275,21 +282,21 @@ def test_precomputed_maps_are_found_by_the_test_and_drawn(run_learned, tmp_path)
     assert {key: Store().path("noise_maps", key).stat().st_mtime_ns for key in stored("noise_maps")} == then
 
 
-def test_the_batch_size_changes_no_picture(run_learned, generated):
+def test_batch_size_changes_no_picture(run_learned, generated):
     for size in ("1", "2"):
         assert run_learned(*TEST, *DDPM, "--bs_test", size) == 0
     one, other, both = (call["x_0"] for call in generated)
     assert torch.allclose(torch.cat([one, other]), both, atol=1e-3)
 
 
-def test_a_mean_over_images_with_maps_is_another(run_learned):
+def test_mean_over_images_with_maps_is_another(run_learned):
     mean = (*TEST, "--num_mean_of_delta_hs", "2", "--n_test_img", "1")
     for n, more in enumerate([(), DDPM, (*DDPM, "--seed", "7")], 1):
         assert run_learned(*mean, *more) == 0
         assert len(stored("mean")) == n
 
 
-def test_an_edit_in_a_region_and_a_shorter_process(run_learned, generated):
+def test_edit_in_a_region_and_a_shorter_process(run_learned, generated):
     assert run_learned(*TEST, *DDPM, "--edit_threshold", "0.7", "--t_0", "800", "--save_process_origin") == 0
     assert all(call["t_boost"] == 801 for call in generated)
 
@@ -300,16 +307,16 @@ def test_an_edit_in_a_region_and_a_shorter_process(run_learned, generated):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--run_train", *SMILE), "--run_train learns from DDIM latents: leave out --inversion ddpm"),
-        (("--fit_direction", "h_pca"), "--fit_direction learns from DDIM latents: leave out --inversion ddpm"),
+        (("--run_train", *SMILE), "--run_train uses DDIM latents: use --inversion ddpm only"),
+        (("--fit_direction", "h_pca"), "--fit_direction uses DDIM latents: use --inversion ddpm only"),
         (("--lpips",), "--inversion ddpm needs --just_precompute, --run_test or --evaluate"),
-        ((*TEST, "--load_random_noise"), "--load_random_noise inverts nothing: leave out --inversion ddpm"),
+        ((*TEST, "--load_random_noise"), "--load_random_noise does not invert images: leave out --inversion ddpm"),
         ((*TEST, "--sample_type", "ddpm"), "leave out --sample_type ddpm"),
         (
             (*TEST, "--n_test_step", "5"),
-            "n_inv_step is 4 (flag) and n_test_step is 5 (flag): give --n_inv_step and --n_test_step",
+            "n_inv_step is 4 (flag) and n_test_step is 5 (flag): set --n_inv_step and --n_test_step",
         ),
-        ((*TEST, "--dt_lambda", "0.9"), "give --dt_lambda 1, not 0.9 (flag)"),
+        ((*TEST, "--dt_lambda", "0.9"), "needs --dt_lambda 1, not 0.9 (flag)"),
     ],
 )
 def test_refused(run_learned, monkeypatch, flags, message):
@@ -320,8 +327,8 @@ def test_refused(run_learned, monkeypatch, flags, message):
     assert message in run_learned.error(*flags, *DDPM)
 
 
-def test_the_steps_of_the_record_count(run_learned):
-    """The direction was trained with n_inv_step 4, and nobody says another."""
+def test_steps_of_the_record_count(run_learned):
+    """The direction was trained with n_inv_step 4, and no flag overrides it."""
     said = run_learned.error(*TEST, *DDPM, "--n_test_step", "5", steps=())
     assert "n_inv_step is 4 (smile_LC_CUSTOM" in said
     assert run_learned(*TEST, *DDPM, "--n_test_step", "4", steps=()) == 0
@@ -333,13 +340,13 @@ def test_no_step_and_every_step_are_as_many(run_learned, generated):
     assert generated[0]["steps"] == list(range(7))
 
 
-def test_boosting_has_no_meaning_and_that_is_said(run_learned, generated, capsys):
+def test_boosting_flags_warn(run_learned, generated, capsys):
     flags = ("--user_defined_t_addnoise", "700", "--origin_process_addnoise")
     assert run_learned(*TEST, *DDPM, *flags) == 0
-    said = "--user_defined_t_addnoise, --origin_process_addnoise: without effect, --inversion ddpm has noise in every step"
+    said = "--user_defined_t_addnoise, --origin_process_addnoise: no effect, because --inversion ddpm adds noise at every step"
     assert capsys.readouterr().err.count(said) == 1
     assert run_learned(*TEST, *DDPM) == 0
-    assert "without effect" not in capsys.readouterr().err  # of --user_defined_t_addnoise 0
+    assert "no effect" not in capsys.readouterr().err  # of --user_defined_t_addnoise 0
     assert torch.equal(generated[0]["x_0"], generated[-2]["x_0"])
 
 

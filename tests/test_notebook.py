@@ -27,7 +27,7 @@ def started(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_it_runs_from_top_to_bottom(started, tmp_path):
+def test_notebook_runs(started, tmp_path):
     names = {}
     for i, source in enumerate(CODE):
         exec(compile(source, f"cell {i + 1}", "exec"), names)
@@ -50,7 +50,7 @@ def test_it_runs_from_top_to_bottom(started, tmp_path):
     assert torch.equal(names["model"].edit(x_T, names["again"]), names["own"])
 
 
-def test_where_there_is_no_repository_it_is_fetched(started, tmp_path, monkeypatch):
+def test_notebook_clones_the_repository(started, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", ["/usr/lib/python"])
     names = {}
     exec(CODE[0], names)
@@ -61,14 +61,14 @@ def test_where_there_is_no_repository_it_is_fetched(started, tmp_path, monkeypat
     assert sys.path[:2] == [str(place), str(place / "scripts")]
 
 
-def test_it_is_a_notebook_without_results():
+def test_notebook_has_no_outputs():
     book = json.loads(BOOK.read_text(encoding="utf-8"))
     assert (book["nbformat"], book["metadata"]["kernelspec"]["language"]) == (4, "python")
     assert len({cell["id"] for cell in CELLS}) == len(CELLS)
     assert not any(cell["outputs"] or cell["execution_count"] for cell in CELLS if cell["cell_type"] == "code")
 
 
-def test_the_link_opens_this_notebook_of_the_same_repository():
+def test_link_opens_this_notebook_of_the_same_repository():
     [link] = re.findall(r"\(https://colab\.research\.google\.com/github/(\S+)/blob/main/(\S+)\)", "".join(CELLS[0]["source"]))
     assert f'REPOSITORY = "https://github.com/{link[0]}"' in CODE[0]
     assert ROOT / link[1] == BOOK

@@ -34,7 +34,7 @@ def one(tiny, tmp_path, monkeypatch, capsys):
     return one
 
 
-def test_it_is_inverted_learned_on_and_edited(one):
+def test_edit_image_inverts_trains_and_edits(one):
     assert one(*FLAGS)[0] == 0
     assert names(Path("checkpoint")) == [".face_LC_CUSTOM_t999_ninv4_ngen4.lock", "face_LC_CUSTOM_t999_ninv4_ngen4_1.pth"]
     record = read("checkpoint/face_LC_CUSTOM_t999_ninv4_ngen4_1.pth").record
@@ -45,22 +45,22 @@ def test_it_is_inverted_learned_on_and_edited(one):
     assert status == 0 and any("resuming after epoch 1" in line for line in said)
 
 
-def test_its_own_values_stand_below_flags_and_above_the_yaml(one):
+def test_edit_image_defaults_override_yaml_but_not_flags(one):
     assert one(*FLAGS, "--max_delta", "1", "--num_delta", "2", "--train_delta_h")[0] == 0
     assert settings(RESULTS, "test")["strengths"] == ["+0", "+1"]
     assert settings(RESULTS, "train")["sources"]["scheduler_step_size"] == "--edit_image"
     assert read("checkpoint/face_LC_CUSTOM_t999_ninv4_ngen4_1.pth").kind == "delta_h"
 
 
-def test_its_direction_can_be_shared(one):
+def test_edit_image_with_export(one):
     """With its own strip, and the number of pictures that it has."""
     assert one(*FLAGS, "--export", "share")[0] == 0
     assert settings(RESULTS, "test")["strengths"] == ["+0", "+0.5", "+1", "+1.5"]
     assert names(Path("share")) == ["README.md", "direction.safetensors", "strip.png"]
-    assert "1 test image; above each column" in Path("share/README.md").read_text()
+    assert "1 test image; the strength is above each column" in Path("share/README.md").read_text()
 
 
-def test_neighbours_are_learned_on_as_well(one, tiny):
+def test_edit_image_with_training_folder(one, tiny):
     assert one(*FLAGS, "--custom_train_dataset_dir", tiny.train, "--n_train_img", "3")[0] == 0
     record = read("checkpoint/face_LC_CUSTOM_t999_ninv4_ngen4_1.pth").record
     assert record["training"]["n_images"] == 3
@@ -70,18 +70,18 @@ def test_neighbours_are_learned_on_as_well(one, tiny):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--edit_image", "nowhere.png"), "--edit_image nowhere.png: no such file; check the path"),
-        (("--run_train", "--train_delta_block"), "--edit_image and --run_train do not go together"),
+        (("--edit_image", "nowhere.png"), "--edit_image nowhere.png: no such file: check the path"),
+        (("--run_train", "--train_delta_block"), "--edit_image and --run_train cannot be combined"),
         (("--n_test_img", "2"), "--n_test_img has no effect with --edit_image"),
-        (("--load_random_noise",), "--edit_image and --load_random_noise do not go together"),
-        (("--inversion", "ddpm"), "--edit_image learns from DDIM latents"),
+        (("--load_random_noise",), "--edit_image and --load_random_noise cannot be combined"),
+        (("--inversion", "ddpm"), "--edit_image uses DDIM latents"),
     ],
 )
-def test_what_does_not_go_with_it(one, flags, said):
+def test_contradicting_flags_exit_2(one, flags, said):
     status, lines = one(*FLAGS, *flags)
     assert status == 2 and said in lines[-1]
 
 
-def test_it_needs_prompts_and_a_test(one):
-    assert "--edit_image learns from prompts" in one("--run_test", "--edit_image", "face.png")[1][-1]
-    assert "give --run_test with it" in one("--evaluate", "--edit_image", "face.png")[1][-1]
+def test_edit_image_needs_prompts_and_run_test(one):
+    assert "--edit_image needs prompts" in one("--run_test", "--edit_image", "face.png")[1][-1]
+    assert "add --run_test" in one("--evaluate", "--edit_image", "face.png")[1][-1]

@@ -31,13 +31,13 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("flags", [TEST, TRAIN, ["--config", "x.yml", "--lpips"], ["--config", "x.yml", "--just_precompute"]])
-def test_what_is_enough(flags):
+def test_minimal_flags(flags):
     given, notices = parse_args(flags)
     assert given["config"] == "x.yml"
     assert notices == []
 
 
-def test_only_what_was_given_is_given():
+def test_only_given_flags_are_returned():
     """A default is no wish: settings.py asks a direction's record and the YAML before it."""
     given, _ = parse_args([*TRAIN, "--n_iter", "1", "--do_test"])
     assert given == {
@@ -54,12 +54,12 @@ def test_only_what_was_given_is_given():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config", "x.yml"], "no mode: give --lpips"),
+        (["--config", "x.yml"], "no mode: give one of --lpips"),
         (["--lpips"], "no model: give --config"),
         ([*TEST, "--n_inv_stp", "40"], "unknown flag --n_inv_stp; did you mean --n_inv_step?"),
         ([*TEST, "--lpips_edit_thr=0.3"], "unknown flag --lpips_edit_thr; did you mean --lpips_edit_th?"),
         ([*TEST, "--multiple_at", "a b"], "unknown flag --multiple_at; did you mean --multiple_attr?"),  # nothing is completed
-        ([*TEST, "stray"], '"stray" belongs to no flag'),
+        ([*TEST, "stray"], '"stray" does not belong to any flag'),
         ([*TEST, "--n_test_img", "many"], "--n_test_img: invalid int value"),
         ([*TEST, "--n_test_img", "0"], "--n_test_img 0: must be 1 or more"),
         ([*TEST, "--bs_test", "-3"], "--bs_test -3: must be 1 to 65536"),
@@ -72,41 +72,44 @@ def test_only_what_was_given_is_given():
         ([*TEST, "--lr_training", "1e999"], "--lr_training inf: must be 0 to 1000"),
         ([*TEST, "--n_test_img", "1" + "0" * 400], "0: must be 1 to 1000000000"),
         ([*TEST, "--seed", str(2**63)], f"must be 0 to {2**63 - 1}"),
-        ([*TEST, "--edit_attr", ""], "--edit_attr: its text is empty"),
-        ([*TEST, "--src_txts", "face", "--trg_txts", " "], "--trg_txts: its text is empty"),
-        ([*TEST, "--custom_dataset_name", "../mine"], "--custom_dataset_name ../mine: must be a plain name"),
-        ([*TEST, "--custom_dataset_name", ".."], "--custom_dataset_name ..: must be a plain name"),
+        ([*TEST, "--edit_attr", ""], "--edit_attr: the text is empty"),
+        ([*TEST, "--src_txts", "face", "--trg_txts", " "], "--trg_txts: the text is empty"),
+        ([*TEST, "--custom_dataset_name", "../mine"], "--custom_dataset_name ../mine: must be a name of letters"),
+        ([*TEST, "--custom_dataset_name", ".."], "--custom_dataset_name ..: must be a name of letters"),
         ([*TEST, "--target_class_num", "1000"], "--target_class_num 1000: must be 0 to 999, or a WordNet id"),
         ([*TEST, "--num_delta", "1"], "--num_delta 1: must be 2 to 1000"),
         ([*TEST, "--cache_origin_gib", "-1"], "--cache_origin_gib -1.0: must be 0 to 1000000"),
         ([*TRAIN, "--precision", "fp16"], "--precision fp16 cannot train"),
-        ([*TEST, "--load_from_checkpoint", "a", "--manual_checkpoint_name", "b"], "all name a direction: give one"),
+        ([*TEST, "--load_from_checkpoint", "a", "--manual_checkpoint_name", "b"], "all choose a direction: give only one"),
         ([*TEST, "--evaluate", "--pass_editing"], "--evaluate measures an edit"),
         ([*TEST[:-2], "--evaluate", "--multiple_attr", "a b"], "--evaluate measures one direction"),
         ([*TEST, "--segmenter", "x.pt"], "--segmenter needs --evaluate or --edit_region"),
         ([*TEST, "--start_image_id", "-1"], "--start_image_id -1: must be 0 or more"),
         ([*TEST, "--target_image_id", "3,7"], "must be image numbers"),
-        ([*TEST, "--target_image_id", " "], "--target_image_id: its text is empty"),
-        ([*TEST, "--src_txts", "face"], "--src_txts and --trg_txts go together"),
-        ([*TEST, "--src_txts", "face", "dog", "--trg_txts", "cat"], "one target for each source"),
-        ([*TRAIN, "--src_txts", "face", "--trg_txts", "sad face"], "both give prompts"),
+        ([*TEST, "--target_image_id", " "], "--target_image_id: the text is empty"),
+        ([*TEST, "--src_txts", "face"], "--src_txts and --trg_txts must be given together"),
+        ([*TEST, "--src_txts", "face", "dog", "--trg_txts", "cat"], "one target per source"),
+        ([*TRAIN, "--src_txts", "face", "--trg_txts", "sad face"], "both set the prompts"),
         ([*TEST, "--saved_random_noise"], "--saved_random_noise needs --load_random_noise"),
-        ([*PRECOMPUTE, "--load_random_noise"], "keeps nothing: give --saved_random_noise"),
+        ([*PRECOMPUTE, "--load_random_noise"], "would keep nothing: add --saved_random_noise"),
         ([*PRECOMPUTE, "--do_train", "0", "--do_test", "0"], "has nothing to invert"),
-        ([*TRAIN, "--train_delta_h"], "--train_delta_block and --train_delta_h are two kinds of direction: give one"),
-        ([*TEST, "--train_delta_h"], "--train_delta_block and --train_delta_h are two kinds of direction: give one"),
-        ([*TRAIN[:3], *TRAIN[4:]], "--run_train needs one of --train_delta_block and --train_delta_h"),
+        (
+            [*TRAIN, "--train_delta_h"],
+            "--train_delta_block and --train_delta_h are different kinds of direction: give only one",
+        ),
+        ([*TEST, "--train_delta_h"], "--train_delta_block and --train_delta_h are different kinds of direction: give only one"),
+        ([*TRAIN[:3], *TRAIN[4:]], "--run_train needs --train_delta_block or --train_delta_h"),
         ([*TRAIN, "--get_h_num", "2"], "give --get_h_num 1, not 2"),
         (TRAIN[:-2], "--run_train needs prompts"),
         ([*TRAIN, "--multiple_attr", "a b"], "--run_train learns one direction"),
-        ([*TEST, "--get_h_num", "0"], "--get_h_num 0 edits nothing"),
-        ([*TEST, "--multiple_attr", "a b"], "--multiple_attr names 2 directions: --get_h_num 1 contradicts it"),
+        ([*TEST, "--get_h_num", "0"], "--get_h_num 0 would edit nothing"),
+        ([*TEST, "--multiple_attr", "a b"], "--multiple_attr names 2 directions but --get_h_num is 1"),
         ([*TEST[:-2], "--multiple_attr", "a b", "--multiple_hs_coeff", "1"], "--multiple_hs_coeff needs 2 numbers"),
-        ([*TEST[:-2], "--multiple_attr", "a b", "--multiple_hs_coeff", "1 x"], "x is no number"),
+        ([*TEST[:-2], "--multiple_attr", "a b", "--multiple_hs_coeff", "1 x"], "x is not a number"),
         ([*TEST[:-2], "--multiple_attr", "a b", "--multiple_hs_coeff", "1 1e9"], "each must be -1000 to 1000"),
         ([*TEST, "--multiple_hs_coeff", "1"], "--multiple_hs_coeff needs --multiple_attr"),
-        ([*TEST[:-2], "--multiple_attr", "a b c", "--delta_interpolation"], "name at most two"),
-        ([*TEST, "--save_animation", "gif"], "runs over the strengths of one direction: give --delta_interpolation"),
+        ([*TEST[:-2], "--multiple_attr", "a b c", "--delta_interpolation"], "give at most two"),
+        ([*TEST, "--save_animation", "gif"], "animates the strength of one direction: give --delta_interpolation"),
         ([*TEST[:-2], "--multiple_attr", "a b", "--delta_interpolation", "--save_animation", "gif"], "one attribute"),
         ([*TEST, "--delta_interpolation", "--save_animation", "png"], "--save_animation: invalid choice"),
     ],
@@ -122,14 +125,14 @@ def test_flags_without_effect_are_one_notice():
     old = ["--ni", "--comment", "for the paper", "--hybrid_noise=1", "--eta", "-0.5", "1"]
     given, notices = parse_args([*TEST, *old, "--n_test_img", "3"])
     assert given["n_test_img"] == 3
-    assert notices == ["without effect, as in the 2023 release: --ni, --comment, --hybrid_noise, --eta"]
+    assert notices == ["no effect, as in the 2023 release: --ni, --comment, --hybrid_noise, --eta"]
 
 
-def test_unknown_flags_are_left_out_when_asked():
+def test_ignore_unknown_flags():
     old = ["--of_no_meaning", "a", "b", "--ni", "--neither=3"]
     given, notices = parse_args([*TEST, *old, "--ignore_unknown_flags", "--n_test_img", "3"])
     assert given["n_test_img"] == 3
-    assert notices == ["without effect, as in the 2023 release: --ni", "unknown, left out: --of_no_meaning, --neither"]
+    assert notices == ["no effect, as in the 2023 release: --ni", "unknown, ignored: --of_no_meaning, --neither"]
     with pytest.raises(UserError, match=r"unknown flag --of_no_meaning; .*--ignore_unknown_flags"):
         parse_args([*TEST, *old])
 
@@ -165,7 +168,7 @@ def test_no_direction_need_be_named_and_none_counted():
     assert parse_args([*TEST[:3], "--multiple_attr", "a b", "--get_h_num", "2"])[1] == []
 
 
-def test_the_published_precompute_may_also_say_run_train():
+def test_published_precompute_may_also_say_run_train():
     """Nothing is trained then, and so nothing of a training is asked for."""
     assert parse_args([*PRECOMPUTE, "--run_train"])[0] == {"config": "x.yml", "just_precompute": True, "run_train": True}
 
@@ -187,7 +190,7 @@ def test_help_shows_every_group_and_default(capsys):
 
 
 @pytest.mark.parametrize("example", re.findall(r"main\.py (.*)", EXAMPLES))
-def test_the_examples_of_the_help_are_accepted(example):
+def test_examples_of_the_help_are_accepted(example):
     assert parse_args(example.split())[1] == []
 
 

@@ -33,7 +33,7 @@ MODEL = SimpleNamespace(identity="ddpm", precision="fp32")
 
 @pytest.fixture
 def on_disk(tmp_path, monkeypatch):
-    """on_disk(bytes of memory) -> PlainTrajectories that goes on in the store of the current folder."""
+    """on_disk(bytes of memory) -> PlainTrajectories with the store in the current folder."""
     monkeypatch.chdir(tmp_path)
 
     def new(ram=0, disk=10**9, dtype=torch.float32):
@@ -42,7 +42,7 @@ def on_disk(tmp_path, monkeypatch):
     return new
 
 
-def test_memory_up_to_the_budget_and_no_more():
+def test_ram_budget_is_respected():
     plain = PlainTrajectories(ONE + 1)
     plain.put(batch(5, 7), trajectories(5, 7))
     assert torch.equal(plain.get(batch(5), 2), trajectories(5))
@@ -60,7 +60,7 @@ def test_beyond_the_budget_on_disk(on_disk):
     assert later.get(batch(5), 2) is None
 
 
-def test_half_precision_takes_half_the_room(on_disk):
+def test_half_precision_takes_half_the_space(on_disk):
     plain = on_disk(ONE, dtype=torch.float16)
     plain.put(batch(1, 2, 3), trajectories(1, 2, 3))
     [found] = stored("trajectory").values()
@@ -68,7 +68,7 @@ def test_half_precision_takes_half_the_room(on_disk):
     assert torch.allclose(plain.get(batch(1, 2, 3), 2).float(), trajectories(1, 2, 3), rtol=1e-3)
 
 
-def test_a_longer_interval_serves_a_shorter_one_and_not_the_other_way_round(on_disk):
+def test_longer_trajectory_serves_a_shorter_one_only(on_disk):
     plain = on_disk()
     plain.put(batch(1), trajectories(1, steps=2))
     assert plain.get(batch(1), 3) is None
@@ -78,16 +78,16 @@ def test_a_longer_interval_serves_a_shorter_one_and_not_the_other_way_round(on_d
     assert torch.equal(plain.get(batch(1), 2), trajectories(1, steps=3)[:, :2])
 
 
-def test_the_budget_on_disk_is_kept_and_said_once(on_disk, caplog):
+def test_disk_budget_is_respected_and_reported_once(on_disk, caplog):
     plain = on_disk(disk=2 * ONE + 100)
     plain.put(batch(1, 2, 3, 4), trajectories(1, 2, 3, 4))
     assert len(stored("trajectory")) == 2
     assert plain.get(batch(1, 2), 2) is not None
     assert plain.get(batch(3), 2) is None
-    assert caplog.text.count("--cache_origin_disk_gib is used up; precomputed/trajectory may be emptied") == 1
+    assert caplog.text.count("--cache_origin_disk_gib is used up; you can delete precomputed/trajectory") == 1
 
 
-def test_the_budget_on_disk_counts_what_former_runs_left(on_disk):
+def test_disk_budget_includes_earlier_runs(on_disk):
     on_disk().put(batch(1, 2), trajectories(1, 2))
     for _ in range(2):
         later = on_disk(disk=4 * ONE)
@@ -95,16 +95,16 @@ def test_the_budget_on_disk_counts_what_former_runs_left(on_disk):
     assert len(stored("trajectory")) == 3
 
 
-def test_a_full_disk_stops_the_keeping_and_nothing_else(on_disk, caplog):
+def test_full_disk_stops_only_the_cache(on_disk, caplog):
     Path("precomputed").write_text("in the way")
     plain = on_disk()
     plain.put(batch(1, 2), trajectories(1, 2))
     assert plain.get(batch(1), 2) is None
-    assert caplog.text.count("no more plain trajectories are kept, later epochs compute the others again") == 1
+    assert caplog.text.count("no more plain trajectories are cached, later epochs recompute the rest") == 1
     assert caplog.text.count("precomputed/trajectory") == caplog.text.count("Not a directory") == 1
 
 
-def test_a_damaged_trajectory_is_computed_again(on_disk, caplog):
+def test_damaged_trajectory_is_recomputed(on_disk, caplog):
     on_disk().put(batch(1), trajectories(1))
     [key] = stored("trajectory")
     path = Store().path("trajectory", key)
@@ -120,15 +120,15 @@ def test_a_damaged_trajectory_is_computed_again(on_disk, caplog):
     ("ram", "disk", "said"),
     [
         (10**12, 10**12, "1000 images in memory (16 GB)"),
-        (10**9, 2 * 10**9, "63 images in memory (0.99 GB), 127 images on disk (2 GB), 810 images computed again in each epoch"),
-        (0, 0, "1000 images computed again in each epoch"),
+        (10**9, 2 * 10**9, "63 images in memory (0.99 GB), 127 images on disk (2 GB), 810 images recomputed in each epoch"),
+        (0, 0, "1000 images recomputed in each epoch"),
     ],
 )
-def test_the_budget_is_announced(caplog, ram, disk, said):
+def test_cache_usage_is_logged(caplog, ram, disk, said):
     """1,000 images of 256 px in 20 steps: 15.7 MB each."""
     with caplog.at_level(logging.INFO):
         announce(1000, 20, 256, ram, disk, torch.float32)
-    assert f"plain trajectories, 15.7 MB an image: {said}" in caplog.text
+    assert f"plain trajectories, 15.7 MB per image: {said}" in caplog.text
 
 
 # ---- whole runs ---------------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def passes(monkeypatch):
         (("--cache_origin", "off"), WALKED, 0),
     ],
 )
-def test_where_the_trajectory_is_kept_changes_no_loss(run, results, passes, flags, second, written):
+def test_cache_location_does_not_change_losses(run, results, passes, flags, second, written):
     assert run(*TRAIN, *flags, "--n_iter", "2") == 0
     assert passes() == 2 * (WALKED + second)
     assert len(stored("trajectory")) == written
@@ -171,12 +171,12 @@ def test_where_the_trajectory_is_kept_changes_no_loss(run, results, passes, flag
     assert losses(results) == rows
 
 
-def test_a_single_epoch_keeps_nothing_by_itself(run, passes):
+def test_single_epoch_caches_nothing_by_default(run, passes):
     assert run(*TRAIN, "--cache_origin_gib", "0") == 0
     assert stored("trajectory") == {}
 
 
-def test_a_killed_run_and_another_prompt_find_the_files(run, passes, monkeypatch):
+def test_trajectories_are_reused_after_kill_and_for_other_prompts(run, passes, monkeypatch):
     disk = ("--cache_origin", "disk")
     train_batch, calls = training.train_batch, []
 

@@ -25,7 +25,7 @@ def test_items_come_in_order_and_ahead_of_the_caller():
     assert not any(main for _, main in made)
 
 
-def test_reading_goes_on_while_the_caller_works():
+def test_prefetching_overlaps_with_the_caller():
     second = threading.Event()
 
     def items():
@@ -37,7 +37,7 @@ def test_reading_goes_on_while_the_caller_works():
         assert second.wait(5)
 
 
-def test_an_error_comes_where_its_item_would():
+def test_prefetched_error_is_raised_in_order():
     def items():
         yield 1
         raise ValueError("unreadable")
@@ -48,7 +48,7 @@ def test_an_error_comes_where_its_item_would():
         next(coming)
 
 
-def test_a_reader_that_is_not_wanted_any_more_ends():
+def test_abandoned_prefetch_ends():
     others = set(threading.enumerate())
     coming = prefetched(iter(range(100)))
     next(coming)
@@ -68,7 +68,7 @@ def test_calls_are_made_in_order_and_all_of_them():
     assert done == list(range(20))
 
 
-def test_few_calls_wait():
+def test_queue_is_bounded():
     gate, done = threading.Event(), []
     with Background(most=2) as later:
         later(gate.wait, 5)
@@ -86,7 +86,7 @@ def broken():
     raise ValueError("a slip in the program")
 
 
-def test_the_error_of_a_call_comes_out():
+def test_error_of_a_call_is_raised():
     with pytest.raises(ValueError, match="slip"), Background() as later:
         later(broken)
     with Background() as later:
@@ -99,19 +99,19 @@ def test_the_error_of_a_call_comes_out():
         raise AssertionError("the second call waits for the first one")
 
 
-def test_a_file_that_cannot_be_written_is_told_once_and_stops_nothing(caplog):
+def test_unwritable_file_is_reported_once_and_ignored(caplog):
     done = []
     with Background() as later:
         for call in (fail, fail, lambda: done.append(1)):
             later(call)
     assert done == [1]
     assert [record.message for record in caplog.records] == [
-        "a picture cannot be written, and the work goes on without it: disk full",
+        "a picture cannot be written, continuing without it: disk full",
         "2 pictures could not be written",
     ]
 
 
-def test_an_error_of_the_caller_is_not_hidden_by_a_calls():
+def test_error_of_the_caller_is_not_masked():
     with pytest.raises(KeyError), Background() as later:
         later(fail)
         raise KeyError
@@ -120,5 +120,5 @@ def test_an_error_of_the_caller_is_not_hidden_by_a_calls():
 def test_pictures_that_cannot_be_written_stop_no_run(run_learned, results, monkeypatch, capsys):
     monkeypatch.setattr(pictures, "save", lambda *args: fail())
     assert run_learned("--run_test", *SMILE) == 0
-    assert "a picture cannot be written, and the work goes on without it" in capsys.readouterr().err
+    assert "a picture cannot be written, continuing without it" in capsys.readouterr().err
     assert (results / "report.html").exists()

@@ -68,19 +68,19 @@ def test_pairs_of_image_and_latent(pairs, model):
     assert torch.allclose(last.x_T, model.invert(last.x_0, 4).cpu(), atol=1e-5)
 
 
-def test_the_order_asked_for_is_kept(pairs):
+def test_requested_order_is_kept(pairs):
     x_T = latents(filled(pairs()))
     assert torch.equal(latents(pairs(), [2, 0, 1]), x_T[[2, 0, 1]])
 
 
-def test_found_again(pairs, inverted):
+def test_latents_are_reused(pairs, inverted):
     filled(pairs())
     assert inverted == [2, 1]
     filled(pairs())
     assert inverted == [2, 1]
 
 
-def test_again_inverts_all(pairs, inverted):
+def test_re_precompute_inverts_all(pairs, inverted):
     filled(pairs())
     pairs().fill([0, 1, 2], 3, again=True)
     assert inverted == [2, 1, 3]
@@ -110,7 +110,7 @@ def test_other_pixels_miss_and_other_names_do_not(images, pairs, inverted):
     assert inverted == [1]
 
 
-def test_a_group_is_inverted_as_a_whole(pairs, inverted):
+def test_group_is_inverted_as_a_whole(pairs, inverted):
     """A latent must not depend on which of its neighbours a killed run had finished; those that were there stay."""
     x_T = latents(filled(pairs()))
     [lost] = [key for key, found in stored("latent").items() if torch.equal(found["x_T"], x_T[0])]
@@ -123,7 +123,7 @@ def test_a_group_is_inverted_as_a_whole(pairs, inverted):
     assert all(Store().path("latent", key).stat().st_mtime_ns == written for key, written in then.items())
 
 
-def test_the_batch_size_changes_nothing(images, pairs, monkeypatch):
+def test_batch_size_changes_nothing(images, pairs, monkeypatch):
     found = []
     for n in (1, 2, 3):
         (images.parent / str(n)).mkdir()
@@ -134,7 +134,7 @@ def test_the_batch_size_changes_nothing(images, pairs, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [lambda whole: whole[:100], lambda whole: whole[:-1] + b"?", lambda whole: b"<html>"])
-def test_a_damaged_latent_is_said_and_made_again(pairs, inverted, caplog, damage):
+def test_damaged_latent_is_reported_and_recomputed(pairs, inverted, caplog, damage):
     x_T = latents(filled(pairs()))
     key, other, last = stored("latent")
     for name in (key, other, last):
@@ -142,10 +142,10 @@ def test_a_damaged_latent_is_said_and_made_again(pairs, inverted, caplog, damage
         path.write_bytes(damage(path.read_bytes()))
     assert torch.equal(latents(filled(pairs())), x_T)
     assert inverted == [2, 1, 2, 1]
-    assert caplog.text.count("removed, what was in it is computed again") == 3
+    assert caplog.text.count("it was removed and will be recomputed") == 3
 
 
-def test_a_latent_that_is_damaged_after_fill(pairs, caplog):
+def test_latent_that_is_damaged_after_fill(pairs, caplog):
     x_T = latents(filled(pairs()))
     used = filled(pairs())
     for key in stored("latent"):
@@ -154,24 +154,24 @@ def test_a_latent_that_is_damaged_after_fill(pairs, caplog):
     assert caplog.text.count("is damaged") == 3
 
 
-def test_a_latent_that_is_not_finite_is_an_error(pairs, monkeypatch):
+def test_latent_that_is_not_finite_is_an_error(pairs, monkeypatch):
     monkeypatch.setattr(process, "invert", lambda unet, x_0, *rest: x_0 / 0)
-    with pytest.raises(UserError, match="not finite: the weights are damaged, or give --precision fp32"):
+    with pytest.raises(UserError, match="inf or nan: use --precision fp32, and check the weights"):
         filled(pairs())
     assert stored("latent") == {}
 
 
-def test_an_unreadable_image_is_left_out_and_named_once(images, pairs, caplog):
+def test_unreadable_image_is_skipped_and_named_once(images, pairs, caplog):
     (images / "1.png").write_bytes(b"no image")
     found = filled(pairs())
     [batch] = found.batches([0, 1, 2], 3)
     assert batch.names == ["0.png", "2.png"]
     assert len(found.names_of_content([0, 1, 2])) == 2
     assert caplog.text.count("1.png cannot be read as an image") == 1
-    assert "1 of 3 images could not be read and are left out" in caplog.text
+    assert "1 of 3 images could not be read and were skipped" in caplog.text
 
 
-def test_the_last_images_are_inverted_even_if_unreadable_ones_follow(images, pairs):
+def test_last_images_are_inverted_even_if_unreadable_ones_follow(images, pairs):
     (images / "2.png").write_bytes(b"no image")
     [batch] = filled(pairs(), 8).batches([0, 1, 2], 8)
     assert batch.indices == [0, 1]
@@ -186,7 +186,7 @@ def test_no_readable_image_is_an_error(images, pairs):
         found.fill([1, 2], 1)
 
 
-def test_what_stands_for_images_is_their_pixels(images, pairs):
+def test_names_of_content_are_pixel_digests(images, pairs):
     before = pairs().names_of_content([0, 1, 2])
     assert filled(pairs()).names_of_content([2, 0]) == [before[2], before[0]]
     assert before[0] == digest(ImageFolder(images, SIZE)[0])
@@ -234,14 +234,14 @@ def test_images_of_drawn_latents_are_sampled_once_and_only_if_wanted(drawn, monk
     assert sampled == [1, 1]
 
 
-def test_a_kept_draw_is_found_whatever_the_seed(drawn):
+def test_saved_noise_is_reused_for_any_seed(drawn):
     [first], [other] = drawn(1, [3], images=False, keep=True), drawn(2, [3], images=False, keep=True)
     assert torch.equal(first.x_T, other.x_T)
     assert len(stored("noise")) == 1
     assert not torch.equal(first.x_T, drawn(2, [3], images=False)[0].x_T)
 
 
-def test_a_damaged_draw_is_drawn_again(drawn, caplog):
+def test_damaged_noise_is_redrawn(drawn, caplog):
     [first] = drawn(1, [3], images=False, keep=True)
     [key] = stored("noise")
     Store().path("noise", key).write_bytes(b"no noise")

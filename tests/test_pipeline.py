@@ -40,7 +40,7 @@ def mine(saved, tmp_path):
 # ---- settings ---------------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_folder_says(mine, tmp_path, monkeypatch):
+def test_sections_of_a_pipeline_folder(mine, tmp_path, monkeypatch):
     config = load_config(mine)
     assert (config.data.category, config.data.image_size, config.name, config.path) == ("my.faces", 16, "my.faces", mine)
     assert config.editing.given() == {} and config.clip_name() == "ViT-B/16"
@@ -54,7 +54,7 @@ def test_what_a_folder_says(mine, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", BETAS)
 @pytest.mark.parametrize("T", [1000, 300])
-def test_the_schedule_is_the_schedulers(mine, kind, T):
+def test_schedule_is_the_schedulers(mine, kind, T):
     made = diffusers.DDPMScheduler(beta_schedule=kind, num_train_timesteps=T, beta_start=2e-4, beta_end=0.015)
     made.save_pretrained(mine / "scheduler")
     model = asyrp.open_model(mine, device="cpu")
@@ -86,8 +86,8 @@ def test_settings_of_sampling_change_nothing(mine):
 @pytest.mark.parametrize(
     ("file", "changes", "said"),
     [
-        (SCHEDULER, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr true is not supported; it can only be false"),
-        (SCHEDULER, {"trained_betas": [0.1, 0.2]}, "trained_betas .* is not supported; it can only be null"),
+        (SCHEDULER, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr true is not supported: it must be false"),
+        (SCHEDULER, {"trained_betas": [0.1, 0.2]}, "trained_betas .* is not supported: it must be null"),
         (SCHEDULER, {"prediction_type": "sample"}, "prediction_type 'sample': must be 'epsilon' or 'v_prediction'"),
         (SCHEDULER, {"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid': must be 'linear' or 'scaled_linear' or"),
         (SCHEDULER, {"snr_shift_scale": 3.0}, "unknown key 'snr_shift_scale'"),
@@ -97,10 +97,10 @@ def test_settings_of_sampling_change_nothing(mine):
         (INDEX, {"scheduler": [None, None]}, "the schedule of a None"),
         (INDEX, {"unet": ["diffusers", "UNet2DConditionModel"]}, "its unet is UNet2DConditionModel"),
         (INDEX, {"unet": None}, "its unet is missing"),
-        (INDEX, {"vqvae": ["diffusers", "VQModel"]}, r"names vqvae \(VQModel\) too"),
+        (INDEX, {"vqvae": ["diffusers", "VQModel"]}, r"also has vqvae \(VQModel\)"),
         (UNET, {"in_channels": 4, "out_channels": 4}, "in_channels 4: must be 3"),
         (UNET, {"sample_size": [16, 32]}, r"sample_size \[16, 32\]: only square images"),
-        (UNET, {"sample_size": None}, "does not say its sample_size"),
+        (UNET, {"sample_size": None}, "has no sample_size"),
         (UNET, {"num_class_embeds": 1000}, "num_class_embeds 1000: the network takes class labels"),
         (UNET, {"time_embedding_type": "fourier"}, "time_embedding_type 'fourier'"),
         (UNET, {"_class_name": "UNet1DModel"}, "_class_name 'UNet1DModel' is not supported"),
@@ -124,7 +124,7 @@ def test_files_that_are_missing_or_damaged(mine, file, contents):
         (mine / file).write_bytes(contents)
     with pytest.raises(UserError) as caught:
         load_config(mine)
-    said = "is a folder, and no pipeline" if (file, contents) == (INDEX, None) else file
+    said = "is a folder but not a pipeline" if (file, contents) == (INDEX, None) else file
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -132,23 +132,23 @@ def test_weights_that_are_missing_or_of_another_network(mine):
     weights = mine / "unet" / "diffusion_pytorch_model.safetensors"
     network(layers_per_block=1).save_pretrained(mine / "other")
     shutil.copy(mine / "other" / weights.name, weights)
-    with pytest.raises(UserError, match=r"does not fit the U-Net of my\.faces.*weights of another UNet2DModel: give --config"):
+    with pytest.raises(
+        UserError, match=r"does not fit the U-Net of my\.faces.*weights of another UNet2DModel: pass the folder"
+    ):
         asyrp.open_model(mine, device="cpu")
     weights.unlink()
     with pytest.raises(UserError, match=r"no weights at .*my\.faces/unet/diffusion_pytorch_model\.safetensors, nor a \.bin"):
         asyrp.open_model(mine, device="cpu")
     torch.save({"conv_in.weight": print}, weights.with_suffix(".bin"))
-    with pytest.raises(UserError, match="holds more than tensors"):
+    with pytest.raises(UserError, match="contains more than tensors"):
         asyrp.open_model(mine, device="cpu")
 
 
-def test_weights_beside_other_settings_are_refused(mine, tmp_path):
-    """Their tensors would fit: what differs stands in their config.json alone."""
+def test_weights_next_to_other_settings_are_refused(mine, tmp_path):
+    """Their tensors fit; only config.json shows the difference."""
     network(norm_eps=1e-3).save_pretrained(tmp_path / "other")
     weights = tmp_path / "other" / "diffusion_pytorch_model.safetensors"
-    with pytest.raises(
-        SettingsError, match=r"config\.json says norm_eps 0\.001 \(here 1e-05\): the network here would compute"
-    ):
+    with pytest.raises(SettingsError, match=r"config\.json has norm_eps 0\.001 \(here 1e-05\): the network here would compute"):
         asyrp.open_model(mine, weights, "cpu")
     weights.with_name("config.json").unlink()
     assert asyrp.open_model(mine, weights, "cpu").identity
@@ -170,7 +170,7 @@ def written(path, **sections):
     return path
 
 
-def test_a_yaml_adds_to_a_pipeline(mine, tmp_path):
+def test_yaml_adds_to_a_pipeline(mine, tmp_path):
     change(mine / SCHEDULER, num_train_timesteps=300)
     model = {"type": "unet2d", "pipeline": str(mine)}
     path = written(tmp_path / "faces.yml", model=model, editing={"n_inv_step": 20}, data={"category": "FACES", "credit": "me"})
@@ -187,17 +187,17 @@ def test_a_yaml_adds_to_a_pipeline(mine, tmp_path):
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"diffusion": {"beta_end": 0.03}}, "section 'diffusion' is what the pipeline .* says: leave it out"),
-        ({"model": {"norm_eps": 1e-6}}, "section 'model': norm_eps is what the pipeline"),
+        ({"diffusion": {"beta_end": 0.03}}, "section 'diffusion' is set by the pipeline .*: leave it out"),
+        ({"model": {"norm_eps": 1e-6}}, "section 'model': norm_eps is set by the pipeline"),
         ({"model": {"pipeline": "nowhere"}}, "section 'model': pipeline nowhere: neither a folder"),
         ({"model": {"pipeline": 3}}, "section 'model': pipeline 3: must be text"),
         ({"model": {"type": "ddpm"}, "data": {"dataset": "A", "category": "B", "image_size": 16}}, "unknown key 'pipeline'"),
         ({"data": {"image_size": 32}}, "sample_size 16 and data.image_size 32 differ"),
-        ({"data": "faces"}, "section 'data' lacks dataset"),
+        ({"data": "faces"}, "section 'data' has no dataset"),
     ],
     ids=str,
 )
-def test_a_yaml_that_contradicts_its_pipeline(saved, tmp_path, sections, said):
+def test_yaml_that_contradicts_its_pipeline(saved, tmp_path, sections, said):
     model = {"type": "unet2d", "pipeline": str(saved)} | sections.get("model", {})
     with pytest.raises(UserError, match=said):
         load_config(written(tmp_path / "mine.yml", **sections | {"model": model}))
@@ -207,7 +207,7 @@ def test_a_yaml_that_contradicts_its_pipeline(saved, tmp_path, sections, said):
 
 
 @pytest.mark.parametrize("scheduled", [{}, {"prediction_type": "v_prediction", "num_train_timesteps": 300}], ids=str)
-def test_a_direction_is_trained_used_and_published(run, tiny, tmp_path, scheduled):
+def test_direction_is_trained_used_and_published(run, tiny, tmp_path, scheduled):
     save(tmp_path / "my.faces", **scheduled)
     T = scheduled.get("num_train_timesteps", 1000)
     middle = ("--config", "my.faces", "--user_defined_t_edit", str(T // 2))
@@ -235,7 +235,7 @@ def test_curves_latents_and_images(run, saved, tmp_path):
     assert len(list((tmp_path / "precomputed" / "latent").rglob("*.safetensors"))) == 2
     said = run.error("--just_precompute", "--config", saved, weights=False, images=False)
     assert said.startswith(
-        "no folder of images is known for dataset diffusers, category my.faces: pass --custom_train_dataset_dir"
+        "there is no default image folder for dataset diffusers, category my.faces: pass --custom_train_dataset_dir"
     )
 
 
@@ -248,7 +248,7 @@ WEIGHTS = LOADING + 'print(told(lambda: load_config("owner/faces").pipeline.weig
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("flat", [False, True])
-def test_a_name_on_the_hub(hub, mine, flat):
+def test_name_on_the_hub(hub, mine, flat):
     """Its settings at first, its weights when they are needed, and nothing else; then from the cache."""
     if flat:
         flatten(mine)
@@ -270,32 +270,32 @@ def test_a_name_on_the_hub(hub, mine, flat):
 def test_weights_that_the_hub_lacks(hub, mine):
     (mine / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     hub.models["owner/faces"] = mine
-    assert hub.say(WEIGHTS).endswith("nor a .bin: save or fetch owner/faces again")
+    assert hub.say(WEIGHTS).endswith("nor a .bin: save or download owner/faces again")
 
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({}, "it shows no model of this name: check the name, or set HF_TOKEN"),
-        ({"HF_HUB_OFFLINE": "1"}, "it cannot be reached, and its cache here lacks the model: check the network"),
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "it cannot be reached, and its cache here lacks the model"),
+        ({}, "no such model: check the name, or set HF_TOKEN"),
+        ({"HF_HUB_OFFLINE": "1"}, "no connection, and the model is not cached: check the network"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "no connection, and the model is not cached"),
     ],
     ids=["not there", "offline", "nobody answers"],
 )
-def test_a_name_that_is_neither_here_nor_there(hub, environment, said):
+def test_unknown_config_name(hub, environment, said):
     """A mistyped path looks like a name on the hub: the line says both."""
-    begins = "error: --config owner/faces: no such file or folder; owner/faces cannot be had from the Hugging Face hub; "
+    begins = "error: --config owner/faces: no such file or folder; owner/faces is not available from the Hugging Face hub: "
     assert hub.say(SETTINGS, **environment).startswith(begins + said)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "configs/nowhere.yml", "a/b/c", "./mine", "/mine", "runs/"])
-def test_what_can_be_no_name_on_the_hub_is_not_asked_for(monkeypatch, name):
+def test_invalid_hub_names_are_not_requested(monkeypatch, name):
     monkeypatch.setattr("utils.hub.fetch", lambda *_: pytest.fail("the hub was asked"))
-    with pytest.raises(UserError, match=r"no such file; give a path, or one of .*, or a pipeline of diffusers"):
+    with pytest.raises(UserError, match=r"no such file: give a path, one of .*, or a diffusers pipeline"):
         load_config(name)
 
 
-def test_main_tells_a_faulty_pipeline_in_one_line(run, mine):
+def test_invalid_pipeline_is_a_one_line_error(run, mine):
     change(mine / SCHEDULER, rescale_betas_zero_snr=True)
     assert "rescale_betas_zero_snr true is not supported" in run.error("--lpips", "--config", mine, weights=False)

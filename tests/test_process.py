@@ -179,7 +179,7 @@ def test_steps_end_at_P_t(tensors):
         assert torch.equal(P_t, predict_x0(x_t, eps_edit, 20, SCHEDULE))
 
 
-def test_the_edit_enters_P_and_not_D(tensors):
+def test_edit_enters_P_and_not_D(tensors):
     x_t, eps, eps_edit, z = tensors
     for step in (ddim_step, ddpm_step):
         plain, P = step(x_t, eps, 500, 475, SCHEDULE, noise=z)
@@ -202,7 +202,7 @@ def test_ddim_step_with_noise_and_dt_lambda(tensors):
     assert torch.allclose(ddim_step(x_t, eps, 500, 475, SCHEDULE, eta=1.0, noise=z)[0], ancestral, rtol=0, atol=1e-12)
 
 
-def test_a_step_up_and_down_again_returns(tensors):
+def test_step_up_and_down_again_returns(tensors):
     x_t, eps, _, _ = tensors
     up, _ = ddim_step(x_t, eps, 475, 500, SCHEDULE)
     assert torch.allclose(ddim_step(up, eps, 500, 475, SCHEDULE)[0], x_t, rtol=0, atol=1e-10)
@@ -235,7 +235,7 @@ def test_theorem_1_for_the_whole_process():
 
 
 @pytest.mark.parametrize(("t_edit", "edited_steps"), [(0, 8), (500, 4), (570, 4), (571, 3), (1000, 0)])
-def test_the_second_decoder_runs_in_the_editing_interval_only(t_edit, edited_steps):
+def test_second_decoder_runs_in_the_editing_interval_only(t_edit, edited_steps):
     x_T, unet = golden_arrays("process_ddpm")["inversion/x"][-1][:1], Counting(golden_unet("ddpm")[0])
     seen = []
 
@@ -249,7 +249,7 @@ def test_the_second_decoder_runs_in_the_editing_interval_only(t_edit, edited_ste
 
 
 @BOTH
-def test_a_shared_first_step_changes_nothing_and_saves_a_pass(name):
+def test_shared_first_step_changes_nothing_and_saves_a_pass(name):
     x_T, edit = golden_arrays(f"process_{name}")["inversion/x"][-1], delta_edit(name)
     unet = Counting(golden_unet(name)[0])
     first = frozen_branch(unet, x_T, 999)
@@ -260,14 +260,14 @@ def test_a_shared_first_step_changes_nothing_and_saves_a_pass(name):
     assert (unet.encoded, unet.decoded) == (7, 7 + 4)
 
 
-def test_an_edit_that_does_nothing_is_plain_generation():
+def test_edit_that_does_nothing_is_plain_generation():
     x_T = golden_arrays("process_ddpm")["inversion/x"][-1]
     plain, _ = trajectory("ddpm", x_T, 4)
     edited, _ = trajectory("ddpm", x_T, 4, edit=lambda h, emb, t: h)
     assert torch.equal(plain, edited)
 
 
-def test_noise_is_asked_for_below_t_boost_only():
+def test_noise_is_drawn_below_t_boost_only():
     x_T, asked = golden_arrays("process_ddpm")["inversion/x"][-1], []
 
     def noise(i, shape):
@@ -347,7 +347,7 @@ def test_image_noise_differs_by_seed_image_and_step():
     assert torch.stack(draws).std() == pytest.approx(1, abs=0.03)
 
 
-def test_the_global_seed_is_left_alone():
+def test_global_seed_is_not_changed():
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)

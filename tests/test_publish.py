@@ -42,7 +42,7 @@ def edited(model, path):
     return torch.stack([model.edit(x_T, direction, [strength], **settings).cpu() for strength in (1.0, -0.5)])
 
 
-def test_a_published_direction_edits_as_its_checkpoint_does(model, checkpoint, tmp_path, capsys):
+def test_published_direction_edits_as_its_checkpoint_does(model, checkpoint, tmp_path, capsys):
     out = tmp_path / "smile.safetensors"
     assert published(checkpoint, "--out", out) == 0
     assert torch.equal(edited(model, out), edited(model, checkpoint))
@@ -51,11 +51,11 @@ def test_a_published_direction_edits_as_its_checkpoint_does(model, checkpoint, t
     assert before.digest() == after.digest()
     told = capsys.readouterr().out
     assert told.startswith(f"{out}: {out.stat().st_size:,} bytes\n")
-    for line in ("prompts: face -> smiling face", "t_edit: 500", "steps of training: 4", f"model: {model.identity}"):
+    for line in ("prompts: face -> smiling face", "t_edit: 500", "training steps: 4", f"model: {model.identity}"):
         assert f"\n  {line}\n" in told
 
 
-def test_it_holds_the_direction_and_nothing_else(checkpoint, tmp_path):
+def test_published_file_has_only_the_direction(checkpoint, tmp_path):
     out = tmp_path / "smile.safetensors"
     assert published(checkpoint, "--out", out) == 0
     assert tensors.is_safetensors(out)
@@ -65,7 +65,7 @@ def test_it_holds_the_direction_and_nothing_else(checkpoint, tmp_path):
     assert tensors_equal(stored.parts, directions.read(checkpoint).parts)
 
 
-def test_the_command_line_takes_it(run_learned, results, tmp_path):
+def test_command_line_takes_it(run_learned, results, tmp_path):
     pictures = []
     [path] = (tmp_path / "checkpoint").glob("*.pth")
     assert published(path, "--out", "mine.safetensors") == 0
@@ -76,7 +76,7 @@ def test_the_command_line_takes_it(run_learned, results, tmp_path):
 
 
 @pytest.mark.parametrize("ignore", [False, True])
-def test_a_learned_delta_h(model, tmp_path, ignore):
+def test_learned_delta_h(model, tmp_path, ignore):
     """One tensor for each timestep, or one for all of them."""
     function = training.new_function(model, "delta_h", ignore, [666, 999])
     for i, delta in enumerate(function.deltas):
@@ -87,30 +87,30 @@ def test_a_learned_delta_h(model, tmp_path, ignore):
     assert torch.equal(edited(model, tmp_path / "a.safetensors"), edited(model, tmp_path / "a.pth"))
 
 
-def test_a_file_of_2023_keeps_what_its_name_says(model, tmp_path, capsys):
+def test_file_of_2023_keeps_what_its_name_says(model, tmp_path, capsys):
     block = hspace.BlockDirection(model.unet.new_delta_block()).block.state_dict()
     source = tmp_path / "smiling_LC_CelebA_HQ_t999_ninv40_ngen20_0.pth"
     torch.save({"0": block, "optimizer": {}}, source)
     assert published(source, "--out", tmp_path / "s.safetensors") == 0
     told = capsys.readouterr().out
-    assert "\n  steps of training: 20\n" in told
-    assert "\n  t_edit: not known\n" in told
-    assert "\n  model: not known\n" in told
+    assert "\n  training steps: 20\n" in told
+    assert "\n  t_edit: unknown\n" in told
+    assert "\n  model: unknown\n" in told
     record = asyrp.load_direction(tmp_path / "s.safetensors", model).record
     assert (record["n_train_step"], record["prompts"]) == (20, ["face", "smiling face"])
     assert torch.equal(edited(model, tmp_path / "s.safetensors"), edited(model, source))
 
 
-def test_what_it_refuses(checkpoint, tiny, tmp_path, capsys):
+def test_refused_arguments(checkpoint, tiny, tmp_path, capsys):
     def error(*args):
         assert published(*args) == 2
         return capsys.readouterr().err.splitlines()[-1]
 
     out = tmp_path / "a.safetensors"
     assert "nowhere.pth: no such file" in error("nowhere.pth")
-    assert "holds no direction in h-space" in error(tiny.folder / "ddpm.pt", "--out", out)
-    assert "its name must end in .safetensors" in error(checkpoint, "--out", tmp_path / "a.pth")
+    assert "does not contain a direction in h-space" in error(tiny.folder / "ddpm.pt", "--out", out)
+    assert "the name must end in .safetensors" in error(checkpoint, "--out", tmp_path / "a.pth")
     assert not out.exists()
     out.write_text("mine")
-    assert f"{out} is there already" in error(checkpoint, "--out", out)
+    assert f"{out} already exists" in error(checkpoint, "--out", out)
     assert out.read_text() == "mine"

@@ -71,7 +71,7 @@ def world(tiny, tmp_path_factory):
         yield run
 
 
-def test_the_first_three_blocks(world):
+def test_first_three_blocks(world):
     assert world.statuses == [0, 0, 0]
     assert len(stored("curve")) == 1
     assert world.learned == [f"smiling{SUFFIX}_0.pth", f"smiling{SUFFIX}_1.pth"]
@@ -85,7 +85,7 @@ def test_precomputing_stops_before_training(world):
     assert world.inverted.keys() == world.precomputed.keys()
 
 
-def test_the_published_thresholds_on_the_published_curves(world):
+def test_published_thresholds_on_the_published_curves(world):
     """0.33 times the cosine of the prompts, and 1.2: with celeba's curves t_boost is 167."""
     for found in world.settings:
         assert found["t_boost"] == 167

@@ -81,7 +81,7 @@ def test_shares_are_a_partition():
     assert Ranks(1, 3).share(torch.arange(7)).tolist() == [1, 4]
 
 
-def test_alone_everything_passes_through():
+def test_single_process_passes_everything_through():
     gradient = torch.ones(3)
     ALONE.average([gradient], 0.5)
     assert gradient.tolist() == [1, 1, 1]
@@ -91,7 +91,7 @@ def test_alone_everything_passes_through():
 
 
 @pytest.mark.subprocess
-def test_what_is_gathered_and_averaged(tmp_path):
+def test_gather_and_average(tmp_path):
     def work(rank):
         with ranks.together() as several:
             several.join("cpu")
@@ -109,7 +109,7 @@ def test_what_is_gathered_and_averaged(tmp_path):
     together(3, work, folder=tmp_path)
 
 
-def test_a_process_without_images_stands_in_for_another():
+def test_process_without_images_gets_a_placeholder():
     def load(indices):
         readable = [i for i in indices if i != 4]
         return Batch(readable, [f"{i}" for i in readable], None, torch.zeros(len(readable))) if readable else None
@@ -136,7 +136,7 @@ def numbers(rows):
 @pytest.mark.subprocess
 @WORLDS
 @pytest.mark.parametrize("kind", [SMILE, DELTA_H], ids=["delta_block", "delta_h"])
-def test_a_training_is_that_of_one_process(jobs, world, images, kind):
+def test_training_is_that_of_one_process(jobs, world, images, kind):
     flags = ("--run_train", *kind, "--do_test", "0", "--n_train_img", images, "--n_iter", "2", "--bs_precompute", "2")
     flags += ("--shuffle_train_dataloader",)
     # A delta_h begins at zero: there a difference to P_plain is rounding, and its sign is chance.
@@ -197,7 +197,7 @@ def test_gradients_are_those_of_the_whole_batch(tmp_path, world):
 
 
 @pytest.mark.subprocess
-def test_a_training_goes_on_with_another_number_of_processes(jobs):
+def test_resume_with_another_number_of_processes(jobs):
     flags = ("--run_train", *SMILE, "--do_test", "0", "--n_train_img", "4")
     first = jobs("first", 2, *flags, "--n_iter", "1", "--bs_train", "2")
     then = jobs("then", 1, *flags, "--n_iter", "2", "--bs_train", "4", before=first)
@@ -211,7 +211,7 @@ def test_a_training_goes_on_with_another_number_of_processes(jobs):
 @pytest.mark.subprocess
 @pytest.mark.parametrize("world", [2, 3])
 def test_curves_and_latents_are_those_of_one_process(jobs, tiny, tmp_path, world):
-    """Bit for bit: batches are shared out whole. What cannot be read is told once, by the first process."""
+    """Bit for bit, because whole batches are shared. Unreadable images are reported once, by the first process."""
     shutil.copytree(tiny.train, tmp_path / "some")
     (tmp_path / "some" / "01.png").write_bytes(b"no image")
     flags = ("--lpips", "--just_precompute", "--n_train_img", "4", "--n_precomp_img", "4", "--bs_precompute", "1")
@@ -225,13 +225,13 @@ def test_curves_and_latents_are_those_of_one_process(jobs, tiny, tmp_path, world
         assert tensors_equal(found, inside(one, lambda kind=kind: stored(kind)))
     terminal, *others = jobs.said
     assert len([line for line in terminal if "cannot be read as an image" in line]) == 2  # the curves and the latents
-    assert "1 of 4 images could not be read and are left out" in terminal
+    assert "1 of 4 images could not be read and were skipped" in terminal
     assert "train: 3 latents ready" in terminal
     assert others == [[]] * (world - 1)
 
 
 @pytest.mark.subprocess
-def test_images_that_all_cannot_be_read_are_an_error_of_all(jobs, tmp_path):
+def test_no_readable_images_fail_on_all_processes(jobs, tmp_path):
     (tmp_path / "bad").mkdir()
     for i in range(2):
         (tmp_path / "bad" / f"{i}.png").write_bytes(b"no image")
@@ -242,7 +242,7 @@ def test_images_that_all_cannot_be_read_are_an_error_of_all(jobs, tmp_path):
 
 
 @pytest.mark.subprocess
-def test_the_mean_direction_is_that_of_one_process(jobs, learned):
+def test_mean_direction_is_that_of_one_process(jobs, learned):
     flags = ("--run_test", *SMILE, "--num_mean_of_delta_hs", "4")
     one, several = (jobs(name, world, *flags, before=learned) for name, world in (("one", 1), ("several", 3)))
     [[expected], [found]] = (list(inside(folder, lambda: stored("mean")).values()) for folder in (one, several))
@@ -250,7 +250,7 @@ def test_the_mean_direction_is_that_of_one_process(jobs, learned):
 
 
 @pytest.mark.subprocess
-def test_a_fit_is_that_of_one_process(jobs):
+def test_fit_is_that_of_one_process(jobs):
     flags = ("--fit_direction", "labels", "--edit_attr", "smiling", "--n_examples", "2", "--n_train_img", "4", "--run_test")
     one, several = jobs("one", 1, *flags), jobs("several", 2, *flags)
     assert tensors_equal(inside(several, directions), inside(one, directions))
@@ -336,10 +336,10 @@ def test_separate_tasks_and_a_last_call_that_collects(jobs, learned, few, monkey
     for missing in several.glob("runs/*/shares/1_of_3.pt"):
         away = missing.rename(missing.with_suffix(".away"))
         jobs("several", 1, *ROUTES, "--collect", ends=[2])
-        assert jobs.said[0][-1].endswith("these shares are missing: 1_of_3.pt; run them first")
+        assert jobs.said[0][-1].endswith("missing shares 1_of_3.pt: run those tasks first")
         away.rename(missing)
     jobs("several", 1, *ROUTES, "--collect", "--max_delta", "2", ends=[2])
-    assert "0_of_3.pt was made with other settings, or another model" in jobs.said[0][-1]
+    assert "0_of_3.pt was made with other settings or another model" in jobs.said[0][-1]
     monkeypatch.setattr(process, "generate", None)  # nothing is edited again
     jobs("several", 1, *ROUTES, "--collect")
     expected, found = left_behind(one), left_behind(several)
@@ -347,4 +347,4 @@ def test_separate_tasks_and_a_last_call_that_collects(jobs, learned, few, monkey
     differ = [name for name in expected if found[name] != expected[name]]
     assert [name for name in differ if "settings_" not in name and "report.html" not in name] == []
     jobs("several", 1, *ROUTES, "--collect", ends=[2])
-    assert "--collect: no shares lie in" in jobs.said[0][-1]
+    assert "--collect: there are no shares in" in jobs.said[0][-1]

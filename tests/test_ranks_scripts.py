@@ -55,7 +55,7 @@ def steps(config, several):
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("world", [2, 3])
-def test_the_gradients_of_a_base_model_are_those_of_the_whole_batch(base, tmp_path, world):
+def test_gradients_of_a_base_model_are_those_of_the_whole_batch(base, tmp_path, world):
     config = load_config(base[0])
 
     def work(rank):
@@ -70,8 +70,8 @@ def test_the_gradients_of_a_base_model_are_those_of_the_whole_batch(base, tmp_pa
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_has_an_image_for_every_process(base):
-    with pytest.raises(UserError, match="--batch_size 4 is shared by 5 processes: give that many or more"):
+def test_batch_has_an_image_for_every_process(base):
+    with pytest.raises(UserError, match="--batch_size 4 is split over 5 processes: use 5 or more"):
         Trainer(load_config(base[0]), settings(), ranks=Ranks(0, 5))
 
 
@@ -94,7 +94,7 @@ def train_base(base, tmp_path):
 
 
 @pytest.mark.subprocess
-def test_the_script_trains_as_one_process(train_base, tmp_path):
+def test_script_trains_as_one_process(train_base, tmp_path):
     _, expected = train_base(1, "one.pt")
     (terminal, other), found = train_base(2, "two.pt")
     assert "16 images seen; weights in" in terminal[-1]
@@ -106,7 +106,7 @@ def test_the_script_trains_as_one_process(train_base, tmp_path):
 
 
 @pytest.mark.subprocess
-def test_a_signal_to_one_process_stops_all_and_saves(train_base):
+def test_signal_to_one_process_stops_all_and_saves(train_base):
     def signalled(rank):
         step = Trainer.step
 
@@ -127,7 +127,7 @@ def test_a_signal_to_one_process_stops_all_and_saves(train_base):
 
 
 @pytest.mark.subprocess
-def test_the_claims_are_those_of_one_process(tiny, tmp_path, monkeypatch):
+def test_claims_are_those_of_one_process(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_unet(tmp_path, "ddpm", DDPM, size=32)
     write_images(tmp_path / "images", 6, seed=5)
@@ -156,7 +156,7 @@ def test_the_claims_are_those_of_one_process(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("world", [2, 3])
-def test_the_scaling_of_processes(tiny, tmp_path, world):
+def test_scaling_of_processes(tiny, tmp_path, world):
     """A rehearsal: figures belong to a machine that does nothing else."""
     given = ["--config", tiny.folder / "ddpm.yml", "--model_path", tiny.folder / "ddpm.pt", "--clip_model_name", tiny.clip]
     given += ["--steps", 4, "--rounds", 1, "--warmup", 0, "--device", "cpu", "--out", tmp_path / "b.md", "--ranks", world]

@@ -45,7 +45,7 @@ def test_nothing_and_everything_are_the_plain_and_the_whole_edit(model, edit, x_
     assert not torch.allclose(plain, whole, atol=1e-2)
 
 
-def test_a_step_blends_P_and_leaves_D(model, edit, x_T):
+def test_step_blends_P_and_leaves_D(model, edit, x_T):
     """m P(eps~) + (1 - m) P(eps) with the frozen eps in D, written out."""
     t, t_next = TIMESTEPS[-1], TIMESTEPS[-2]
     frozen = process.frozen_branch(model.unet, x_T, t)
@@ -63,7 +63,7 @@ def test_a_step_blends_P_and_leaves_D(model, edit, x_T):
     assert torch.equal(seen[0][1][..., :6], P_plain[..., :6])  # outside, exactly
 
 
-def test_it_costs_no_pass_more_and_shares_the_first(run_learned, results, monkeypatch):
+def test_mask_needs_no_extra_passes(run_learned, results, monkeypatch):
     passes = []
     frozen = process.frozen_branch
     monkeypatch.setattr(process, "frozen_branch", lambda *args: passes.append(1) or frozen(*args))
@@ -76,7 +76,7 @@ def test_it_costs_no_pass_more_and_shares_the_first(run_learned, results, monkey
     assert counts[0] == counts[1] > 0
 
 
-def test_a_mask_by_image(model, edit, x_T):
+def test_mask_by_image(model, edit, x_T):
     both = torch.cat([RIGHT, 1 - RIGHT])
     made = model.run(x_T, TIMESTEPS, edit, mask=both)
     for i in range(2):
@@ -100,7 +100,7 @@ def test_segments_are_picked_by_number_and_enlarged_to_the_images_size():
     assert mask[0, 0].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
 
 
-def test_the_largest_changes():
+def test_largest_changes():
     plain, edited = torch.zeros(2, 3, 10, 10), torch.zeros(2, 3, 10, 10)
     edited[0, :, 0, :5], edited[1, :, 3:5] = 1, -2
     mask = blending.largest_changes(0.9, 0)(plain, edited)
@@ -117,7 +117,7 @@ def half(path, value=255):
     Image.fromarray(grey).save(path)
 
 
-def test_a_picture_is_where_the_edit_shows(run_learned, results, model):
+def test_mask_image_restricts_the_edit(run_learned, results, model):
     half("mask.png")
     place = results / "test_images" / "4" / "000000.png"
     flags = (*TEST, "--save_x_origin", "--hs_coeff_delta_h", "3")
@@ -131,8 +131,8 @@ def test_a_picture_is_where_the_edit_shows(run_learned, results, model):
     assert torch.equal(mask, RIGHT)
 
 
-@pytest.mark.parametrize(("name", "said"), [("nowhere.png", "cannot be read as a picture"), ("black.png", "is black")])
-def test_a_picture_that_is_no_mask(run_learned, name, said):
+@pytest.mark.parametrize(("name", "said"), [("nowhere.png", "cannot be read as an image"), ("black.png", "is all black")])
+def test_invalid_mask_images(run_learned, name, said):
     half("black.png", 0)
     error = run_learned.error(*TEST, "--edit_mask", name)
     assert f"--edit_mask {name} " in error and said in error
@@ -151,22 +151,24 @@ def test_segments_by_name_and_by_number(run_learned, results):
     assert "has no segment hair: its segments are dark, bright" in run_learned.error(
         *TEST, "--edit_region", "hair", "--segmenter", "named.pt"
     )
-    assert "it names none: give their numbers" in run_learned.error(*TEST, "--edit_region", "hair", "--segmenter", "silent.pt")
+    assert "its segments have no names: give their numbers" in run_learned.error(
+        *TEST, "--edit_region", "hair", "--segmenter", "silent.pt"
+    )
     assert "--edit_region needs a segmenter: give --segmenter" in run_learned.error(*TEST, "--edit_region", "hair")
 
 
-def test_an_image_without_the_segment_is_told(tmp_path, caplog):
+def test_image_without_the_segment_is_reported(tmp_path, caplog):
     write_segmenter(tmp_path / "segmenter.pt")
     region = regions.from_segments("bright", tmp_path / "segmenter.pt", "cpu", 8, 0, 0)
     mask = region.mask_of(torch.stack([torch.ones(3, 8, 8), -torch.ones(3, 8, 8)]))
     assert mask.flatten(1).mean(1).tolist() == [1, 0]
-    assert [r.getMessage() for r in caplog.records] == ["1 of 2 images show no bright: they are not edited"]
+    assert [r.getMessage() for r in caplog.records] == ["1 of 2 images contain no bright and are not edited"]
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--edit_mask", "a.png", "--edit_region", "hair"), "both say where to edit"),
+        (("--edit_mask", "a.png", "--edit_region", "hair"), "both choose where to edit"),
         (("--region_dilation", "1"), "--region_dilation needs --edit_region"),
         (("--edit_mask", "a.png", "--region_smoothing", "1"), "needs --edit_region or --edit_threshold"),
         (("--edit_threshold", "1.5"), "--edit_threshold 1.5"),
@@ -176,16 +178,16 @@ def test_flags_that_do_not_fit(run, flags, said):
     assert said in run.error(*TEST, *flags)
 
 
-def test_a_region_needs_an_edit(run):
-    assert "--edit_mask needs an edit" in run.error("--just_precompute", "--edit_mask", "a.png")
+def test_region_needs_an_edit(run):
+    assert "--edit_mask restricts an edit" in run.error("--just_precompute", "--edit_mask", "a.png")
 
 
-def test_the_shipped_segmenter_names_its_segments():
+def test_shipped_segmenter_names_its_segments():
     segment = open_segmenter(asyrp.config.ROOT / "pretrained/avatar/segmenter.pt", "cpu")
     assert segment.names == ["background", "skin", "clothes", "hair", "beard", "mouth", "eyes", "brows"]
 
 
-def test_names_that_are_no_list_are_no_names(tmp_path):
+def test_invalid_segment_names_are_ignored(tmp_path):
     write_segmenter(tmp_path / "s.pt", {"a": 1})
     assert open_segmenter(tmp_path / "s.pt", "cpu").names == []
 
@@ -193,35 +195,38 @@ def test_names_that_are_no_list_are_no_names(tmp_path):
 # ---- in training ------------------------------------------------------------------------------------------------------------
 
 
-def test_training_inside_a_region_learns_another_direction_that_says_so(run, results, capsys):
+def test_training_in_a_region_is_noted_in_the_record(run, results, capsys):
     write_segmenter("segmenter.pt")
     inside = ("--edit_region", "bright", "--segmenter", "segmenter.pt")
     assert run(*TRAIN) == 0
     everywhere = directions_in()
-    assert "was trained with region None, and this run has {" in run.error(*TRAIN, *inside)
+    assert "was trained with region None, but this run has {" in run.error(*TRAIN, *inside)
     assert run(*TRAIN, *inside, "--retrain", "1") == 0
     assert not tensors_equal(everywhere, directions_in())
     record = torch.load(f"checkpoint/{NAME}_0.pth", weights_only=True)["record"]
     assert record["training"]["region"] == {"segments": "bright", "segmenter": "segmenter.pt", "dilation": 1, "smoothing": 1}
     capsys.readouterr()
     assert run(*TEST) == 0
-    assert "was trained inside a region" in capsys.readouterr().err
+    assert "was trained in a region" in capsys.readouterr().err
     assert run(*TEST, *inside) == 0
-    assert "was trained inside a region" not in capsys.readouterr().err
+    assert "was trained in a region" not in capsys.readouterr().err
 
 
-def test_the_loss_sees_nothing_of_the_edit_outside(model, tiny):
+def test_no_gradient_outside_the_region(model, tiny):
     """Gradients reach the direction through the region alone: none inside an empty one."""
     images = smooth_images(2)
     settings = {"n_steps": 4, "t_edit": 500, "batch_size": 2, "clip": str(tiny.clip), "kind": "delta_h", "l1_w": 0}
     nowhere = asyrp.train_direction(model, images, "face", "smiling face", mask_of=lambda images: 0 * RIGHT, **settings)
     assert all(not delta.any() for _, delta in nowhere.function.items())
-    right = asyrp.train_direction(model, images, "face", "smiling face", mask_of=lambda images: RIGHT, **settings)
+    region = regions.Region({"mask": "the right half"}, lambda images: RIGHT)
+    right = asyrp.train_direction(model, images, "face", "smiling face", mask_of=region, **settings)
+    assert right.record["training"]["region"] == region.about
+    assert "lambda" in nowhere.record["training"]["region"]["mask_of"]
     assert any(delta.any() for _, delta in right.function.items())
     assert training.SETTINGS.keys() >= settings.keys() - {"clip", "kind"}
 
 
-def test_the_library_edits_inside_a_mask(model, x_T):
+def test_library_edits_inside_a_mask(model, x_T):
     direction = asyrp.directions.Direction(
         hspace.GivenDirection({None: torch.ones(1, model.unet.h_ch, 8, 8)}), {"t_edit": 0, "n_train_step": 4}, "ones"
     )

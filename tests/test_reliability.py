@@ -1,4 +1,4 @@
-"""A run killed at any moment goes on where it was, and processes that share a cache do each other no harm."""
+"""A run killed at any moment resumes, and processes can share a cache."""
 
 import os
 import signal
@@ -32,8 +32,8 @@ def killed(tiny, flags, where, n):
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize(("where", "n"), [("invert", 3), ("save_file", 3)])
-def test_killed_while_inverting(run, tiny, tmp_path, monkeypatch, where, n):
-    """What was finished is kept, half a file is nobody's latent, and the rest is as if nothing had happened."""
+def test_resume_after_kill_while_inverting(run, tiny, tmp_path, monkeypatch, where, n):
+    """Finished latents are kept, partial files are ignored, and the result equals that of an uninterrupted run."""
     killed(tiny, INVERT, where, n)
     done = {key: Store().path("latent", key).stat().st_mtime_ns for key in stored("latent")}
     assert len(done) == 2
@@ -55,7 +55,7 @@ def test_killed_while_inverting(run, tiny, tmp_path, monkeypatch, where, n):
         ("save", 2, ["_0.pth"]),  # the first checkpoint, half of the second
     ],
 )
-def test_killed_while_training(run, tiny, results, where, n, left):
+def test_resume_after_kill_while_training(run, tiny, results, where, n, left):
     killed(tiny, LEARN, where, n)
     assert [name[-6:] for name in directions()] == left
     half = list(Path("checkpoint").glob(".*.pth.*"))
@@ -67,7 +67,7 @@ def test_killed_while_training(run, tiny, results, where, n, left):
     assert rows == losses(results)
 
 
-def test_what_a_killed_writer_left_is_swept_up(tmp_path):
+def test_temporary_files_of_killed_writers_are_deleted(tmp_path):
     target = tmp_path / "direction.pth"
     old, new, other = (tmp_path / name for name in (".direction.pth.old", ".direction.pth.new", ".another.pth.old"))
     for path, age in ((old, 7200), (new, 0), (other, 7200)):

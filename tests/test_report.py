@@ -20,12 +20,10 @@ from asyrp import process
 from asyrp.config import load_config
 from asyrp.intervals import Curve
 from asyrp.report import page as report
-from asyrp.report.page import Gallery, gallery_of, loss_charts, strength_sliders, write
+from asyrp.report.page import Gallery, gallery_of, strength_sliders, write
 from asyrp.report.pictures import save_animation, to_pil
-from asyrp.training import COLUMNS
 
 STRIP = ("--delta_interpolation", "--min_delta", "-1", "--max_delta", "1", "--num_delta", "3", "--save_x_origin")
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +83,7 @@ def save_gallery(folder, columns, n_edits, directions=(), tested=1):
 # ---- what a report shows ------------------------------------------------------------------------------------------------
 
 
-def test_a_training_leaves_a_report(learned):
+def test_training_writes_a_report(learned):
     [results] = (learned / "runs").iterdir()
     page = (results / "report.html").read_text(encoding="utf-8")
     assert "<h1>face → smiling face</h1>" in page
@@ -94,7 +92,7 @@ def test_a_training_leaves_a_report(learned):
     assert "<script" not in page
 
 
-def test_a_test_adds_its_pictures(strip):
+def test_test_adds_its_pictures(strip):
     results, (plain, *edited) = strip
     page = (results / "report.html").read_text(encoding="utf-8")
     assert re.findall('<h2 id="([a-z]+)">', page) == ["pictures", "intervals", "losses", "settings"]
@@ -107,7 +105,7 @@ def test_a_test_adds_its_pictures(strip):
         assert (found[f"0{i}, original"] != found[f"0{i}, reconstruction"]).any()
 
 
-def test_a_report_needs_nothing_outside_the_file(strip):
+def test_report_needs_nothing_outside_the_file(strip):
     links = []
 
     class Reader(HTMLParser):
@@ -124,14 +122,14 @@ def test_a_report_needs_nothing_outside_the_file(strip):
     assert "default-src 'none'" in page
 
 
-def test_what_the_user_wrote_is_text(results):
+def test_user_text_is_escaped(results):
     change_settings(results, "test", prompts=[["<script>alert(1)</script>", 'a "face" & more']])
     page = page_of(results)
     assert "<h1>&lt;script&gt;alert(1)&lt;/script&gt; → a &#34;face&#34; &amp; more</h1>" in page
     assert "<script>alert" not in page
 
 
-def test_flags_that_differ_stand_first(strip):
+def test_flags_that_differ_are_shown_first(strip):
     page = (strip[0] / "report.html").read_text(encoding="utf-8")
     differing, _, others = page.partition("All other flags")
     assert re.search(r"--num_delta</code></th><td>5</td><td>3</td>\s*<td class=\"quiet\">5</td>", differing)
@@ -161,10 +159,10 @@ def test_metrics_are_shown_when_there_are_any(results):
         ["KID", "–", "0.02", "500"],
     ]
     assert "CLIP: ViT-B/16." in page
-    assert "identity is left out: no weights; fetch them" in page
+    assert "Not measured: identity: no weights; fetch them" in page
 
 
-def test_the_credit_of_the_default_stack_is_shown(results):
+def test_credit_of_the_default_stack_is_shown(results):
     assert "Artwork" not in page_of(results)
     change_settings(
         results,
@@ -179,7 +177,7 @@ def test_the_credit_of_the_default_stack_is_shown(results):
     assert '<a href="https://creativecommons.org/licenses/by/4.0/"' in page
 
 
-def test_the_intervals_are_marked_on_the_curves(results):
+def test_intervals_are_marked_on_the_curves(results):
     t = np.array([0, 500, 1000])
     curve = Curve(t, t / 1000, t / 9000, t / 2000, t / 9000)
     change_settings(results, "test", t_edit=500, t_boost=250)
@@ -199,7 +197,7 @@ def test_the_intervals_are_marked_on_the_curves(results):
     assert "There are no LPIPS curves for this model" in page_of(results)
 
 
-def test_pictures_that_are_older_than_the_training_are_called_so(results):
+def test_report_marks_pictures_older_than_training(results):
     change_settings(results, "test", date="2026-01-02T03:04:05")
     change_settings(results, "train", date="2026-01-02T03:04:04")
     assert "older than the training" not in page_of(results)
@@ -212,7 +210,7 @@ def test_pictures_that_are_older_than_the_training_are_called_so(results):
 # ---- pictures -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_number_and_size_of_pictures_are_bounded(tmp_path):
+def test_number_and_size_of_pictures_are_bounded(tmp_path):
     pictures = Gallery(tmp_path, [], 9, 100)
     for start in range(0, 100, 20):
         batch = SimpleNamespace(names=[f"{i}.png" for i in range(start, start + 20)], x_0=solid(*[0] * 20))
@@ -233,16 +231,16 @@ def test_small_pictures_keep_every_pixel():
     assert (pixels == np.asarray(to_pil(image))).all()
 
 
-def test_a_single_edit_is_the_last_stop_after_original_and_reconstruction(tmp_path):
+def test_single_edit_is_the_last_stop_after_original_and_reconstruction(tmp_path):
     save_gallery(tmp_path, [("reconstruction", solid(0)), ("+0.5", solid(1))], 1)
     found = gallery_of((tmp_path / report.PICTURES).read_text())
     assert found["sliders"] == [{"name": "Shown", "stops": ["original", "reconstruction", "+0.5"], "start": 2}]
     [image] = found["images"]
-    assert [label for label, _ in image["beside"]] == ["original", "reconstruction"]
+    assert [label for label, _ in image["unedited"]] == ["original", "reconstruction"]
     assert [decoded(uri)[1].max() for _, uri in image["stops"]] == [0, 128, 255]
 
 
-def test_a_grid_of_strengths_has_a_slider_for_each_direction():
+def test_grid_of_strengths_has_a_slider_for_each_direction():
     labels = [f"{a}, {b}" for a in ("-1", "+0", "+1") for b in ("-0.5", "+0", "+0.5")]
     first, second = strength_sliders(labels, ["smiling", "beard"])
     assert first == {"name": "Strength of smiling", "stops": ["-1", "+0", "+1"]}
@@ -253,53 +251,10 @@ def test_strengths_that_round_to_one_label_stay_two_stops():
     assert strength_sliders(["+0.1", "+0.1", "+0.11"], [])[0]["stops"] == ["+0.1", "+0.1", "+0.11"]
 
 
-# ---- losses -------------------------------------------------------------------------------------------------------------
-
-
-def loss_rows(epochs, images, total):
-    """Rows as `read_losses` gives them, over the timesteps 900 and 300; total: a function of (epoch, image number, t)."""
-    zero = dict.fromkeys(COLUMNS, "0")
-    return [
-        {**zero, "epoch": str(e), "image": LETTERS[i], "t": str(t), "total": str(total(e, i, t))}
-        for e in range(epochs)
-        for i in range(images)
-        for t in (900, 300)
-    ]
-
-
-def drawn_y(chart):
-    """{label: heights} of a chart's lines, in units of its highest point."""
-    heights = {label: [252 - y for _, y in points] for label, points, _ in chart.lines}
-    top = max(max(line) for line in heights.values())
-    return {label: [round(y / top, 2) for y in line] for label, line in heights.items()}
-
-
-def test_losses_by_epoch_and_by_timestep():
-    losses = loss_charts(loss_rows(3, 2, lambda e, i, t: 4 - e + (i - 0.5) + (t - 600) / 300))
-    assert losses["names"] == ["total"]
-    assert losses["epochs"] == [(0, [4]), (1, [3]), (2, [2])]
-    # A point for each image, whose mean over timesteps it is, and one for each timestep, mean over images.
-    assert drawn_y(losses["training"]) == {"total": [round(y / 4.5, 2) for y in (3.5, 4.5, 2.5, 3.5, 1.5, 2.5)]}
-    expected = {"total, epoch 0": [3 / 5, 5 / 5], "total, epoch 2": [1 / 5, 3 / 5]}
-    assert drawn_y(losses["timesteps"]) == {label: [round(y, 2) for y in line] for label, line in expected.items()}
-
-
-def test_many_epochs_have_one_point_each():
-    losses = loss_charts(loss_rows(70, 3, lambda e, i, t: 1 + e))
-    assert losses["points"] == 1
-    assert len(losses["training"].lines[0][1]) == 70
-
-
-def test_a_single_epoch_is_drawn_too():
-    losses = loss_charts(loss_rows(1, 1, lambda e, i, t: 1))
-    assert [label for label, _, _ in losses["timesteps"].lines] == ["total, epoch 0"]
-    assert len(losses["training"].lines[0][1]) == 1
-
-
 # ---- animations ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_animation_runs_over_the_strengths_and_back(strip):
+def test_animation_runs_over_the_strengths_and_back(strip):
     results, (_, *edited) = strip
     folder = results / "test_images" / "4"
     assert sorted(path.name for path in folder.glob("*.gif")) == ["000000.gif", "000001.gif", "all.gif"]
@@ -320,7 +275,7 @@ def test_an_animation_runs_over_the_strengths_and_back(strip):
                 assert abs(cell - np.asarray(to_pil(edited[k][i]))).mean() < 8
 
 
-def test_an_animation_as_webp_keeps_small_pictures_as_they_are(tmp_path):
+def test_animation_as_webp_keeps_small_pictures_as_they_are(tmp_path):
     save_animation([[*solid(-0.5, 0, 0.5)]], ["-1", "+0", "+1"], tmp_path / "new" / "a.webp")
     with Image.open(tmp_path / "new" / "a.webp") as animation:
         assert (animation.format, animation.n_frames, animation.info["loop"]) == ("WEBP", 4, 0)
@@ -332,7 +287,7 @@ def test_an_animation_as_webp_keeps_small_pictures_as_they_are(tmp_path):
 
 
 @pytest.mark.browser
-def test_the_slider_changes_the_pictures(browser, strip):
+def test_slider_changes_the_pictures(browser, strip):
     from selenium.webdriver import ActionChains, Keys
 
     results, (_, *edited) = strip
@@ -391,7 +346,7 @@ def test_two_sliders_choose_from_a_grid(browser, results):
 
 
 @pytest.mark.browser
-def test_a_report_fits_a_phone_and_the_dark(browser, strip):
+def test_report_fits_a_phone_and_the_dark(browser, strip):
     browser.get((strip[0] / "report.html").resolve().as_uri())
     colours = []
     for scheme in ("light", "dark"):

@@ -38,7 +38,7 @@ def test_schedules_are_those_of_diffusers(T):
     np.testing.assert_allclose(Schedule.linear(T=T).alpha_bars, theirs.alphas_cumprod.numpy(), rtol=2e-5)
 
 
-def test_the_schedule_of_a_section():
+def test_schedule_of_a_section():
     linear = Schedule.of(Diffusion(beta_start=1e-3, beta_end=0.03, num_diffusion_timesteps=100))
     np.testing.assert_array_equal(linear.betas, Schedule.linear(1e-3, 0.03, 100).betas)
     section = SimpleNamespace(beta_schedule="cosine", beta_start=1e-4, beta_end=0.02, num_diffusion_timesteps=100)

@@ -134,7 +134,7 @@ def test_plain_generation(world):
 
 
 @pytest.mark.parametrize("intervals", ["apart", "overlapping"])
-def test_the_asymmetric_process(world, intervals):
+def test_asymmetric_process(world, intervals):
     """P from the edited branch, D from the frozen one, noise below t_boost: eq. 7 on the scheduler's own steps.
 
     Both t_edit and t_boost are timesteps of the run, so that it matters on which side of them they lie.

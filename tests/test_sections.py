@@ -96,20 +96,20 @@ def test_values_of_the_right_kind(key, given, taken):
         ("aims", ["beard"], "must be keys and values"),
         ("aims", {True: ["a", "b"]}, "must be text"),
         ("name", 7, "name 7: must be text"),
-        ("name", "../up", "must be a name that a file can bear"),
-        ("name", "a/b", "must be a name that a file can bear"),
-        ("name", "a\\b", "must be a name that a file can bear"),
-        ("name", "..", "must be a name that a file can bear"),
-        ("name", " ", "must be a name that a file can bear"),
-        ("name", "a\nb", "must be a name that a file can bear"),
-        ("name", "a" * 1000 + "/", "must be a name that a file can bear"),
+        ("name", "../up", "must be valid in a file name"),
+        ("name", "a/b", "must be valid in a file name"),
+        ("name", "a\\b", "must be valid in a file name"),
+        ("name", "..", "must be valid in a file name"),
+        ("name", " ", "must be valid in a file name"),
+        ("name", "a\nb", "must be valid in a file name"),
+        ("name", "a" * 1000 + "/", "must be valid in a file name"),
         ("stpes", 4, "unknown key 'stpes'; did you mean steps"),
         ("num_steps", 4, "unknown key 'num_steps'; it is called steps here"),
         (7, 4, "unknown key 7; did you mean"),
         (None, 4, "unknown key null; did you mean"),
         ("line\nbreak", 4, "unknown key"),
-        ("channels", 4, "channels 4 is not supported; it can only be 3"),
-        ("rescaled", 1, "rescaled 1 is not supported; it can only be true"),
+        ("channels", 4, "channels 4 is not supported: it must be 3"),
+        ("rescaled", 1, "rescaled 1 is not supported: it must be true"),
         ("channels", [3], "not supported"),
     ],
 )
@@ -119,16 +119,16 @@ def test_values_that_are_refused(key, given, complaint):
 
 def test_what_is_missing_is_named():
     for given in (None, {}, {"rate": 0.1}, "name", ["name"]):
-        refused(given, "lacks name; compare")
+        refused(given, "has no name: compare")
 
 
-def test_a_section_without_keys_is_none():
+def test_section_without_keys_is_none():
     @dataclass
     class Optional:
         rate: float = 0.5
 
     for given in ("text", [1], 3):
-        with pytest.raises(SettingsError, match="keys and values are expected"):
+        with pytest.raises(SettingsError, match="must have keys and values"):
             checked(Optional, given, "x.yml: section 'a'")
 
 
@@ -140,5 +140,5 @@ def test_two_names_of_one_setting():
     same = {"conv_resample": "resamp_with_conv"}
     assert one_name({"conv_resample": False}, same, "x") == {"resamp_with_conv": False}
     assert one_name({"conv_resample": True, "resamp_with_conv": True}, same, "x") == {"resamp_with_conv": True}
-    with pytest.raises(SettingsError, match="the same setting and differ"):
+    with pytest.raises(SettingsError, match="the same setting but differ"):
         one_name({"conv_resample": True, "resamp_with_conv": False}, same, "x")

@@ -27,7 +27,7 @@ class Nested(Brightness):
 
 
 @pytest.mark.parametrize("model", [Brightness, Nested])
-def test_a_torchscript_file(model, tmp_path):
+def test_torchscript_file(model, tmp_path):
     path = tmp_path / "segmenter.pt"
     torch.jit.script(model()).save(str(path))
     segment = open_segmenter(find_segmenter(str(path)), "cpu")
@@ -35,10 +35,10 @@ def test_a_torchscript_file(model, tmp_path):
     assert torch.equal(segment(images), (images.mean(1) > 0).long())
 
 
-def test_files_that_are_no_segmenter(tmp_path):
+def test_files_that_are_not_a_segmenter(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save({"a": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match=r"weights\.pt is no TorchScript file: write one with torch\.jit\.save"):
+    with pytest.raises(UserError, match=r"weights\.pt is not a TorchScript file: write one with torch\.jit\.save"):
         open_segmenter(find_segmenter(str(path)), "cpu")
     with pytest.raises(UserError, match="is missing: give another with --segmenter"):
         open_segmenter(tmp_path / "gone.pt", "cpu")
@@ -48,9 +48,9 @@ def test_files_that_are_no_segmenter(tmp_path):
         open_segmenter(path, "cpu")(torch.zeros(1, 3, 8, 8))
 
 
-def test_a_name_that_torchvision_does_not_have():
+def test_name_that_torchvision_does_not_have():
     assert find_segmenter(SMALLEST) == SMALLEST
-    with pytest.raises(UserError, match="the nearest of torchvision's is deeplabv3_resnet50"):
+    with pytest.raises(UserError, match="did you mean deeplabv3_resnet50"):
         find_segmenter("deeplab_resnet50")
     with pytest.raises(UserError, match=f"torchvision has .*{SMALLEST}"):
         find_segmenter("xyz")
@@ -64,7 +64,7 @@ def hub(tmp_path, monkeypatch):
     return tmp_path / "checkpoints"
 
 
-def test_a_model_of_torchvision(hub):
+def test_model_of_torchvision(hub):
     torch.manual_seed(0)
     weights = get_model_weights(SMALLEST).DEFAULT
     model = get_model(SMALLEST, weights=None, weights_backbone=None, num_classes=21).eval()
@@ -80,7 +80,7 @@ def test_a_model_of_torchvision(hub):
     assert torch.equal(segment(image), expected)
 
 
-def test_weights_that_cannot_be_fetched(hub, monkeypatch):
+def test_weights_that_cannot_be_downloaded(hub, monkeypatch):
     def offline(*args, **more):
         raise OSError("no route")
 

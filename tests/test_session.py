@@ -38,7 +38,7 @@ def session(tiny, tmp_path):
     return made
 
 
-def test_it_begins_with_what_the_config_says_and_no_edit(session):
+def test_session_starts_with_config_settings_and_no_edit(session):
     assert session.settings == {"n_steps": 4, "t_edit": None, "t_boost": 400, "seed": 0}
     assert (session.strengths(), session.label()) == ({}, "no edit")
     original, plain, edited = session.sides().values()
@@ -49,12 +49,12 @@ def test_it_begins_with_what_the_config_says_and_no_edit(session):
     assert asyrp.Session(session.model, {}).settings["n_steps"] == 4
 
 
-def test_without_other_directions_it_has_those_of_the_model(tiny, learned, monkeypatch):
+def test_session_has_the_directions_of_the_model(tiny, learned, monkeypatch):
     monkeypatch.chdir(learned)
     assert [*asyrp.Session(open_tiny(tiny)).directions] == ["smile"]
 
 
-def test_an_edit_is_what_the_model_makes_of_the_sliders(session):
+def test_edit_is_what_the_model_makes_of_the_sliders(session):
     session.positions = {"smile": 0.5}
     x_T = session.model.invert(session.image[None], 4)
     wanted = session.model.edit(x_T, session.directions["smile"], [0.5], 4, t_boost=400).cpu()
@@ -62,14 +62,14 @@ def test_an_edit_is_what_the_model_makes_of_the_sliders(session):
     assert [*session.sides()] == ["original", "reconstruction", "smile +0.5"]
 
 
-def test_a_calibrated_direction_moves_in_equal_steps(session):
+def test_calibrated_direction_moves_in_equal_steps(session):
     session.positions = {"frown": 0.75}  # half of the way to a change of 2.25
     assert session.strengths() == {"frown": pytest.approx(1.05)}
     session.positions = {"frown": -1.5, "smile": 0.0}
     assert session.strengths() == {"frown": -1.5}
 
 
-def test_several_directions_do_not_take_from_each_other(session):
+def test_several_directions_keep_full_strength(session):
     """A second slider at almost 0 changes almost nothing."""
     session.positions = {"smile": 1.0}
     alone = session.edit()
@@ -90,7 +90,7 @@ def test_every_setting_has_its_effect(session, change):
     assert not torch.equal(session.edit(), before)
 
 
-def test_a_picture_is_inverted_once_for_a_number_of_steps(session, monkeypatch):
+def test_picture_is_inverted_once_for_a_number_of_steps(session, monkeypatch):
     calls, invert = [], session.model.invert
     monkeypatch.setattr(session.model, "invert", lambda images, n_steps: calls.append(n_steps) or invert(images, n_steps))
     monkeypatch.setattr(sessions, "KEPT", 2)
@@ -111,7 +111,7 @@ def test_a_picture_is_inverted_once_for_a_number_of_steps(session, monkeypatch):
     assert calls == [4, 5, 4, 4]  # the first was forgotten for the third
 
 
-def test_a_strip_goes_from_the_other_side_to_the_sliders(session):
+def test_strip_runs_from_negated_to_slider_positions(session):
     session.positions = {"smile": 1.0}
     strip = session.strip()
     assert [*strip] == ["-1", "-0.5", "+0", "+0.5", "+1"]
@@ -123,7 +123,7 @@ def test_a_strip_goes_from_the_other_side_to_the_sliders(session):
     assert [*session.strip(3)] == ["+0.5, -1.5", "+0, +0", "-0.5, +1.5"]
 
 
-def test_an_edit_stays_in_its_region(session, tmp_path):
+def test_edit_stays_in_its_region(session, tmp_path):
     session.positions = {"smile": 1.0}
     x_T, everywhere = session.inverted()[0], session.edit()
     for name, given in (("mask", half_white(tmp_path)), ("segments", ["bright"]), ("threshold", 0.5)):
@@ -133,9 +133,9 @@ def test_an_edit_stays_in_its_region(session, tmp_path):
         wanted = session.model.edit(x_T, session.directions["smile"], None, 4, t_boost=400, mask=mask).cpu()
         assert torch.equal(session.edit()[None], wanted)
         assert not torch.equal(wanted[0], everywhere)
-    with pytest.raises(UserError, match="an edit has one region"):
+    with pytest.raises(UserError, match="an edit has only one region"):
         session.set_region(segments=["bright"], threshold=0.5)
-    with pytest.raises(UserError, match=r"gone\.png cannot be read as a picture"):
+    with pytest.raises(UserError, match=r"gone\.png cannot be read as an image"):
         session.set_region(mask="gone.png")
     assert session.region.about["threshold"] == 0.5  # as before
     session.set_region()
@@ -150,7 +150,7 @@ def half_white(folder):
     return folder / "mask.png"
 
 
-def test_a_direction_is_learned_and_stands_at_one(session, tmp_path, monkeypatch):
+def test_learned_direction_has_slider_at_1(session, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     session.positions, seen = {"smile": 1.0}, []
     made = session.learn(smooth_images(2), "face", "sad face", progress=lambda *counted: seen.append(counted))
@@ -169,7 +169,7 @@ def test_a_direction_is_learned_and_stands_at_one(session, tmp_path, monkeypatch
     assert session.positions == {"face to sad face": 1.0}
 
 
-def test_what_made_an_edit(session):
+def test_about_lists_settings_of_the_edit(session):
     session.positions, session.settings["seed"] = {"smile": 0.5}, 3
     about = session.about()
     assert about["model"] == session.model.identity
@@ -179,22 +179,22 @@ def test_what_made_an_edit(session):
     assert used["digest"] == session.directions["smile"].digest()
 
 
-def test_what_cannot_be_done_is_told(session):
+def test_session_errors(session):
     with pytest.raises(UserError, match="a strip needs an edit: move a slider first"):
         session.strip()
     with pytest.raises(UserError, match="a direction is learned from two prompts"):
         session.learn(smooth_images(1), "face", "  ")
     session.directions["old"] = new_direction(session.model, 3, t_edit=None)
     session.positions = {"old": 1.0}
-    with pytest.raises(UserError, match="direction 3 does not say its t_edit: give one"):
+    with pytest.raises(UserError, match="direction 3 has no t_edit: give one"):
         session.edit()
     session.positions = {"smile": 1.0}
     session.settings["t_edit"] = 1000
-    with pytest.raises(UserError, match="t_edit 1000 of direction 1 lies above every timestep"):
+    with pytest.raises(UserError, match="t_edit 1000 of direction 1 is above every timestep"):
         session.edit()
     session.settings |= {"t_edit": None, "n_steps": 1}
     with pytest.raises(UserError, match="1 steps: must be 2 to 1000"):
         session.edit()
     session.image = None
-    with pytest.raises(UserError, match="there is no picture yet"):
+    with pytest.raises(UserError, match="there is no image yet"):
         session.sides()

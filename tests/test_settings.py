@@ -23,7 +23,7 @@ def settings(config=PLAIN, record=None, **given):
 # ---- one value, one source --------------------------------------------------------------------------------------------------
 
 
-def test_a_flag_wins_over_the_record_over_the_yaml_over_the_default():
+def test_flag_wins_over_the_record_over_the_yaml_over_the_default():
     layers = [(settings(), 6, "default"), (settings(CELEBA), 40, "celeba.yml"), (settings(CELEBA, RECORD), 20, "sad.pth")]
     layers.append((settings(CELEBA, RECORD, n_train_step=10), 10, "flag"))
     for found, value, source in layers:
@@ -31,11 +31,11 @@ def test_a_flag_wins_over_the_record_over_the_yaml_over_the_default():
         assert (found.n_train_step, found.source("n_train_step")) == (value, source)
 
 
-def test_a_given_flag_counts_even_with_the_value_of_the_default():
+def test_given_flag_counts_even_with_the_value_of_the_default():
     assert settings(CELEBA, n_train_step=DEFAULTS["n_train_step"]).get("n_train_step") == Value(6, "flag")
 
 
-def test_a_record_decides_about_steps_and_not_about_training():
+def test_record_decides_about_steps_and_not_about_training():
     """How long it was trained is no reason to train that long again; and a record may be silent."""
     found = settings(CELEBA, RECORD | {"n_iter": 7, "lr_training": 9.0, "n_test_step": 8, "n_inv_step": None})
     assert (found.t_0, found.n_train_step) == (900, 20)
@@ -72,15 +72,15 @@ def test_no_steps_are_all_steps():
 @pytest.mark.parametrize(
     ("given", "T", "message"),
     [
-        ({"t_0": 1000}, 1000, "--t_0 1000: celeba.yml has 1000 timesteps, numbered from 0; give 1 to 999"),
-        ({}, 500, "--t_0 999: celeba.yml has 500 timesteps, numbered from 0; give 1 to 499"),
+        ({"t_0": 1000}, 1000, "--t_0 1000: celeba.yml has 1000 timesteps, numbered from 0: give 1 to 999"),
+        ({}, 500, "--t_0 999: celeba.yml has 500 timesteps, numbered from 0: give 1 to 499"),
         ({"t_0": 30}, 1000, r"--n_inv_step 40 \(celeba.yml\): must be 2 to 31, or 0"),
         ({"n_test_step": 1001}, 1000, r"--n_test_step 1001 \(flag\): must be 2 to 1000, or 0"),
         ({"user_defined_t_edit": 1001}, 1000, "--user_defined_t_edit 1001: must be 0 to 1000"),
         ({"user_defined_t_addnoise": 1001}, 1000, "--user_defined_t_addnoise 1001: must be 0 to 1000"),
-        ({"delta_interpolation": True, "min_delta": 1.0}, 1000, "--delta_interpolation from 1 to the same is no strip"),
-        ({"export": "share", "min_delta": 1.5}, 1000, "--delta_interpolation from 1.5 to the same is no strip"),
-        ({"edit_image": "a.png", "min_delta": 1.5}, 1000, "--delta_interpolation from 1.5 to the same is no strip"),
+        ({"delta_interpolation": True, "min_delta": 1.0}, 1000, "--min_delta and --max_delta are both 1, which makes no strip"),
+        ({"export": "share", "min_delta": 1.5}, 1000, "--min_delta and --max_delta are both 1.5, which makes no strip"),
+        ({"edit_image": "a.png", "min_delta": 1.5}, 1000, "--min_delta and --max_delta are both 1.5, which makes no strip"),
         ({"run_train": True, "use_id_loss": True}, 1000, "the identity loss needs both"),
         ({"run_train": True, "id_loss_w": 1.0}, 1000, "the identity loss needs both"),
         ({"run_train": True, "clip_loss_w": 0.0, "l1_loss_w": 0.0}, 1000, "nothing would be trained"),
@@ -101,7 +101,7 @@ def test_settings_that_do_not_fit_whatever_their_source(given, T, message):
         ({"export": "share", "edit_image": "a.png"}, (True, 0.0, 1.5, 4)),
     ],
 )
-def test_the_strip_of_an_export_is_its_own_unless_the_run_has_one(given, strip):
+def test_strip_of_an_export_is_its_own_unless_the_run_has_one(given, strip):
     found = settings(**given)
     assert (found.delta_interpolation, found.min_delta, found.max_delta, found.num_delta) == strip
 
@@ -158,14 +158,14 @@ def test_t_edit_of_the_yaml_comes_after_the_record():
     assert t_edits(settings(config), ("a", {}, FACE), ("b", {"t_edit": 5}, None)) == [(111, "celeba.yml"), (5, "b")]
 
 
-def test_a_threshold_that_is_given_is_obeyed():
+def test_threshold_that_is_given_is_obeyed():
     source = "LPIPS curve at 0.4 x cosine 1.000; threshold: flag"
     assert t_edits(settings(CELEBA, lpips_edit_th=0.4), ("sad.pth", RECORD, FACE)) == [(400, source)]
     config = replace(CELEBA, editing=replace(CELEBA.editing, user_defined_t_edit=111))
     assert t_edits(settings(config, lpips_edit_th=0.4), ("a", {}, FACE)) == [(400, source)]
 
 
-def test_the_threshold_says_its_source():
+def test_threshold_says_its_source():
     [(t_edit, source)] = t_edits(settings(CELEBA), ("a", {}, FACE))
     assert t_edit == 330
     assert source == "LPIPS curve at 0.33 x cosine 1.000; threshold: celeba.yml"
@@ -181,8 +181,8 @@ def test_several_by_curve_take_the_largest_cosine_among_them():
     assert [t for t, _ in t_edits(settings(), dog, ("own", {"t_edit": 7}, FACE))] == [231, 7]
 
 
-def test_without_prompts_nothing_decides_t_edit():
-    with pytest.raises(UserError, match=r"t_edit of old\.pth is not known: give --edit_attr .*or --user_defined_t_edit"):
+def test_t_edit_without_prompts_is_an_error():
+    with pytest.raises(UserError, match=r"t_edit of old\.pth is unknown: give --edit_attr .*or --user_defined_t_edit"):
         decide_t_edit(settings(), [("old.pth", {}, None)], never, never)
 
 
@@ -208,7 +208,7 @@ def test_t_boost_of_several_directions_is_the_highest():
 
 
 @pytest.mark.parametrize("given", [{"lpips_addnoise_th": 0.4}, {"add_noise_from_xt": True, "lpips_addnoise_th": 0.4}])
-def test_a_threshold_of_boosting_that_is_given_is_obeyed(given):
+def test_threshold_of_boosting_that_is_given_is_obeyed(given):
     own = replace(CELEBA, editing=replace(CELEBA.editing, user_defined_t_addnoise=5))
     for config in (PLAIN, own):
         found, source = t_boost(settings(config, **given), ("sad.pth", RECORD), curve=curve)
@@ -231,17 +231,17 @@ def test_ancestral_steps_are_not_boosted():
 # ---- what is said -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_flag_that_differs_from_the_record_is_one_line():
+def test_flag_that_differs_from_the_record_is_one_line():
     found = settings(CELEBA, RECORD, n_train_step=10, t_0=900)
     assert differences(found, "sad.pth", RECORD, Value(302, "sad.pth")) == [
-        "sad.pth was trained with n_train_step 20; --n_train_step 10 is used"
+        "sad.pth was trained with n_train_step 20; using --n_train_step 10"
     ]
     assert differences(found, "sad.pth", RECORD, Value(5, "flag"))[-1] == (
-        "sad.pth was trained with t_edit 302; t_edit 5 (flag) is used"
+        "sad.pth was trained with t_edit 302; using t_edit 5 (flag)"
     )
 
 
-def test_nothing_is_said_where_nothing_differs():
+def test_no_warning_without_differences():
     assert differences(settings(CELEBA, RECORD), "sad.pth", RECORD, Value(302, "sad.pth")) == []
     assert differences(settings(CELEBA, n_train_step=10), "old.pth", {}, Value(302, "flag")) == []
     every = {"n_train_step": 1000, "t_0": 999}

@@ -95,12 +95,12 @@ def test_no_faces_are_drawn_for_another_model(called):
     assert [words[0] for words in called("script_train.sh", config="celeba.yml", guid="smiling")] == ["main.py"]
 
 
-def test_a_direction_says_itself_what_it_is(called):
+def test_inference_script_uses_the_record(called):
     given, _ = settings_of(called("script_inference.sh")[-1])
     assert not {"train_delta_block", "train_delta_h", "get_h_num", "user_defined_t_edit"} & given.keys()
 
 
-def test_the_demo(called):
+def test_demo(called):
     *faces, lpips, train, judge = called("demo.sh")
     assert [words[0] for words in faces] == ["scripts/avatar/render.py"] * 2
     assert settings_of(lpips)[0]["lpips"]
@@ -114,7 +114,7 @@ def test_the_demo(called):
     assert (settings.t_0, settings.n_inv_step, settings.n_train_step) == (999, 40, 40)
 
 
-def test_the_directions_of_the_default_stack(called, tmp_path):
+def test_directions_of_the_default_stack(called, tmp_path):
     (tmp_path / "checkpoint").mkdir()
     written = tmp_path / "checkpoint" / "avatar_beard_LC_AVATAR_t999_ninv40_ngen40_1.pth"
     written.write_text("the last epoch")
@@ -127,7 +127,7 @@ def test_the_directions_of_the_default_stack(called, tmp_path):
 
 
 @pytest.mark.parametrize(("script", "mode"), [("train.sbatch", "run_train"), ("precompute.sbatch", "just_precompute")])
-def test_the_jobs_for_slurm(called, tmp_path, script, mode):
+def test_jobs_for_slurm(called, tmp_path, script, mode):
     """As sbatch runs them: from where it was called, with what the lines of #SBATCH ask for."""
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").touch()
@@ -142,7 +142,7 @@ def test_the_jobs_for_slurm(called, tmp_path, script, mode):
     assert settings.config.path.name == "celeba.yml"
 
 
-def test_a_direction_without_settings_is_refused(called, tmp_path):
+def test_direction_without_settings_is_refused(called, tmp_path):
     with pytest.raises(subprocess.CalledProcessError) as caught:
         called("avatar/train_directions.sh", "hat")
     assert b"no settings for hat" in caught.value.stderr

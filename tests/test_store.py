@@ -64,13 +64,13 @@ def key_of(kind, changed=()):
 
 
 @pytest.mark.parametrize(("kind", "part"), CHANGES)
-def test_a_key_changes_with_each_of_its_parts(kind, part):
+def test_key_changes_with_each_of_its_parts(kind, part):
     assert key_of(kind, [part]) != key_of(kind)
 
 
 @pytest.mark.parametrize("kind", KEYS)
 def test_equal_parts_make_equal_keys(kind):
-    """Also a tensor that lies elsewhere in memory; and it is a name that a file can have."""
+    """Also for a tensor with another memory layout; and a key is a valid file name."""
     function, parts, _ = KEYS[kind]
     copies = {part: value.clone() if isinstance(value, torch.Tensor) else value for part, value in parts.items()}
     assert function(SimpleNamespace(**MODEL), **copies) == key_of(kind)
@@ -85,7 +85,7 @@ def test_no_two_things_share_a_key():
     assert store.key("latent", x=1) != store.key("sample", x=1)
 
 
-def test_a_kept_draw_is_named_by_its_shape_and_number():
+def test_kept_draw_is_named_by_its_shape_and_number():
     assert store.noise_key((3, 4, 4), 7) == store.noise_key([3, 4, 4], 7)
     assert len({store.noise_key((3, 4, 4), 7), store.noise_key((3, 4, 4), 8), store.noise_key((3, 8, 8), 7)}) == 3
 
@@ -116,7 +116,7 @@ def test_written_and_read(kept, path):
     assert kept.read("sample", KEY) is kept.read("latent", "cd") is None
 
 
-def test_mean_directions_lie_where_the_2023_release_had_them(kept):
+def test_mean_directions_are_in_checkpoint_latent(kept):
     assert kept.path("mean", KEY).parts == ("checkpoint_latent", "ab", f"{KEY}.safetensors")
 
 
@@ -137,7 +137,7 @@ def healed(kept, path, caplog, shapes=SHAPES):
     assert record.levelname == "WARNING"
     assert str(path) in record.message
     assert "\n" not in record.message
-    assert "is computed again" in record.message
+    assert "will be recomputed" in record.message
     assert not path.exists()
     assert kept.read("latent", KEY, shapes) is None
     assert len(caplog.records) == 1
@@ -153,7 +153,7 @@ def test_truncated_at_any_byte(kept, path, caplog):
         healed(kept, path, caplog)
 
 
-def test_any_bit_that_flips(kept, path, caplog):
+def test_any_flipped_bit_is_detected(kept, path, caplog):
     whole = path.read_bytes()
     for place in range(8 * len(whole)):
         flipped = bytearray(whole)
@@ -165,17 +165,17 @@ def test_any_bit_that_flips(kept, path, caplog):
 
 
 @pytest.mark.parametrize("contents", [b"", b"no tensors", bytes(1000), b"\x00" * 8 + b"{", b"\xff" * 8 + b"{" + bytes(100)])
-def test_a_file_of_another_kind(kept, path, caplog, contents):
+def test_file_of_another_kind(kept, path, caplog, contents):
     path.write_bytes(contents)
     healed(kept, path, caplog)
 
 
-def test_a_file_without_a_checksum(kept, path, caplog):
+def test_file_without_a_checksum(kept, path, caplog):
     store.tensors.save_safetensors({"x_T": torch.ones(2, 3)}, path, {})
     assert "its checksum is wrong" in healed(kept, path, caplog)
 
 
-def test_a_file_under_the_name_of_another_one(kept, path, caplog):
+def test_file_under_the_name_of_another_one(kept, path, caplog):
     kept.write("latent", "abcdef", {"x_T": torch.zeros(2, 3)})
     kept.path("latent", "abcdef").rename(path)
     assert "its checksum is wrong" in healed(kept, path, caplog)
@@ -189,15 +189,15 @@ def test_a_file_under_the_name_of_another_one(kept, path, caplog):
         ({"x_0": torch.ones(2, 3)}, "it has no x_T"),
     ],
 )
-def test_a_file_of_another_shape(kept, path, caplog, tensors, said):
+def test_file_of_another_shape(kept, path, caplog, tensors, said):
     kept.write("latent", KEY, tensors)
     assert said in healed(kept, path, caplog)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_neither_kept_nor_found(kept, path, caplog, value, monkeypatch):
+def test_non_finite_tensors_are_neither_stored_nor_read(kept, path, caplog, value, monkeypatch):
     spoilt = {"x_T": torch.ones(2, 3).index_fill(1, torch.tensor([1]), value)}
-    with pytest.raises(NotFinite, match="its x_T is not finite; check the weights, or give --precision fp32"):
+    with pytest.raises(NotFinite, match="its x_T is not finite: check the weights, or use --precision fp32"):
         kept.write("latent", KEY, spoilt)
     assert torch.equal(kept.read("latent", KEY)["x_T"], torch.ones(2, 3))
     # A file that another program has put there, with a checksum.
@@ -207,20 +207,20 @@ def test_what_is_not_finite_is_neither_kept_nor_found(kept, path, caplog, value,
     assert "its x_T is not finite" in healed(kept, path, caplog)
 
 
-def test_a_folder_in_place_of_the_file(kept, path, caplog):
+def test_folder_in_place_of_the_file(kept, path, caplog):
     path.unlink()
     (path / "deeper").mkdir(parents=True)
     healed(kept, path, caplog)
 
 
-def test_a_place_that_cannot_be_written(tmp_path):
+def test_unwritable_store(tmp_path):
     (tmp_path / "precomputed").write_text("a file")
-    with pytest.raises(NoRoom, match=r"precomputed.*: Not a directory; .*: move it away, or give another place") as caught:
+    with pytest.raises(NoRoom, match=r"precomputed.*: Not a directory; .*: move it, or use another folder") as caught:
         Store(tmp_path / "precomputed").write("latent", KEY, {"x_T": torch.ones(2)})
     assert "\n" not in str(caught.value)
 
 
-def test_an_interrupted_write_leaves_the_former_file(kept, path, monkeypatch):
+def test_interrupted_write_leaves_the_former_file(kept, path, monkeypatch):
     def dying(found, beside, metadata):
         beside.write_bytes(b"half of it")
         raise KeyboardInterrupt
@@ -232,7 +232,7 @@ def test_an_interrupted_write_leaves_the_former_file(kept, path, monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_newest_that_is_wanted_and_whole(kept, caplog):
+def test_newest_valid_entry(kept, caplog):
     for i, key in enumerate(("aa", "bb", "cc", "dd")):
         kept.write("curve", key, {"t": torch.ones(1)}, {"name": "yours" if key == "dd" else "mine"})
         os.utime(kept.path("curve", key), (time.time() + i, time.time() + i))

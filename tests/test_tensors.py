@@ -103,7 +103,7 @@ N = torch.tensor(7)
     ],
     ids=lambda contents: "-".join(map(str, contents))[:60] if isinstance(contents, dict) else "a list",
 )
-def test_the_usual_wrappings(contents, tmp_path):
+def test_usual_wrappings(contents, tmp_path):
     assert same(read(contents, tmp_path), WEIGHTS)
 
 
@@ -140,20 +140,20 @@ AVERAGES = ["ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema"
         [under("module.", RAW), OPTIMIZER, 3, 100, under("module.", WEIGHTS)],
     ],
 )
-def test_the_average_is_taken_where_there_is_one(contents, tmp_path):
+def test_average_is_taken_where_there_is_one(contents, tmp_path):
     assert same(read(contents, tmp_path), WEIGHTS)
 
 
-def test_a_prefix_that_not_all_names_have_stays(tmp_path):
+def test_prefix_that_not_all_names_have_stays(tmp_path):
     """Then it is no wrapper's, and no tensor may go unnoticed."""
     contents = {**under("module.", WEIGHTS), "extra.weight": torch.zeros(1)}
     assert same(read(contents, tmp_path), contents)
 
 
-def test_contents_that_hold_themselves(tmp_path):
+def test_contents_that_contain_themselves(tmp_path):
     contents = {}
     contents["model"] = contents
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="contains no state dict"):
         tensors.state_dict_of(contents, "w.pt")
 
 
@@ -165,29 +165,29 @@ def test_what_wrappers_of_torch_really_write(tmp_path):
         assert same(read(wrapped.state_dict(), tmp_path), WEIGHTS)
 
 
-def test_what_was_taken_is_said_where_there_was_a_choice(tmp_path, caplog):
+def test_choice_of_weights_is_logged(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     read({"model": RAW, "deep": 1, "ema": {"state_dict": WEIGHTS}}, tmp_path)
     [line] = caplog.messages
-    assert "w.pt: took the moving average under ema.state_dict, not what is under model" in line
+    assert "w.pt: using the moving average under ema.state_dict, not those under model" in line
     caplog.clear()
     read({"state_dict": {**under("model.", RAW), **under("ema.", WEIGHTS)}}, tmp_path)
-    assert "took the moving average under state_dict (ema.), not what is under state_dict" in caplog.messages[0]
+    assert "using the moving average under state_dict (ema.), not those under state_dict" in caplog.messages[0]
     caplog.clear()
     read({"state_dict": {**under("model.", WEIGHTS), "betas": torch.zeros(2)}}, tmp_path)
-    assert caplog.messages == [f"{tmp_path / 'w.pt'}: left out 1 tensors beside the network's (first: betas)"]
+    assert caplog.messages == [f"{tmp_path / 'w.pt'}: ignored 1 tensors that are not part of the network (first: betas)"]
     caplog.clear()
     for contents in (WEIGHTS, {"model": WEIGHTS}, [WEIGHTS, OPTIMIZER, 3, 100], {"n_averaged": N, **under("module.", WEIGHTS)}):
         read(contents, tmp_path)
     assert not caplog.messages
 
 
-def test_an_average_that_cannot_be_used_is_said(tmp_path, caplog):
+def test_unusable_average_is_logged(tmp_path, caplog):
     """Those of torch_ema are a list without names."""
     assert same(read({"model": WEIGHTS, "ema": {"decay": 0.9, "shadow_params": list(RAW.values())}}, tmp_path), WEIGHTS)
     [record] = caplog.records
     assert record.levelname == "WARNING"
-    assert "took the raw weights under model, not what is under ema (an average without names)" in record.message
+    assert "using the raw weights under model, not those under ema (an average without names)" in record.message
 
 
 def test_half_precision_becomes_float32(tmp_path):
@@ -218,7 +218,7 @@ def test_weights_come_without_gradients(tmp_path):
     ids=["list", "number", "nothing", "no weights", "tensor", "two", "direction", "optimizer", "mixed"],
 )
 def test_other_contents(contents, tmp_path):
-    refused(saved(contents, tmp_path / "other.pt"), "holds no state dict")
+    refused(saved(contents, tmp_path / "other.pt"), "contains no state dict")
 
 
 # ---- files that cannot be read ----------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def large():
 
 @pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".safetensors"])
 @pytest.mark.parametrize("keep", [0, 10, 300, 1000, 0.5, 0.9, 0.99, -5])
-def test_a_truncated_file_is_damaged(large, tmp_path, suffix, keep):
+def test_truncated_file_is_damaged(large, tmp_path, suffix, keep):
     if suffix == ".safetensors":
         save_file(large, tmp_path / "whole")
     else:
@@ -239,15 +239,15 @@ def test_a_truncated_file_is_damaged(large, tmp_path, suffix, keep):
     whole = (tmp_path / "whole").read_bytes()
     path = tmp_path / f"part{suffix}"
     path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
-    refused(path, "cannot be read.*damaged.*fetch or write it again")
+    refused(path, "cannot be read.*damaged.*download or save it again")
 
 
 @pytest.mark.parametrize(
     "contents", [b"<html>no</html>", b"\x89PNG\r\n\x1a\n" + bytes(100), bytes(100), b"GIF89a" * 9, b".", b"PK"]
 )
-def test_a_file_of_another_kind(tmp_path, contents):
+def test_file_of_another_kind(tmp_path, contents):
     (tmp_path / "w.pt").write_bytes(contents)
-    refused(tmp_path / "w.pt", "cannot be read as a file of weights.*damaged, or of another kind")
+    refused(tmp_path / "w.pt", "cannot be read as a weight file.*damaged or of another kind")
 
 
 class Harmful:
@@ -256,35 +256,35 @@ class Harmful:
 
 
 @pytest.mark.parametrize("form", ["zip", "old", "pickle 0", "pickle 2", "pickle 4"])
-def test_a_pickle_that_would_run_code_is_not_run(tmp_path, form, capsys):
+def test_pickle_that_would_run_code_is_not_run(tmp_path, form, capsys):
     path = tmp_path / "w.pt"
     if form.startswith("pickle"):
         path.write_bytes(pickle.dumps({"a": Harmful()}, protocol=int(form[-1])))
     else:
         torch.save({"a": Harmful()}, path, _use_new_zipfile_serialization=form == "zip")
-    message = refused(path, "holds more than tensors.* and was not run; .* state_dict alone")
-    assert "fetch" not in message
+    message = refused(path, "contains more than tensors.* so it was not loaded: .* only its state_dict")
+    assert "download" not in message
     assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("more", "named"), [(argparse.Namespace(lr=1), "argparse.Namespace"), (np.zeros(2), "numpy"), (Net(), "test_tensors.Net")]
 )
-def test_a_checkpoint_with_more_than_tensors_is_not_called_damaged(tmp_path, more, named):
+def test_checkpoint_with_more_than_tensors_is_not_called_damaged(tmp_path, more, named):
     path = saved({**LIGHTNING, "state_dict": under("model.", WEIGHTS), "hyper_parameters": more}, tmp_path / "last.ckpt")
-    message = refused(path, rf"holds more than tensors \({re.escape(named)}.*\) and was not run")
-    assert "fetch" not in message and "damaged" not in message
+    message = refused(path, rf"contains more than tensors \({re.escape(named)}.*\), so it was not loaded")
+    assert "download" not in message and "damaged" not in message
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_torchscript_archive_is_called_so(tmp_path):
+def test_torchscript_archive_is_called_so(tmp_path):
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "w.pt")
     assert tensors.is_torchscript(tmp_path / "w.pt")
     assert not tensors.is_torchscript(saved(WEIGHTS, tmp_path / "plain.pt"))
-    refused(tmp_path / "w.pt", "is a TorchScript archive, a program")
+    refused(tmp_path / "w.pt", "is a TorchScript archive, which contains code")
 
 
-def test_a_missing_file_and_a_folder(tmp_path):
+def test_missing_file_and_a_folder(tmp_path):
     refused(tmp_path / "nothing.pt", "no such file")
     refused(tmp_path, "is a folder")
 
@@ -309,7 +309,7 @@ def test_one_wrong_tensor_is_enough(change):
         changed["mid.block_1.more"] = torch.zeros(1)
     else:
         changed["mid.block_1.temb_proj.weight"] = torch.zeros(3)
-    complaint = {"missing": "1 missing", "surplus": "1 too many", "shape": "1 of another shape"}[change]
+    complaint = {"missing": "1 missing", "surplus": "1 unexpected", "shape": "1 of another shape"}[change]
     net = Net()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with pytest.raises(tensors.Misfit, match=rf"w\.pt does not fit the net: {complaint} \(first: mid\.block_1\.") as caught:
@@ -347,7 +347,7 @@ def test_safetensors_with_metadata(tmp_path):
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError])
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, interruption):
+def test_interrupted_write_leaves_the_old_file(tmp_path, interruption):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(interruption), replacing(path) as beside:
@@ -358,7 +358,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, interruption):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_complete_write_replaces(tmp_path):
+def test_complete_write_replaces(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with replacing(path) as beside:
@@ -368,7 +368,7 @@ def test_a_complete_write_replaces(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_what_cannot_be_pickled_leaves_the_old_file(tmp_path):
+def test_pickling_error_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.pt"
     tensors.save({"a": torch.zeros(1)}, path)
     with pytest.raises(Exception, match=re.compile("pickle", re.IGNORECASE)):

@@ -28,6 +28,6 @@ def test_unknown_attribute_names_the_nearest(typed, meant):
 
 
 @pytest.mark.parametrize("typed", ["", "qqqqqqq"])
-def test_nothing_near(typed):
-    with pytest.raises(UserError, match="none is near"):
+def test_no_similar_attribute(typed):
+    with pytest.raises(UserError, match=r"utils/text_dic\.py lists all of them"):
         prompts_for(typed)

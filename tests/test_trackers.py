@@ -123,7 +123,7 @@ def test_real_tensorboard_shows_what_was_logged(experiment, monkeypatch):
 # ---- wandb and trackio ------------------------------------------------------------------------------------------------------
 
 
-def test_a_training_is_a_run_whose_steps_are_sent_whole(experiment, library):
+def test_training_is_a_run_whose_steps_are_sent_whole(experiment, library):
     track(experiment, [0, 1], library.__name__, {"lr_training": 0.2})
     [(about, logged)] = library.runs
     assert about == {"project": "asyrp", "name": "smile", "group": "smile", "config": {"lr_training": 0.2}}
@@ -131,7 +131,7 @@ def test_a_training_is_a_run_whose_steps_are_sent_whole(experiment, library):
     assert library.finished == 1
 
 
-def test_one_that_is_stopped_sends_what_it_has_and_ends_its_run(experiment, library):
+def test_interrupted_training_flushes_and_ends_its_run(experiment, library):
     with pytest.raises(KeyboardInterrupt), trackers.opened(library.__name__, experiment, {}, 1) as [writer]:
         writer.add_scalar("loss/l1", 0.5, 1)
         raise KeyboardInterrupt
@@ -139,10 +139,10 @@ def test_one_that_is_stopped_sends_what_it_has_and_ends_its_run(experiment, libr
     assert library.finished == 1
 
 
-def test_one_that_refuses_is_told_in_a_line(experiment, library):
+def test_refusing_tracker_is_a_one_line_error(experiment, library):
     for refusal in (Library.Error("No API key\nconfigured"), OSError("no network")):
         library.refuses = refusal
-        with pytest.raises(UserError, match=rf"^--track {library.__name__}: it begins no run \([Nn]o .*\); log in there, or"):
+        with pytest.raises(UserError, match=rf"^--track {library.__name__}: cannot start a run \([Nn]o .*\): log in, or"):
             trackers.tracker(library.__name__, experiment, {})
 
 
@@ -164,18 +164,18 @@ def test_main_tracks_a_training(run, tmp_path, library):
     assert [values["loss/total"] for _, values in logged] == pytest.approx([sum(t) / len(t) for t in means.values()], rel=1e-4)
 
 
-def test_nothing_is_tracked_unless_asked(run, library):
+def test_nothing_is_tracked_by_default(run, library):
     assert run(*TRAIN) == 0
     assert not library.runs
 
 
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])
-def test_a_library_that_is_missing_is_told_before_anything_is_computed(run, tmp_path, monkeypatch, kind):
+def test_missing_tracker_is_reported_before_computing(run, tmp_path, monkeypatch, kind):
     monkeypatch.setitem(sys.modules, kind, None)
     said = run.error(*TRAIN, "--track", kind)
-    assert said == f"--track {kind}: the library {kind} is not installed; pip install {kind}"
+    assert said == f"--track {kind}: {kind} is not installed: pip install {kind}"
     assert not (tmp_path / "precomputed").exists()
 
 
 def test_only_a_training_is_tracked(run):
-    assert run.error("--run_test", "--track", "wandb").startswith("--track watches a training: give --run_train")
+    assert run.error("--run_test", "--track", "wandb").startswith("--track follows a training: add --run_train")

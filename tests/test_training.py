@@ -126,7 +126,7 @@ def test_unet_calls(unet, monkeypatch, weights, source, walked):
     assert counts == [(2 * k - 1, 3 * k - 1) if walked else (k, 2 * k), (k, 2 * k)]
 
 
-def test_a_batch_gives_the_mean_loss(unet):
+def test_batch_gives_the_mean_loss(unet):
     singles = [train(unet, new_block(unet), images(i), new_loss(), lr=0.0).losses for i in (0, 1)]
     both = train(unet, new_block(unet), images(0, 1), new_loss(), lr=0.0).losses
     assert not torch.allclose(*singles, rtol=1e-2)
@@ -141,14 +141,14 @@ def test_training_follows_the_loss(unet):
     assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())
 
 
-def test_a_learned_delta_h_moves_where_it_acts(unet):
+def test_learned_delta_h_moves_where_it_acts(unet):
     """One tensor for every trained timestep; each takes part once."""
     direction = GivenDirection.zeros((1, 64, 8, 8), [t for t, _ in STEPS])
     train(unet, direction, images(0), new_loss())
     assert all(delta.abs().max() > 0 for _, delta in direction.items())
 
 
-def test_the_total_is_the_weighted_sum(unet):
+def test_total_is_the_weighted_sum(unet):
     losses = train(unet, new_block(unet), images(0), new_loss(Weights(clip=2, l1=3))).losses
     l1, directional, clip, identity, total = losses.T
     assert torch.allclose(clip, -torch.log((2 - directional) / 2), atol=1e-6)
@@ -156,7 +156,7 @@ def test_the_total_is_the_weighted_sum(unet):
     assert not identity.any()
 
 
-def test_the_identity_loss_counts(unet):
+def test_identity_loss_counts(unet):
     class Faces:
         def embed(self, x):
             return F.normalize(x.flatten(1), dim=-1)
@@ -176,7 +176,7 @@ def test_clip_source_origin_differs(unet):
     assert ((directional[0] - directional[1]).abs() > 1e-3).all()
 
 
-def test_a_loss_that_is_not_finite_names_image_and_timestep(unet):
+def test_loss_that_is_not_finite_names_image_and_timestep(unet):
     loss = new_loss(Weights(clip=1))
     seen = []
 
@@ -193,7 +193,7 @@ def test_edit_steps():
     assert edit_steps([0, 333, 666, 999], 500) == [(999, 666), (666, 333)]
     assert edit_steps([0, 333, 666, 999], 666)[-1] == (666, 333)
     assert edit_steps([0, 333], 0) == [(333, 0), (0, process.END)]
-    with pytest.raises(UserError, match=r"t_edit 700 lies above every timestep \(the highest is 600\)"):
+    with pytest.raises(UserError, match=r"t_edit 700 is above every timestep \(the highest is 600\)"):
         edit_steps([0, 300, 600], 700)
 
 
@@ -223,7 +223,7 @@ def apart(one, other):
     return max((a - b).abs().max() for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def test_the_library_learns_what_the_command_line_learns(learn, tiny, tmp_path, monkeypatch):
+def test_library_learns_what_the_command_line_learns(learn, tiny, tmp_path, monkeypatch):
     """Two epochs, a falling rate, both losses, the seed of the command line."""
     monkeypatch.chdir(tmp_path)
     flags = ("--n_iter", "2", "--l1_loss_w", "2", "--scheduler_step_size", "1", "--clip_source", "origin", "--bs_train", "2")
@@ -240,7 +240,7 @@ def test_the_library_learns_what_the_command_line_learns(learn, tiny, tmp_path, 
     assert {**found.record, "training": 0, "t_boost": 0} == {**record, "training": 0, "t_boost": 0}
 
 
-def test_a_direction_that_was_learned_is_ready_to_edit_with(learn, model, tiny):
+def test_direction_that_was_learned_is_ready_to_edit_with(learn, model, tiny):
     direction = learn()
     assert (direction.kind, direction.record["t_edit"], direction.record["n_train_step"]) == ("delta_block", 500, 4)
     assert not any(parameter.requires_grad for parameter in direction.parameters())
@@ -249,7 +249,7 @@ def test_a_direction_that_was_learned_is_ready_to_edit_with(learn, model, tiny):
 
 
 @pytest.mark.parametrize(("ignore", "keys"), [(False, [999, 666]), (True, [None])])
-def test_a_delta_h_of_the_library(learn, ignore, keys):
+def test_delta_h_of_the_library(learn, ignore, keys):
     direction = learn(kind="delta_h", ignore_timesteps=ignore)
     assert direction.kind == "delta_h"
     assert direction.function.keys == keys
@@ -278,7 +278,7 @@ def test_every_setting_has_its_effect(learn, change):
 
 
 @pytest.mark.parametrize("change", [{"lr_step": 2}, {"lr_gamma": 1.0}], ids=str)
-def test_the_rate_falls_after_an_epoch(learn, change):
+def test_rate_falls_after_an_epoch(learn, change):
     falling = {"epochs": 2, "lr_step": 1}
     assert apart(learn(**falling), learn(**falling | change)) > 1e-7
 
@@ -304,7 +304,7 @@ def test_without_a_t_edit_the_curves_of_the_model_decide(learn, model, tmp_path,
     assert high == pytest.approx(2 * low, abs=2)
 
 
-def test_the_callback_sees_every_batch(learn):
+def test_callback_sees_every_batch(learn):
     seen = []
     learn(
         epochs=2,
@@ -328,7 +328,7 @@ def test_progress_counts_inversions_and_trainings_and_may_end_them(learn):
         learn(progress=stop)
 
 
-def test_the_identity_loss_of_the_library(learn):
+def test_identity_loss_of_the_library(learn):
     faces = SimpleNamespace(embed=lambda x: F.normalize(F.avg_pool2d(x, 4).flatten(1)))
     assert apart(learn(), learn(id_loss=faces, id_w=1.0)) > 1e-7
     with pytest.raises(UserError, match="id_w 1 needs an id_loss"):
@@ -339,10 +339,10 @@ def test_the_identity_loss_of_the_library(learn):
     ("more", "message"),
     [
         ({"learning_rate": 0.1}, "unknown setting learning_rate: the settings are n_steps, epochs, "),
-        ({"t_edit": 1000}, "t_edit 1000 lies above every timestep"),
+        ({"t_edit": 1000}, "t_edit 1000 is above every timestep"),
         ({"n_steps": 1}, "1 steps: must be 2 to 1000"),
-        ({"n": 0}, "0 images and 1 epochs: nothing would be trained"),
-        ({"epochs": 0}, "2 images and 0 epochs: nothing would be trained"),
+        ({"n": 0}, "0 images and 1 epochs, so nothing would be trained"),
+        ({"epochs": 0}, "2 images and 0 epochs, so nothing would be trained"),
     ],
 )
 def test_trainings_that_are_refused(learn, more, message):
@@ -350,7 +350,7 @@ def test_trainings_that_are_refused(learn, more, message):
         learn(**more)
 
 
-def test_a_loss_that_is_not_finite_leaves_the_direction_from_before(unet):
+def test_nan_loss_restores_the_direction(unet):
     """`train_epoch` takes back what the batch that broke off has done."""
     direction, loss, seen = new_block(unet), new_loss(Weights(clip=1)), []
 

@@ -61,7 +61,7 @@ def world(request, tmp_path_factory):
     return asyrp.open_model(folder, device="cpu"), ByTheLibrary(unet, scheduler)
 
 
-def test_eps_is_the_librarys(world):
+def test_eps_equals_diffusers(world):
     model, theirs = world
     x, t = noise(model.image_size), torch.tensor([3, model.T - 1])
     h, skips, emb = model.unet.encode(x, t)
@@ -71,7 +71,7 @@ def test_eps_is_the_librarys(world):
     assert h.shape[1:] == (model.unet.h_ch, model.unet.h_size, model.unet.h_size)
 
 
-def test_inversion_and_generation_are_the_librarys(world):
+def test_inversion_and_generation_equal_diffusers(world):
     model, theirs = world
     n, size = STEPS[model.T], model.image_size
     timesteps = model.timesteps(n)
@@ -118,14 +118,14 @@ def test_every_setting_of_the_library(settings):
         assert unet.new_delta_block()(h, emb).shape == h.shape == (2, unet.h_ch, unet.h_size, unet.h_size)
 
 
-def test_what_the_program_asks_of_a_network():
+def test_unet_interface():
     for model in ({"type": "unet2d", **SMALL}, DDPM, ADM):
         assert isinstance(build_unet({"data": {"image_size": 16}, "model": model}), UNet)
     assert not isinstance(network(), UNet)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_skips_are_left_as_they_are_and_can_be_doubled(kind):
+def test_skips_are_not_modified_and_can_be_doubled(kind):
     """As `process.both_branches` does."""
     unet = built(kind)
     with torch.no_grad():
@@ -137,14 +137,14 @@ def test_skips_are_left_as_they_are_and_can_be_doubled(kind):
     assert relative_l2(twice, torch.cat([first, first])) < 1e-6
 
 
-def test_the_delta_block_is_that_of_a_ddpm_at_this_width():
+def test_delta_block_is_that_of_a_ddpm_at_this_width():
     block = built(norm_num_groups=8).new_delta_block()
     expected = {"conv1.weight": (64, 64, 1, 1), "temb_proj.weight": (64, 128), "norm2.weight": (64,)}
     assert expected.items() <= {key: tuple(value.shape) for key, value in block.state_dict().items()}.items()
     assert block.norm2.num_groups == 8
 
 
-def test_the_defaults_are_the_librarys():
+def test_defaults_equal_diffusers():
     """They stand in zoo.py, for an identity that does not change with the library's version."""
     theirs = {name: p.default for name, p in inspect.signature(UNet2DModel.__init__).parameters.items() if name != "self"}
     ours = {field.name: field.default for field in fields(UNet2DSettings)}
@@ -168,9 +168,9 @@ def test_the_defaults_are_the_librarys():
         ({"time_embedding_type": "learned"}, "time_embedding_type learned needs num_train_timesteps"),
         ({"time_embedding_type": "learned", "num_train_timesteps": 500}, "num_train_timesteps 500: the schedule has 1000"),
         ({"down_block_types": ["KDownBlock2D", "DownBlock2D"]}, "down_block_types 'KDownBlock2D': must be 'DownBlock2D' or"),
-        ({"down_block_types": ["DownBlock2D"]}, "must have as many entries each, not 2 and 1 and 2"),
-        ({"block_out_channels": [32, 48]}, "diffusers builds no UNet2DModel with these settings: num_channels"),
-        ({"act_fn": "sinus"}, "diffusers builds no UNet2DModel with these settings"),
+        ({"down_block_types": ["DownBlock2D"]}, "must have the same number of entries, not 2 and 1 and 2"),
+        ({"block_out_channels": [32, 48]}, "diffusers cannot build a UNet2DModel with these settings: num_channels"),
+        ({"act_fn": "sinus"}, "diffusers cannot build a UNet2DModel with these settings"),
         ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift 'spatial': must be 'default' or 'scale_shift'"),
         ({"prediction_type": "sample"}, "prediction_type 'sample': must be 'epsilon' or 'v_prediction'"),
         ({"_class_name": "UNet2DConditionModel"}, "_class_name 'UNet2DConditionModel' is not supported"),
@@ -184,7 +184,7 @@ def test_networks_that_are_refused(changes, said):
     assert "\n" not in str(caught.value)
 
 
-def test_a_size_that_cannot_be_halved_so_often():
+def test_size_that_cannot_be_halved_so_often():
     with pytest.raises(SettingsError, match="the image size must be a multiple of 2, not 17"):
         unet_settings({"type": "unet2d", **SMALL, "sample_size": None}, {"image_size": 17})
 
@@ -200,12 +200,12 @@ def test_without_diffusers_one_line_says_how_to_get_it(monkeypatch, tmp_path):
     for call in (lambda: asyrp.open_model(folder), lambda: unet_settings({"type": "unet2d", **SMALL}, {"image_size": 16})):
         with pytest.raises(UserError) as caught:
             call()
-        assert str(caught.value) == 'type unet2d needs the library diffusers: pip install -e ".[diffusers]"'
+        assert str(caught.value) == 'type unet2d needs diffusers: pip install -e ".[diffusers]"'
     assert asyrp.open_model("avatar.yml", device="cpu").image_size == 32
 
 
 @pytest.mark.subprocess
-def test_other_models_do_without_it():
+def test_other_models_do_not_need_diffusers():
     code = "import sys, asyrp; asyrp.open_model('avatar.yml', device='cpu'); sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -264,7 +264,7 @@ def test_winograd_serves_wide_ones():
 # ---- training one -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_network_of_this_kind_can_be_trained(tmp_path):
+def test_network_of_this_kind_can_be_trained(tmp_path):
     """And the library reads what was trained."""
     section = {"type": "unet2d", **{key: list(v) if isinstance(v, tuple) else v for key, v in SMALL.items()}}
     described = {"data": {"dataset": "MINE", "category": "CUSTOM", "image_size": 16}, "model": section}
@@ -279,14 +279,14 @@ def test_a_network_of_this_kind_can_be_trained(tmp_path):
     network().load_state_dict(weights)
     described["model"]["prediction_type"] = "v_prediction"
     (tmp_path / "mine.yml").write_text(yaml.safe_dump(described))
-    with pytest.raises(UserError, match="prediction_type v_prediction: a network is trained here to predict epsilon"):
+    with pytest.raises(UserError, match="prediction_type v_prediction cannot be trained here"):
         Trainer(load_config(tmp_path / "mine.yml"), Settings(total_images=40))
 
 
 # ---- identity ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_identity_is_of_content(tmp_path):
+def test_identity_is_of_content(tmp_path):
     """Of settings, schedule and weights; not of the folder's name and form, nor of what the settings leave unsaid."""
     folder, unet, _ = save(tmp_path / "one")
     model = asyrp.open_model(folder, device="cpu")

@@ -59,7 +59,7 @@ def test_keys_and_shapes_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_two_halves_are_the_network(name):
+def test_two_halves_are_the_network(name):
     unet, _ = golden_unet(name)
     x, t = golden_arrays(f"unet_{name}")["x"], torch.tensor([20, 999])
     with torch.no_grad():
@@ -108,10 +108,10 @@ def test_gradient_reaches_the_delta_block(name):
     ("model", "complaint"),
     [
         ({"type": "vit"}, "unknown"),
-        ({"type": "ddpm", "ch": 32, "ch_mult": [1], "num_res_blocks": 1}, "lacks attn_resolutions"),
+        ({"type": "ddpm", "ch": 32, "ch_mult": [1], "num_res_blocks": 1}, "has no attn_resolutions"),
         ({"type": "simple"}, "data.dataset"),
     ],
 )
-def test_settings_that_name_no_network(model, complaint):
+def test_settings_of_an_unknown_network(model, complaint):
     with pytest.raises(ValueError, match=complaint):
         build_unet({"data": {"image_size": 32, "dataset": "Cats"}, "model": model})

@@ -64,12 +64,12 @@ def errors(job):
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize(("guilty", "world"), [(1, 2), (0, 3)])
-def test_one_that_dies_is_named_and_the_same_command_goes_on(failing, tiny, guilty, world):
+def test_dead_process_is_named_and_run_resumes(failing, tiny, guilty, world):
     job = failing(killed, [guilty], world)
     assert job.finish() == [-signal.SIGKILL if rank == guilty else 2 for rank in range(world)]
     [line] = errors(job)
-    assert line.startswith(f"error: ended without a word: rank {guilty} (process {job.processes[guilty].pid} on ")
-    assert "the same command goes on" in line
+    assert line.startswith(f"error: these processes died: rank {guilty} (process {job.processes[guilty].pid} on ")
+    assert "run the same command to resume" in line
     assert [name[-6:] for name in directions()] == ["_0.pth"]  # an epoch has two batches
     again = (*LONG, "--bs_train", str(world))
     assert call(tiny, *again) == 0
@@ -79,7 +79,7 @@ def test_one_that_dies_is_named_and_the_same_command_goes_on(failing, tiny, guil
 
 
 @pytest.mark.subprocess
-def test_one_that_hangs_is_waited_for_no_longer(failing):
+def test_hanging_process_times_out(failing):
     """Its connections are open: nothing but its silence tells."""
     job = failing(lambda: os.kill(os.getpid(), signal.SIGSTOP), [1])
     job.processes[0].join(30)
@@ -87,7 +87,7 @@ def test_one_that_hangs_is_waited_for_no_longer(failing):
     job.processes[1].kill()
     job.finish()
     [line] = errors(job)
-    assert line.startswith("error: ended without a word: rank 1 (process ")
+    assert line.startswith("error: these processes died: rank 1 (process ")
 
 
 def damaged():
@@ -95,14 +95,14 @@ def damaged():
 
 
 @pytest.mark.subprocess
-def test_an_error_of_one_is_told_by_it_and_ends_all(failing):
+def test_error_of_one_process_is_reported_once_and_ends_all(failing):
     job = failing(damaged, [1], 3)
     assert job.finish() == [2, 2, 2]
     assert errors(job) == ["error: rank 1: image 7 is damaged: mend it"]
 
 
 @pytest.mark.subprocess
-def test_one_that_does_not_notice_is_ended(tiny, tmp_path, monkeypatch):
+def test_blocked_process_is_ended(tiny, tmp_path, monkeypatch):
     """As where a GPU waits for another one's: no error and no signal reach Python."""
     monkeypatch.chdir(tmp_path)
 
@@ -116,7 +116,7 @@ def test_one_that_does_not_notice_is_ended(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.subprocess
-def test_an_error_of_all_is_told_by_the_first(failing):
+def test_error_of_all_processes_is_reported_by_rank_0(failing):
     job = failing(damaged, [0, 1, 2], 3)
     assert job.finish() == [2, 2, 2]
     assert errors(job) == ["error: image 7 is damaged: mend it"]
@@ -124,7 +124,7 @@ def test_an_error_of_all_is_told_by_the_first(failing):
 
 
 @pytest.mark.subprocess
-def test_a_fault_of_the_program_shows_one_trace(failing):
+def test_fault_of_the_program_shows_one_trace(failing):
     job = failing(lambda: 1 // 0, [1], 3)
     assert job.finish() == [2, 99, 2]
     assert ["ZeroDivisionError" in " ".join(some) for some in job.lines()] == [False, True, False]
@@ -132,7 +132,7 @@ def test_a_fault_of_the_program_shows_one_trace(failing):
 
 
 @pytest.mark.subprocess
-def test_a_signal_to_all_is_told_once(failing):
+def test_signal_to_all_is_reported_once(failing):
     """As a scheduler sends it, and Ctrl-C."""
     job = failing(lambda: os.kill(os.getpid(), signal.SIGTERM), [0, 1, 2], 3)
     assert job.finish() == [143, 143, 143]
@@ -143,7 +143,7 @@ def test_a_signal_to_all_is_told_once(failing):
 
 
 @pytest.mark.subprocess
-def test_a_loss_that_is_not_finite_names_its_image_and_rescues_the_direction(tiny, tmp_path, monkeypatch):
+def test_loss_that_is_not_finite_names_its_image_and_rescues_the_direction(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def work(rank):
@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_names_its_image_and_rescues_the_direction(tin
 
     [terminal, other] = together(2, work, [2, 2], folder=tmp_path / "terminals")
     assert "the loss is not finite at image 03.png, timestep 999" in terminal[-1]
-    assert "_0_2.pth begins at the direction from before" in terminal[-1]
+    assert "_0_2.pth starts from the direction before that batch" in terminal[-1]
     assert other == []
     [rescued] = directions().values()
     assert all(tensor.isfinite().all() for tensor in rescued["0"].values())
@@ -166,7 +166,7 @@ def test_a_loss_that_is_not_finite_names_its_image_and_rescues_the_direction(tin
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("flags", [("--n_iter", "0"), ("--t_0", "5000"), ("--custom_train_dataset_dir", "nowhere")])
-def test_what_is_wrong_for_all_is_told_once(tiny, tmp_path, monkeypatch, flags):
+def test_common_error_is_reported_once(tiny, tmp_path, monkeypatch, flags):
     monkeypatch.chdir(tmp_path)
     terminal, *others = together(3, lambda rank: call(tiny, *LONG, *flags), [2, 2, 2], folder=tmp_path / "terminals")
     assert len(terminal) == 1
@@ -188,7 +188,7 @@ def test_two_jobs_do_not_train_one_experiment(tiny, tmp_path, monkeypatch):
 # ---- processes that cannot talk ---------------------------------------------------------------------------------------------
 
 
-def test_a_training_is_no_work_for_separate_processes(run, monkeypatch):
+def test_training_needs_connected_processes(run, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for flags in (TRAIN, ("--lpips",), ("--fit_direction", "h_pca")):
@@ -199,16 +199,16 @@ def test_a_training_is_no_work_for_separate_processes(run, monkeypatch):
     ("environment", "said"),
     [
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 and WORLD_SIZE=2: ranks are numbered from 0"),
-        ({"RANK": "x"}, "RANK=x in the environment is no number"),
+        ({"RANK": "x"}, "RANK=x in the environment is not a number"),
     ],
 )
-def test_an_environment_that_cannot_be(run, monkeypatch, environment, said):
+def test_invalid_environment(run, monkeypatch, environment, said):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert said in run.error("--just_precompute")
 
 
-def test_a_task_of_a_slurm_array(monkeypatch):
+def test_task_of_a_slurm_array(monkeypatch):
     def task(number, low, high, count):
         for name, value in zip(("ID", "MIN", "MAX", "COUNT"), (number, low, high, count), strict=True):
             monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
@@ -221,7 +221,7 @@ def test_a_task_of_a_slurm_array(monkeypatch):
     for gaps in ((4, 0, 6, 4), (9, 0, 7, 8)):
         with pytest.raises(UserError, match="without gaps"):
             task(*gaps)
-    with pytest.raises(UserError, match="RANK and WORLD_SIZE are set as well"):
+    with pytest.raises(UserError, match="--slurm_array conflicts with RANK and WORLD_SIZE"):
         Ranks(0, 2).join(slurm_array=True)
 
 
@@ -249,11 +249,9 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
         take_own_gpu(None)
     assert taken == [3, 0]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(
-        UserError, match="process 4 of this machine has no GPU of its own, there are 2: give --nproc_per_node 2"
-    ):
+    with pytest.raises(UserError, match="process 4 of this machine has no GPU, there are only 2: use --nproc_per_node 2"):
         take_own_gpu("cuda")
-    with pytest.raises(UserError, match="--device cuda:0 would be the same for all processes"):
+    with pytest.raises(UserError, match="--device cuda:0 would be used by all processes"):
         take_own_gpu("cuda:0")
 
 
@@ -270,5 +268,5 @@ def test_torchrun(tiny, tmp_path, monkeypatch):
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: ended without a word: rank 1")
+    assert line.startswith("error: these processes died: rank 1")
     assert len(directions()) == 1

@@ -47,7 +47,7 @@ def convolutions(unet):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
-def test_the_definition_of_a_convolution(batch, bias, form):
+def test_definition_of_a_convolution(batch, bias, form):
     x, weight = randn(batch, 8, 40, 35).to(memory_format=form).requires_grad_(), randn(12, 8, 3, 3, seed=1)
     b = randn(12, seed=2) if bias else None
     exact_x = x.detach().double().requires_grad_()
@@ -60,21 +60,21 @@ def test_the_definition_of_a_convolution(batch, bias, form):
 
 
 @needs_nnpack
-def test_the_operator_tells_pytorch_the_truth():
+def test_winograd_operator_passes_opcheck():
     """Shapes without content, gradients and compilation agree with what it does."""
     for batch, bias in ((1, randn(12)), (2, None)):
         torch.library.opcheck(winograd.convolve, (randn(batch, 8, 33, 40).requires_grad_(), randn(12, 8, 3, 3), bias))
 
 
 @needs_nnpack
-def test_an_image_does_not_depend_on_its_batch():
+def test_image_does_not_depend_on_its_batch():
     x, weight, b = randn(3, 64, 32, 32), randn(64, 64, 3, 3), randn(64)
     assert torch.equal(winograd.convolve(x, weight, b)[1:2], winograd.convolve(x[1:2], weight, b))
 
 
 @needs_nnpack
 @NETWORKS
-def test_a_wide_network_gives_the_same(network):
+def test_wide_network_gives_the_same(network):
     plain = wide(network)
     unet = FastUNet(copy.deepcopy(plain))
     assert (unet.winograd, unet.layout) == (True, "contiguous")
@@ -107,7 +107,7 @@ def test_edited_pictures_are_the_same():
 
 @needs_nnpack
 @NETWORKS
-def test_which_convolutions_it_serves(network, monkeypatch):
+def test_winograd_convolutions(network, monkeypatch):
     """3x3 with padding 1, stride 1 and 64 channels at least; of these, in a pass, those on 32 pixels at least."""
     unet, seen = FastUNet(wide(network)), []
     suited = [m for m in unet.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) and m.stride == (1, 1)]
@@ -132,7 +132,7 @@ def test_which_convolutions_it_serves(network, monkeypatch):
         pytest.param(lambda: wide(DDPM), {"layout": "channels_last"}, "channels_last", marks=needs_channels_last),
     ],
 )
-def test_where_it_stays_away(unet, settings, layout):
+def test_winograd_is_not_used(unet, settings, layout):
     unet = FastUNet(unet(), **settings)
     assert (unet.winograd, unet.layout, convolutions(unet)) == (False, layout, [])
 
@@ -144,7 +144,7 @@ def test_both_branches_of_one_image_are_one_batch_elsewhere():
     assert [winograds.pays_to_pair(n) for n in (1, 2)] == [False, False]
 
 
-def test_without_nnpack_the_network_is_left_alone(monkeypatch):
+def test_no_winograd_without_nnpack(monkeypatch):
     monkeypatch.setattr(winograd, "available", lambda: False)
     unet = FastUNet(wide(DDPM))
     assert (unet.winograd, unet.layout, convolutions(unet)) == (False, layout_for("cpu"), [])
@@ -152,7 +152,7 @@ def test_without_nnpack_the_network_is_left_alone(monkeypatch):
 
 @pytest.mark.subprocess
 @needs_nnpack
-def test_a_process_that_asked_nothing_can_convolve():
+def test_winograd_in_a_fresh_process():
     """NNPACK has to be made ready first; this process has done so long ago."""
     work = """
         import torch
@@ -199,7 +199,7 @@ def test_it_compiles_without_a_break(monkeypatch):
 @needs_nnpack
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 @pytest.mark.skipif(torch.__version__ < COMPILE_ON_A_CPU, reason="this PyTorch is too old to compile on a CPU")
-def test_compiled_in_earnest(monkeypatch):
+def test_really_compiled(monkeypatch):
     """Through PyTorch's compiler for a CPU: kernels called from C++; without gradients, weights frozen."""
     settings, compile_fx = [], inductor.compile_fx
 

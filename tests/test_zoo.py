@@ -49,7 +49,7 @@ def refused(model, complaint, data=None, **changes):
 
 
 @pytest.mark.parametrize("model", [DDPM, ADM], ids=["ddpm", "adm"])
-def test_a_section_can_be_any_object(model):
+def test_section_can_be_any_object(model):
     settings = unet_settings(model, {"image_size": SIZE})
     data = SimpleNamespace(image_size=SIZE, more="than is needed")
     of_objects = build_unet(SimpleNamespace(data=data, model=settings))
@@ -86,7 +86,7 @@ def test_settings_change_what_is_computed(model):
 
 
 @pytest.mark.parametrize("model", [DDPM, ADM], ids=["ddpm", "adm"])
-def test_a_fraction_of_ch(model):
+def test_fraction_of_ch(model):
     """guided-diffusion's own plan for 512 px begins with 0.5."""
     unet = built(model, ch=64, ch_mult=[0.5, 1])
     assert unet.h_ch == 64
@@ -106,19 +106,19 @@ def test_a_fraction_of_ch(model):
         (DDPM, {"norm_groups": 0}, "norm_groups 0: must be 1 or more"),
         (ADM, {"norm_groups": 24}, "norm_groups 24 does not divide"),
         (DDPM, {"ch_mult": []}, "ch_mult is empty"),
-        (DDPM, {"ch_mult": [1, 1.01]}, r"ch_mult 1, 1\.01 makes no whole number of channels"),
+        (DDPM, {"ch_mult": [1, 1.01]}, r"ch_mult 1, 1\.01 does not give whole numbers of channels"),
         (DDPM, {"ch_mult": [1] * 6}, "data.image_size must be a multiple of 32, not 16"),
         (DDPM, {"ch_mult": [0]}, "ch_mult 0"),
         (DDPM, {"in_channels": 1}, "in_channels 1: must be 3"),
         (DDPM, {"num_heads": 4}, "unknown key 'num_heads'"),
         (DDPM, {"attn_resolution": [8]}, "unknown key 'attn_resolution'; did you mean attn_resolutions"),
         (DDPM, {"num_channels": 8}, "it is called ch here"),
-        (DDPM, {"var_type": "fixedlarge"}, "var_type 'fixedlarge' is not supported; it can only be 'fixedsmall'"),
+        (DDPM, {"var_type": "fixedlarge"}, "var_type 'fixedlarge' is not supported: it must be 'fixedsmall'"),
         (ADM, {"num_head_channel": 8}, "did you mean num_head_channels"),
         (ADM, {"attention_resolutions": "16"}, "it is called attn_resolutions here"),
         (ADM, {"class_cond": True}, "class_cond true is not supported"),
         (ADM, {"num_classes": 1000}, "num_classes 1000 is not supported"),
-        (ADM, {"dims": 3}, "dims 3 is not supported; it can only be 2"),
+        (ADM, {"dims": 3}, "dims 3 is not supported: it must be 2"),
         (ADM, {"num_head_channels": 24}, "num_head_channels 24 does not divide the 64 channels"),
         (ADM, {"num_head_channels": 0}, "num_head_channels 0: must be another value"),
         (ADM, {"num_head_channels": -1}, "num_head_channels -1 needs num_heads"),
@@ -130,10 +130,10 @@ def test_a_fraction_of_ch(model):
             "num_heads 2 and num_head_channels 16 contradict each other at 64 channels: leave num_heads out",
         ),
         (ADM, {"num_heads_upsample": 2}, "num_heads_upsample 2 and num_head_channels 16 contradict each other"),
-        (ADM, {"resamp_with_conv": False}, "resamp_with_conv false has no effect where resblock_updown is true"),
-        (ADM, {"conv_resample": True, "resamp_with_conv": False}, "the same setting and differ"),
+        (ADM, {"resamp_with_conv": False}, "resamp_with_conv false has no effect if resblock_updown is true"),
+        (ADM, {"conv_resample": True, "resamp_with_conv": False}, "the same setting but differ"),
         ({"type": ["ddpm"]}, {}, "is unknown"),
-        ({}, {}, "lacks type"),
+        ({}, {}, "has no type"),
     ],
 )
 def test_plans_that_are_refused(model, changes, complaint):
@@ -141,7 +141,7 @@ def test_plans_that_are_refused(model, changes, complaint):
 
 
 @pytest.mark.parametrize("size", [None, "16", 16.0, True, 0])
-def test_a_size_that_is_none(size):
+def test_invalid_image_size(size):
     refused(DDPM, "image_size", data={"image_size": size})
 
 
@@ -206,7 +206,7 @@ def test_heads_where_widths_differ():
     assert heads_of(unet) == ([2, 4], [4], [4, 4, 2, 2])
 
 
-def test_pooling_where_there_is_no_convolution():
+def test_average_pooling_without_convolution():
     with_conv, without = (built(ADM, resblock_updown=False, conv_resample=on) for on in (True, False))
     lost = set(keys(with_conv)) - set(keys(without))
     assert lost == {
@@ -262,8 +262,8 @@ def test_simple_is_the_published_adm_whatever_the_section_says():
 
 
 @pytest.mark.parametrize("key", ["num_heads", "use_new_attention_order", "norm_groups", "chh"])
-def test_simple_does_not_drop_what_2023_did_not_know(key):
-    refused({**OF_2023, key: 4}, f"{key} has no effect: say", data={"dataset": "AFHQ", "image_size": 256})
+def test_simple_refuses_keys_unknown_to_2023(key):
+    refused({**OF_2023, key: 4}, f"{key} has no effect: use type", data={"dataset": "AFHQ", "image_size": 256})
 
 
 @pytest.mark.parametrize("dataset", ["Cats", None, ["FFHQ"]])

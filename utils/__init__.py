@@ -1,1 +1,1 @@
-"""Prompts, published LPIPS curves, and downloads."""
+"""Files, errors, terminal, downloads, prompts, and published LPIPS curves."""

@@ -1,8 +1,8 @@
-"""Portraits -> faces, turned, scaled and cropped as FFHQ's were.
+"""Align portraits as in FFHQ: rotate, scale and crop the face.
 
-The recipe is that of Karras, Laine & Aila (2019), "A Style-Based Generator Architecture for GANs", appendix A, in the details
-of its public program (NVlabs/ffhq-dataset, `recreate_aligned_images`); CelebA-HQ's (Karras et al. 2018, appendix C) is the
-same in spirit. Coordinates are (x, y) in pixels, x to the right and y down; a landmark on pixel (i, j) is at (i, j).
+The method is that of Karras, Laine & Aila (2019), "A Style-Based Generator Architecture for GANs", appendix A, with the details
+of its public code (NVlabs/ffhq-dataset, `recreate_aligned_images`); that of CelebA-HQ (Karras et al. 2018, appendix C) is
+similar. Coordinates are (x, y) in pixels, x to the right and y down; a landmark on pixel (i, j) is at (i, j).
 """
 
 from functools import cache
@@ -20,21 +20,22 @@ from utils.files import replacing
 
 LEFT_EYE, RIGHT_EYE, MOUTH_CORNERS = slice(36, 42), slice(42, 48), [48, 54]  # of the usual 68 landmarks
 OVERSAMPLING = 4
-LONGEST_SIDE = 1024  # of the picture in which landmarks are looked for; more takes minutes
+LONGEST_SIDE = 1024  # longest side of the image for landmark detection; larger ones take minutes
 
 
 # ---- geometry -----------------------------------------------------------------------------------------------------------
 
 
 def face_square(landmarks):
-    """68 landmarks (68, 2) -> corners (4, 2) of the face's square: top left, bottom left, bottom right, top right.
+    """68 landmarks (68, 2) -> corners (4, 2) of the square around the face: top left, bottom left, bottom right, top right.
 
-    Top and left are the face's own. Half a side is twice the distance of the eyes, or 1.8 times that of eyes and mouth.
+    Top and left are relative to the face. Half a side is twice the distance between the eyes, or 1.8 times the distance from
+    eyes to mouth, whichever is larger.
     """
     left, right = landmarks[LEFT_EYE].mean(0), landmarks[RIGHT_EYE].mean(0)
     eyes, mouth = (left + right) / 2, landmarks[MOUTH_CORNERS].mean(0)
     across, down = right - left, mouth - eyes
-    # The face's axis: the mean of both directions, `down` turned by a quarter.
+    # The horizontal axis of the face: the mean of `across` and of `down` rotated by 90 degrees.
     x = across + down[::-1] * (1, -1)
     x *= max(2 * np.hypot(*across), 1.8 * np.hypot(*down)) / np.hypot(*x)
     y = x[::-1] * (-1, 1)
@@ -43,11 +44,11 @@ def face_square(landmarks):
 
 
 def align(image, landmarks, size):
-    """RGB image and its face's 68 landmarks (68, 2) -> RGB image (size, size) of that face.
+    """RGB image and the 68 landmarks (68, 2) of a face -> RGB image (size, size) of that face.
 
-    What lies outside of the image is filled with its reflection, which fades into blur and then into the median colour.
+    Areas outside of the image are filled with its reflection, which fades into blur and then into the median colour.
     """
-    square = face_square(np.asarray(landmarks, dtype=np.float64)) + 0.5  # from numbers of pixels to their middles
+    square = face_square(np.asarray(landmarks, dtype=np.float64)) + 0.5  # from pixel indices to pixel centres
     image, square = shrink(image, square, size)
     image, square = crop(image, square)
     image, square = pad(image, square)
@@ -65,7 +66,7 @@ def margin(square):
 
 
 def shrink(image, square, size):
-    """Reduce an image whose face is more than four times `size` by a whole number, against aliasing."""
+    """Downscale an image whose face is more than four times `size` by a whole factor, against aliasing."""
     factor = int(side(square) / size / 2)
     if factor <= 1:
         return image, square
@@ -74,14 +75,14 @@ def shrink(image, square, size):
 
 
 def crop(image, square):
-    """Cut off what is more than a margin away from the square."""
+    """Crop to the square plus a margin."""
     low = np.maximum(np.floor(square.min(0)) - margin(square), 0).astype(int)
     high = np.minimum(np.ceil(square.max(0)) + margin(square), image.size).astype(int)
     return image.crop((*low, *high)), square - low
 
 
 def pad(image, square):
-    """Continue an image beyond its borders where the square reaches over them."""
+    """Pad an image where the square extends beyond its borders."""
     low = np.maximum(margin(square) - np.floor(square.min(0)), 0)
     high = np.maximum(np.ceil(square.max(0)) + margin(square) - image.size, 0)
     if max(*low, *high) <= margin(square) - 4:
@@ -105,7 +106,7 @@ def pad(image, square):
 
 
 def find_landmarks(image):
-    """RGB image -> the 68 landmarks (68, 2) of its largest face, or None. Raises UserError without the network's weights."""
+    """RGB image -> the 68 landmarks (68, 2) of its largest face, or None. Raises UserError if the weights are not available."""
     scale = max(1, max(image.size) / LONGEST_SIDE)
     small = image.resize([round(n / scale) for n in image.size], Image.Resampling.BILINEAR) if scale > 1 else image
     faces = landmark_network().get_landmarks_from_image(np.asarray(small))
@@ -114,23 +115,23 @@ def find_landmarks(image):
 
 @cache
 def landmark_network():
-    """The network of Bulat & Tzimiropoulos (2017). On the CPU: on a GPU, the library changes how all of cuDNN computes."""
+    """The network of Bulat & Tzimiropoulos (2017), on the CPU because the library changes global cuDNN settings on a GPU."""
     face_alignment = load("face_alignment", "--align_face")
     try:
         return face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device="cpu", compile=False)
     except OSError as error:
-        raise UserError(f"--align_face: face_alignment could not fetch its weights ({error})") from error
+        raise UserError(f"--align_face: face_alignment could not download its weights ({error}): check the network") from error
 
 
 class FaceAligner:
-    """Portrait -> its largest face (size, size), or None; each one is kept in `folder`, and found there again.
+    """Portrait -> its largest face (size, size), or None. Results are cached in `folder`.
 
-    Raises UserError at once when the landmark library is not installed.
+    The constructor raises UserError if the landmark library is not installed.
     """
 
     def __init__(self, folder, size):
         if find_spec("face_alignment") is None:
-            raise UserError(f"--align_face needs the library face_alignment: {install('align')}")
+            raise UserError(f"--align_face needs face_alignment: {install('align')}")
         self.folder, self.size = Path(folder), size
 
     def __call__(self, image):
@@ -139,7 +140,7 @@ class FaceAligner:
             landmarks = find_landmarks(image)
             if landmarks is None:
                 return None
-            with replacing(path) as beside:
-                align(image, landmarks, self.size).save(beside, "PNG")
+            with replacing(path) as temporary:
+                align(image, landmarks, self.size).save(temporary, "PNG")
         with Image.open(path) as face:
             return face.convert("RGB")

@@ -1,18 +1,18 @@
-"""Types for the flags of scripts: numbers with a range, refused in one line. Those of main.py are in asyrp/options.py."""
+"""argparse types for the flags of scripts: numbers with a range. The flags of main.py are in asyrp/options.py."""
 
 import argparse
 import math
 
-MANY = 10**9  # more than anybody means
+MANY = 10**9  # stands for "no upper limit"
 
 
 def whole(low, high=MANY):
-    """-> an argparse type: whole numbers from `low` to `high`."""
+    """An argparse type for whole numbers from `low` to `high`."""
     return _number(int, low, high)
 
 
 def real(low, high=MANY):
-    """-> an argparse type: finite numbers from `low` to `high`."""
+    """An argparse type for finite numbers from `low` to `high`."""
     return _number(float, low, high)
 
 

@@ -1,4 +1,4 @@
-"""Digests: short names that change with a content."""
+"""Digests: short names that identify a content."""
 
 import hashlib
 import json
@@ -8,10 +8,10 @@ import torch
 
 
 def digest(*parts):
-    """Sixteen hexadecimal digits that change with any part.
+    """Sixteen hexadecimal digits that depend on every part.
 
-    A part is a tensor or an array (its type, shape and bytes count), a dict, list or tuple of parts, or plain data: None, bool,
-    int, float or str. Raises TypeError for anything else, whose text might stay the same when it changes.
+    A part is a tensor or an array (dtype, shape and bytes), a dict, list or tuple of parts, or plain data: None, bool, int,
+    float or str. Raises TypeError for anything else.
     """
     h = hashlib.blake2b(digest_size=8)
     for part in parts:
@@ -20,9 +20,9 @@ def digest(*parts):
 
 
 def _feed(h, part):
-    # Every part begins with its kind and its length, so that no two sequences of parts read alike.
+    # Each part starts with its kind and length, so that different sequences of parts never give the same bytes.
     if isinstance(part, torch.Tensor):
-        # As raw bytes: numpy knows no bfloat16.
+        # As raw bytes, because numpy has no bfloat16.
         data = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if part.numel() else np.empty(0, np.uint8)
         h.update(f"tensor {part.dtype} {tuple(part.shape)};".encode())
         h.update(data.data)

@@ -1,8 +1,8 @@
-"""Fetching published weights: from the first source that gives them, resumable, checked, and whole or not at all.
+"""Download published weights: from the first source that works, resumable, verified and atomic.
 
-A transfer goes into `<file>.<source>.part` beside the file and is renamed when it is complete. What the Hugging Face hub has
-goes into the cache of its library, and the file is a link to it. The SHA-256 of what was fetched is kept in sha256.json in the
-same folder, and checked from then on.
+A download is written to `<file>.<source>.part` next to the file and renamed when it is complete. Files from the Hugging Face
+hub are in its cache, and the file is a link. The SHA-256 of each downloaded file is kept in sha256.json in the same folder and
+verified from then on.
 """
 
 import hashlib
@@ -34,19 +34,19 @@ log = logging.getLogger(__name__)
 RECORD = "sha256.json"
 CHUNK = 2**20  # bytes
 TIMEOUTS = (5, 60)  # seconds to connect, and between two packets
-HUB_FILE = re.compile("([^/]+/[^/]+)/resolve/main/(.+)")  # of a URL behind HUB
-PACE = (2**19, 120)  # bytes that a source has to send in so many seconds; gdown writes half a MiB at a time
+HUB_FILE = re.compile("([^/]+/[^/]+)/resolve/main/(.+)")  # the part of a URL after HUB
+PACE = (2**19, 120)  # smallest number of bytes per number of seconds; gdown writes half a MiB at a time
 
 
 class Failed(Exception):
-    """A source that did not give the file; the message says why."""
+    """A source did not provide the file; the message says why."""
 
 
 def weights_at(place):
-    """A place of configs/paths_config.py -> path of its weight file, which is fetched when it is missing and published.
+    """A Place of configs/paths_config.py -> path of its weight file, which is downloaded if it is missing and published.
 
-    A file that the environment names instead is left to the user. Raises UserError: what to do when no source gives the file,
-    and when the file is not the one that was fetched.
+    A file set by an environment variable is never downloaded. Raises UserError, which says what to do, if no source provides
+    the file or if it has changed since the download.
     """
     path = weight_file(place)
     if path.is_file():
@@ -57,39 +57,39 @@ def weights_at(place):
 
 
 def fetch(published, path):
-    """A file that others publish -> `path`. Raises UserError that says how to get it with a browser when no source gives it."""
+    """Download a Published file to `path`. Raises UserError, which says how to get it with a browser, if no source works."""
     failures = []
     try:
         with _only_process(path):
             if _fetched(published, path, failures):
                 return
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): mend that, then start again") from error
-    why = f"{path} could not be fetched ({'; '.join(dict.fromkeys(failures))})"
-    how = f"get {published.file} by way of {published.page} and save it as {path}"
-    kept = "; what has arrived is kept, and the same command goes on from there" if parts(path) else ""
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): fix that, then start again") from error
+    why = f"{path} could not be downloaded ({'; '.join(dict.fromkeys(failures))})"
+    how = f"get {published.file} from {published.page} and save it as {path}"
+    kept = "; the partial download is kept: run the same command to resume" if parts(path) else ""
     raise UserError(f"{why}: {how}{kept}")
 
 
 def _fetched(published, path, failures):
-    """Whether a source gave the file; what went wrong with those before it is added to `failures`."""
+    """Whether a source provided the file. Failures of the others are appended to `failures`."""
     for source in published.sources:
         part = _part(path, source)
-        log.info("fetching %s from %s", path, source)
+        log.info("downloading %s from %s", path, source)
         try:
             _transfer(source, part, published.least_size)
             sha256 = sha256_of(part)
             if fault := _fault(part, published, sha256):
                 part.unlink()
-                raise Failed(f"what {_host(source)} gave is {fault}")
+                raise Failed(f"the file from {_host(source)} is {fault}")
         except requests.ConnectTimeout:
-            # Packets vanish: the next server would only be waited for as long.
+            # The network drops packets, so the next server would time out too.
             failures.append(f"{_host(source)} does not answer")
             return False
         except Failed as failure:
             failures.append(str(failure))
             if _beginning(part) is not None:
-                part.unlink()  # nothing to go on from
+                part.unlink()  # useless for resuming
         else:
             os.replace(part, path)
             _record(path, sha256)
@@ -100,19 +100,19 @@ def _fetched(published, path, failures):
 
 
 def admit(published, path):
-    """Check a file that is there already; one that came by another way is recorded. Raises UserError when it is a wrong one."""
+    """Verify an existing file, and record it if it was not downloaded here. Raises UserError if it is the wrong file."""
     verify(path)
     if path.name not in recorded(path.parent):
         sha256 = sha256_of(path)
         if fault := _fault(path, published, sha256):
-            raise UserError(f"{path} is {fault}: delete it and fetch it again")
+            raise UserError(f"{path} is {fault}: delete it and download it again")
         _record(path, sha256)
 
 
 def published_directions():
-    """The direction checkpoints of the 2023 release -> {file name: Published}, as the repository lists them now.
+    """The direction checkpoints of the 2023 release -> {file name: Published}, from the current list in its repository.
 
-    Raises UserError when the list cannot be had.
+    Raises UserError if the list is not available.
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -126,24 +126,24 @@ def published_directions():
         }
     except (Failed, requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"the list of published directions cannot be had ({_reason(DIRECTIONS_LISTING, error)}): get the files of the "
-            f"folder checkpoint by way of {DIRECTIONS_PAGE} and save them in checkpoint/"
+            f"the list of published directions is not available ({_reason(DIRECTIONS_LISTING, error)}): get the files in the "
+            f"folder checkpoint from {DIRECTIONS_PAGE} and save them in checkpoint/"
         ) from error
 
 
 def parts(path):
-    """What stopped transfers have left of a file."""
+    """The partial downloads of a file."""
     return sorted(path.parent.glob(f"{path.name}.*.part"))
 
 
 def _part(path, source):
-    # One for each source: half of one server's file must not be completed with half of another's.
+    # One per source, so that a partial file is never completed with data from another server.
     return path.with_name(f"{path.name}.{hashlib.sha256(source.encode()).hexdigest()[:12]}.part")
 
 
 @contextmanager
 def _only_process(path):
-    """Keep a second process from writing into the same part."""
+    """Keep a second process from writing to the same partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     try:
@@ -154,16 +154,16 @@ def _only_process(path):
                 with suppress(OSError):
                     lock.unlink()
     except Timeout as error:
-        raise UserError(f"{path} is being fetched by another process: start again when that is done") from error
+        raise UserError(f"{path} is being downloaded by another process: start again when it is done") from error
 
 
 # ---- one source -------------------------------------------------------------------------------------------------------------
 
 
 def _transfer(source, part, least=0):
-    """One source -> `part`, from where an earlier call stopped. Raises Failed or ConnectTimeout; what has arrived stays.
+    """Download from one source to `part`, resuming an earlier call. Raises Failed or ConnectTimeout and keeps the partial file.
 
-    least: bytes; a source that does not say how long the file is has not given all of it before.
+    least: smallest valid size in bytes, for a source that does not state the size.
     """
     receive = _receive_from_hub if source.startswith(HUB) else _receive
     receive = _receive_from_drive if source.startswith(GOOGLE_DRIVE) else receive
@@ -174,7 +174,7 @@ def _transfer(source, part, least=0):
         except requests.ConnectTimeout:
             raise
         except (requests.RequestException, gdown.DownloadError) as error:
-            # A connection that broke is taken up again as long as that brings the file further.
+            # Reconnect as long as the file keeps growing.
             if _size(part) <= before:
                 raise Failed(_reason(source, error)) from error
 
@@ -190,13 +190,13 @@ def _receive(url, part, least):
             return _receive(url, part, least)
         response.raise_for_status()
         if response.headers.get("Content-Type", "").startswith("text/html"):
-            raise Failed(f"{_host(url)} gave a web page in place of the file")
+            raise Failed(f"{_host(url)} sent a web page instead of the file")
         if response.status_code != requests.codes.partial_content:
             start = 0
         elif not re.match(rf"bytes {start}-", response.headers.get("Content-Range", "")):
             if not start:
-                raise Failed(f"{_host(url)} gave a piece of the file in place of the whole")
-            part.unlink()  # the piece that was sent does not fit behind it
+                raise Failed(f"{_host(url)} sent only a part of the file")
+            part.unlink()  # the server sent another range than requested
             return _receive(url, part, least)
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else None
@@ -208,11 +208,11 @@ def _receive(url, part, least):
                 if too_slow.is_set():
                     raise Failed(_slow(url))
     if _size(part) < (least if total is None else total):
-        raise requests.ConnectionError(f"{_size(part)} of {total or least} bytes have arrived")
+        raise requests.ConnectionError(f"only {_size(part)} of {total or least} bytes were received")
 
 
 def _pieces(response):
-    """The body, in pieces as they arrive. requests itself would wait until a piece of the wanted size is full."""
+    """Yield the body as it arrives. requests itself would wait until a chunk is full."""
     try:
         while piece := response.raw.read1(CHUNK):
             yield piece
@@ -237,13 +237,13 @@ def _receive_from_hub(url, part, least):
     part.unlink(missing_ok=True)
     try:
         part.symlink_to(cached)
-    except OSError:  # no links there
+    except OSError:  # the file system has no links
         shutil.copyfile(cached, part)
 
 
 @contextmanager
 def _pace(part):
-    """-> an event that is set when a file grows more slowly than PACE: a source that drips has no end."""
+    """-> an event that is set when a file grows more slowly than PACE."""
     too_slow, done = threading.Event(), threading.Event()
     least, seconds = PACE
 
@@ -265,12 +265,12 @@ def _pace(part):
 
 def _slow(source):
     least, seconds = PACE
-    return f"{_host(source)} sends less than {least / seconds / 1024:.0f} KiB a second"
+    return f"{_host(source)} sends less than {least / seconds / 1024:.0f} KiB per second"
 
 
 @contextmanager
 def _bar(part):
-    """-> a function (bytes so far, bytes in all or None) that moves a progress bar."""
+    """-> a function (bytes so far, total bytes or None) that updates a progress bar."""
     with tqdm(desc=part.name.rsplit(".", 2)[0], unit="B", unit_scale=True, delay=0.5) as bar:
 
         def show(done, total):
@@ -289,24 +289,24 @@ def _host(source):
 
 
 def _reason(source, error):
-    """One clause on what went wrong with a source."""
+    """Why a source failed, in a few words."""
     host = _host(source)
     if isinstance(error, Failed):
         return str(error)
     if isinstance(error, requests.HTTPError):
-        return f"{host} answers {error.response.status_code}"
+        return f"{host} returned {error.response.status_code}"
     if isinstance(error, requests.ConnectionError | requests.Timeout | requests.exceptions.ChunkedEncodingError):
         return f"the connection to {host} failed"
     if isinstance(error, KeyError | TypeError | ValueError | AttributeError):
-        return f"{host} answers in another form than expected"
+        return f"{host} sent an unexpected response"
     return f"{host}: {' '.join(str(error).split())}"
 
 
-# ---- is it the file? --------------------------------------------------------------------------------------------------------
+# ---- verification -----------------------------------------------------------------------------------------------------------
 
 
 def _fault(path, published, sha256):
-    """What shows that a complete file is not the one that was wanted, or None."""
+    """Why a complete file is not the published one, or None."""
     if wrong := _beginning(path):
         return wrong
     if published.size not in (None, _size(path)):
@@ -319,7 +319,7 @@ def _fault(path, published, sha256):
 
 
 def _beginning(path):
-    """What a file is, by its first bytes, if it cannot be weights; None if it can, or is missing."""
+    """What a file is, from its first bytes, if it cannot be weights; None otherwise, or if it is missing."""
     if not path.exists():
         return None
     with path.open("rb") as file:
@@ -328,31 +328,31 @@ def _beginning(path):
         return "empty"
     if begins.lstrip().startswith(b"<"):
         return "a web page, not weights"
-    # Zip archives, pickles and safetensors all have bytes here that no text has.
+    # Zip archives, pickles and safetensors all start with some bytes that do not occur in text.
     if begins.isascii() and not re.search(rb"[\x00-\x08\x0e-\x1f]", begins):
         return "text, not weights"
     return None
 
 
 def verify(path):
-    """Raise UserError when a file is not the one whose SHA-256 was recorded; one without a record passes.
+    """Raise UserError if a file does not have its recorded SHA-256; files without a record pass.
 
-    A file whose size and time of change are the recorded ones is not read again.
+    A file with the recorded size and modification time is not read again.
     """
     known = recorded(path.parent).get(path.name)
     if known is None or known == _entry(path, known["sha256"]):
         return
     if sha256_of(path) != known["sha256"]:
         raise UserError(
-            f"{path} has changed since it was fetched (its SHA-256 is no longer {known['sha256'][:12]}...): delete it to fetch "
-            f"it again, or delete its entry in {path.with_name(RECORD)} to keep it"
+            f"{path} has changed since it was downloaded (its SHA-256 is no longer {known['sha256'][:12]}...): delete it to "
+            f"download it again, or delete its entry in {path.with_name(RECORD)} to keep it"
         )
-    with suppress(OSError):  # in a folder that is read-only, it is read again the next time
+    with suppress(OSError):  # in a read-only folder, it is read again the next time
         _record(path, known["sha256"])
 
 
 def recorded(folder):
-    """What was fetched into a folder -> {file name: {"sha256", "size", "mtime_ns"}}. A damaged record is set aside."""
+    """The files downloaded into a folder -> {file name: {"sha256", "size", "mtime_ns"}}. A damaged record is renamed."""
     path = folder / RECORD
     try:
         entries = json.loads(ordinary(path).read_text(encoding="utf-8"))
@@ -362,7 +362,7 @@ def recorded(folder):
         return {}
     except (OSError, ValueError, RecursionError):
         pass
-    log.warning("%s is damaged: it is renamed to %s.damaged, and the files it names are not checked any more", path, RECORD)
+    log.warning("%s is damaged: it was renamed to %s.damaged, and its files are no longer verified", path, RECORD)
     with suppress(OSError):
         set_aside(path)
     return {}

@@ -4,15 +4,15 @@ from utils.text import printable
 
 
 class UserError(Exception):
-    """Something the user can put right. Its message is one plain line: what is wrong, and what to do about it."""
+    """An error that the user can fix. The message is one line: what is wrong, and what to do about it."""
 
     def __str__(self):
-        # A path, a key or another program's words in it may hold anything.
+        # Paths, keys and messages of other programs may contain unprintable characters.
         return printable(super().__str__())
 
 
 class Ended(Exception):
-    """The program ends with `status`, and without a word: another process of the same job has said it, or will."""
+    """Exit with `status` and no message, because another process of the job reports the error."""
 
     def __init__(self, status):
         super().__init__(status)
@@ -20,4 +20,4 @@ class Ended(Exception):
 
 
 class SettingsError(UserError, ValueError):
-    """A setting that is missing, unknown, of the wrong type or out of its range."""
+    """A setting that is missing, unknown, of the wrong type or out of range."""

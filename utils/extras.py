@@ -1,11 +1,11 @@
-"""Packages that only some features need: the extras of pyproject.toml."""
+"""Optional packages: the extras of pyproject.toml."""
 
 import importlib
 
 from utils.errors import UserError
 from utils.text import one_line
 
-# package, as it is imported -> the extra that installs it
+# name of the package in imports -> the extra that installs it
 EXTRAS = {
     "torchmetrics": "evaluation",
     "torch_fidelity": "evaluation",
@@ -18,14 +18,15 @@ EXTRAS = {
 
 
 def install(extra):
-    """The command that installs an extra, in the repository's folder."""
+    """The command that installs an extra, to be run in the repository."""
     return f'pip install -e ".[{extra}]"'
 
 
 def load(module, what):
-    """Import a module of an optional package -> the module. Raises UserError that says how to install it.
+    """Import a module of an optional package -> the module.
 
-    module: its full name, such as "torchmetrics.image.fid". what: needs it, in words.
+    module: full name, such as "torchmetrics.image.fid". what: the feature that needs it, for the message.
+    Raises UserError with the command that installs the package if it is missing.
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Files: where the repository lies, and writing a file whole or not at all."""
+"""Files: the path of the repository, atomic writes, and locks."""
 
 import errno
 import glob
@@ -15,13 +15,13 @@ from filelock import FileLock, Timeout
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST = 200  # bytes of a file's name that the names of files beside it repeat
-ABANDONED = 3600  # seconds after which what a killed writer left behind is nobody's work any more
+LONGEST = 200  # most bytes of a file name that are repeated in the name of its temporary file
+ABANDONED = 3600  # seconds after which a temporary file of a killed process is deleted
 
 
 @contextmanager
 def naming(path):
-    """Let an OSError name the file that a user knows: a full disk names none, and a file beside it is nobody's."""
+    """Set the path in an OSError to `path`, because errors of a full disk have no path and others name a temporary file."""
     try:
         yield
     except OSError as error:
@@ -29,20 +29,19 @@ def naming(path):
 
 
 def ordinary(path):
-    """`path`, for who is about to open it. Raises OSError where something stands that is neither a file nor a folder: opening a
-    pipe would wait for its other end, and a device may have no end."""
+    """`path`, if it is safe to open. Raises OSError for a pipe or a device, because opening a pipe would block and reading a
+    device may never end."""
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise OSError(None, "it is no ordinary file; move it away", str(path))
+        raise OSError(None, "not a regular file: move it", str(path))
     return path
 
 
 @contextmanager
 def replacing(path):
-    """Write a file beside `path` and rename it when it is complete: a reader sees the old file or the new one, never half.
+    """Write a file atomically: to a temporary file next to `path`, which is renamed when it is complete.
 
-    Yields the path to write to. An OSError names `path`. What a killed writer left beside it is removed once it is an hour
-    old.
+    Yields the path to write to. An OSError names `path`. Temporary files of killed processes are removed after an hour.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,43 +49,43 @@ def replacing(path):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     beginning = f".{_shortened(path.name)}."
     for left in path.parent.glob(f"{glob.escape(beginning)}*"):
-        # Its writer may finish it meanwhile.
+        # Its writer may rename it meanwhile.
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=beginning)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=beginning)
     os.close(handle)
     try:
         with naming(path):
-            yield Path(beside)
-            os.chmod(beside, 0o644)
-            os.replace(beside, path)
+            yield Path(temporary)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
     finally:
-        Path(beside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _shortened(name):
-    """A name that leaves room for what is put before and behind it: a file system takes 255 bytes."""
+    """A name short enough to add a prefix and a suffix; file systems allow 255 bytes."""
     return os.fsdecode(os.fsencode(name)[:LONGEST])
 
 
 def write_text(path, text):
-    """Write a text file, whole, in UTF-8. Bytes of a file's name that are no UTF-8 stand in it with backslashes."""
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+    """Write a text file atomically in UTF-8. Bytes of file names that are not UTF-8 are escaped with backslashes."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def set_aside(path):
-    """Rename a damaged file that others can do without -> its new path."""
+    """Rename a damaged file -> its new path."""
     path = Path(path)
     return path.replace(path.with_name(f"{path.name}.damaged"))
 
 
 @contextmanager
 def held(path, what, flag="--exp"):
-    """A lock that one process at a time can have, by the file `path`. Raises UserError that says who holds it.
+    """Hold an exclusive lock by the file `path`. Raises UserError, which says who holds it, if it is taken.
 
-    what: what it is about, in words. flag: which would ask for something else. The lock ends with the process, however it ends.
+    what: the locked thing, in words. flag: the flag that would choose another one. The lock is released when the process ends.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,13 +105,13 @@ def held(path, what, flag="--exp"):
             ordinary(holder).write_text(f"process {os.getpid()} on {platform.node()} since {since}", encoding="utf-8")
         yield
     finally:
-        with suppress(OSError):  # nobody needs it to be gone
+        with suppress(OSError):  # a leftover file does no harm
             holder.unlink(missing_ok=True)
         lock.release()
 
 
 def stamp(path):
-    """-> (size in bytes, time of change in ns): a file whose stamp is the same has not been changed."""
+    """(size in bytes, modification time in ns), to detect changes of a file."""
     found = os.stat(path)
     return found.st_size, found.st_mtime_ns
 
@@ -128,6 +127,6 @@ def sha256_of(path):
 
 
 def shown(path):
-    """A path as text: relative to the repository where it lies inside it, else as it is."""
+    """A path as a string, relative to the repository if it is inside."""
     path = Path(path)
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -1,4 +1,4 @@
-"""Which state of the repository a program is."""
+"""The commit of the repository."""
 
 import os
 import subprocess
@@ -9,11 +9,11 @@ from utils.files import ROOT
 
 @cache
 def commit(root=ROOT):
-    """The commit that the repository at `root` is at, with "(modified)" where files differ from it -> str; None without git."""
-    if not (root / ".git").exists():  # git would look for a repository further up
+    """The commit of the repository at `root`, with " (modified)" if files differ from it -> str; None without git."""
+    if not (root / ".git").exists():  # git would search the parent folders
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= (modified)"]
-    # No locks: a read takes nothing from whoever works in the repository meanwhile.
+    # No locks, which could disturb other git commands in the repository.
     environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
     try:
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=5).stdout.strip()

@@ -1,4 +1,4 @@
-"""A section of settings, as a YAML file or a caller gives it, checked against a dataclass: names, types and ranges."""
+"""Validate a section of settings, from a YAML file or a caller, against a dataclass: names, types and ranges."""
 
 import math
 import re
@@ -9,36 +9,36 @@ from typing import get_args, get_origin, get_type_hints
 
 from utils.errors import SettingsError
 
-ANY = object()  # for `accepted`: whatever the value is
+ANY = object()  # for `accepted`: any value
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-LONGEST = 60  # characters of a faulty value that a message shows
+LONGEST = 60  # most characters of an invalid value in a message
 
 
 def setting(default=MISSING, **limits):
-    """A field of a dataclass of settings, with the limits that `checked` holds its value, or each of a list's, against.
+    """A field of a settings dataclass, with limits that `checked` applies to its value, or to each value of a list.
 
-    at_least, at_most, above, below: bounds of a number. choices, never: the values that are allowed, or are not.
-    part_of_a_name: a text that becomes part of a file's name.
+    at_least, at_most, above, below: bounds of a number. choices, never: allowed or forbidden values. part_of_a_name: a string
+    that becomes part of a file name.
     """
     return field(default=default, metadata=limits)
 
 
 def checked(kind, given, where, accepted=None, called=None):
-    """A mapping (None: an empty one) -> an instance of the dataclass `kind`.
+    """Validate a mapping (None: empty) -> an instance of the dataclass `kind`.
 
-    Types are those of the fields' annotations: bool, int, float, str, tuples and dicts of them, and `| None`. An int is a float
-    too, a text such as "1e-4" (which YAML 1.1 takes for one) is a number, a bool is none; nan and infinity are refused.
+    Types are those of the annotations: bool, int, float, str, tuples and dicts of them, and `| None`. An int is accepted as a
+    float, and so is a string such as "1e-4", which YAML 1.1 does not parse as a number; a bool, nan and infinity are not.
 
-    where: what messages begin with, the file and the section. accepted: {key: values} that may stand there and change nothing,
-    ANY for every value. called: {another name of a key: its name here}.
-    Raises SettingsError, one line, for what is missing, unknown, of the wrong type or out of range.
+    where: prefix of messages, the file and the section. accepted: {key: values} that are allowed and ignored, ANY for any
+    value. called: {other name of a key: its name here}, for hints.
+    Raises SettingsError, one line, for a setting that is missing, unknown, of the wrong type or out of range.
     """
     accepted, called = accepted or {}, called or {}
     known = {f.name: f for f in fields(kind)}
     required = [f.name for f in known.values() if f.default is MISSING and f.default_factory is MISSING]
     if not isinstance(given, dict):
         if given is not None and not required:
-            raise SettingsError(f"{where} is {_shown(given)}; keys and values are expected: compare configs/celeba.yml")
+            raise SettingsError(f"{where} is {_shown(given)}, but must have keys and values: compare configs/celeba.yml")
         given = {}
     missing = [name for name in required if name not in given]
     values, hints = {}, get_type_hints(kind)
@@ -50,24 +50,23 @@ def checked(kind, given, where, accepted=None, called=None):
         else:
             raise SettingsError(f"{where}: unknown key {_shown(key)}; {_hint(key, [*known, *accepted], called)}")
     if missing:
-        raise SettingsError(f"{where} lacks {', '.join(missing)}; compare configs/celeba.yml")
+        raise SettingsError(f"{where} has no {', '.join(missing)}: compare configs/celeba.yml")
     return kind(**values)
 
 
 def one_name(given, same, where):
-    """A mapping in which each key of `same` {other name: name here} has its name here. Raises SettingsError when both are given
-    and differ."""
+    """Rename the keys of a mapping by `same` {other name: name here}. Raises SettingsError if both are given and differ."""
     renamed = dict(given)
     for other, name in same.items():
         if other in renamed:
             value = renamed.pop(other)
             if renamed.setdefault(name, value) != value:
-                raise SettingsError(f"{where}: {other} and {name} are the same setting and differ: leave one out")
+                raise SettingsError(f"{where}: {other} and {name} are the same setting but differ: leave one out")
     return renamed
 
 
 def nearest(name, names):
-    """The name that a slip of the pen was meant to be."""
+    """The known name closest to a misspelled one."""
     return get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
 
 
@@ -76,13 +75,13 @@ def _hint(key, names, called):
 
 
 def _check_accepted(key, value, allowed, where):
-    # 1 == True, and a list cannot be looked up in a set.
+    # Also compare types, because 1 == True.
     if allowed is not ANY and not any(value == a and type(value) is type(a) for a in allowed):
-        raise SettingsError(f"{where}: {key} {_shown(value)} is not supported; it can only be {_listed(allowed)}")
+        raise SettingsError(f"{where}: {key} {_shown(value)} is not supported: it must be {_listed(allowed)}")
 
 
 def _fitting(kind, value, limits, where):
-    """A value as `kind` has it, within its limits."""
+    """Convert a value to `kind` and check its limits. Raises SettingsError."""
     origin, inner = get_origin(kind), get_args(kind)
     if NoneType in inner:
         [kind] = [k for k in inner if k is not NoneType]
@@ -123,13 +122,13 @@ def _number(kind, value, where):
 
 
 def _outside(value, limits):
-    """What the limits want, when the value is outside; else ''."""
+    """The violated limit in words, or ''."""
     if "choices" in limits and value not in limits["choices"]:
         return _listed(limits["choices"])
     if value in limits.get("never", ()):
         return f"another value than {_shown(value)}"
     if limits.get("part_of_a_name") and not _is_part_of_a_name(value):
-        return "a name that a file can bear: no /, no \\, no leading dot"
+        return "valid in a file name: no /, no \\, no leading dot"
     bounds = {
         "at_least": (lambda bound: value >= bound, "{} or more"),
         "above": (lambda bound: value > bound, "above {}"),
@@ -155,7 +154,7 @@ def _shown(value):
         return {True: "true", False: "false", None: "null"}[value]
     try:
         text = repr(value)
-    except ValueError:  # Python writes no number of more than 4300 digits; YAML's hexadecimal ones may have them
+    except ValueError:  # Python cannot print integers of more than 4300 digits, which hexadecimal YAML can contain
         text = "with a number of thousands of digits"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 

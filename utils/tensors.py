@@ -1,4 +1,4 @@
-"""Files of tensors: read without running code, written whole, and loaded into a network completely or not at all."""
+"""Files of tensors: safe loading without running code, atomic writes, and strict loading into a network."""
 
 import logging
 import pickle
@@ -21,18 +21,18 @@ from utils.text import one_line
 
 log = logging.getLogger(__name__)
 
-# Where a file holds a network's weights, in the order of preference: `ema`, `model_ema`, `state_dict_ema`, `ema_state_dict`,
-# `params_ema` and the like are moving averages, and those are meant; the others are the raw weights.
+# Keys of a network's weights in a file, in order of preference: `ema`, `model_ema`, `state_dict_ema`, `ema_state_dict`,
+# `params_ema` and the like are moving averages, which are preferred; RAW are the raw weights.
 AVERAGE = re.compile(r"(^|_)(ema|averaged?)(_|$)")
 RAW = ("state_dict", "model", "params", "model_state_dict", "net", "unet", "module", "shadow", "checkpoint", "weights")
-# What wrappers put before each name; they may be nested. Beside what stands under another than the first, a Lightning module
-# may have other networks and buffers.
+# Prefixes that wrappers add to each name; they may be nested. For all but the first, a Lightning module may have other networks
+# and buffers with other names.
 WRAPPERS = ("module.", "model.", "unet.", "diffusion_model.")
-COUNTERS = {"n_averaged", "num_updates", "decay", "step", "initted"}  # single numbers beside an average
-DEEPEST = 8  # keys inside keys in which weights are looked for: a checkpoint may hold itself
-# What torch and safetensors say, in words of their own, when the system refuses to write.
-NOT_WHOLE = "it cannot be written in full; make room there, then start again"
-# What torch and safetensors raise for a file that is damaged or of another kind.
+COUNTERS = {"n_averaged", "num_updates", "decay", "step", "initted"}  # scalars stored with an average
+DEEPEST = 8  # levels of nesting that are searched for weights, because a checkpoint may contain itself
+# Replaces the messages of torch and safetensors for failed writes.
+NOT_WHOLE = "it cannot be written completely; free some disk space, then start again"
+# Errors that torch and safetensors raise for a file that is damaged or of another kind.
 UNREADABLE = (
     RuntimeError,
     pickle.UnpicklingError,
@@ -53,31 +53,31 @@ UNREADABLE = (
 
 
 class Misfit(UserError):
-    """A state dict that does not fit a network. `fault`: the message without its remedy, for those who know a better one; it
-    names the file and the tensors. `state_dict`: what was to fit."""
+    """A state dict does not fit a network. `fault`: the message without advice, so that callers can add their own; it names the
+    file and the tensors. `state_dict`: the weights that do not fit."""
 
     def __init__(self, fault, state_dict):
-        super().__init__(f"{fault}; use the file that belongs to it")
+        super().__init__(f"{fault}; use the weight file that belongs to it")
         self.fault, self.state_dict = fault, state_dict
 
 
 def save(obj, path):
-    """torch.save, atomically. Raises OSError, which names `path`, where it cannot be written."""
-    with replacing(path) as beside:
+    """torch.save, atomically. Raises OSError, which names `path`, if it cannot be written."""
+    with replacing(path) as temporary:
         try:
-            torch.save(obj, beside)
+            torch.save(obj, temporary)
         except RuntimeError as error:
             raise OSError(None, NOT_WHOLE, str(path)) from error
 
 
 def load(path):
-    """A file of tensors -> its contents on the CPU; nothing in it is run. Raises UserError when it is missing, damaged, of
-    another kind, or a pickle that holds more than tensors and plain data."""
+    """Load a file of tensors on the CPU, without running any code in it. Raises UserError if it is missing, damaged, of another
+    kind, or a pickle with more than tensors and plain data."""
     path = _existing(path)
     try:
         if is_safetensors(path):
             return load_file(path)
-        with warnings.catch_warnings():  # of what is an error here
+        with warnings.catch_warnings():  # about what raises an error below
             warnings.simplefilter("ignore")
             return plain(torch.load(path, map_location="cpu", weights_only=True), path)
     except UNREADABLE as error:
@@ -85,8 +85,7 @@ def load(path):
 
 
 def plain(contents, path):
-    """What was read from a file, whose tensors must be ordinary ones. Raises UserError for others: nothing here computes with
-    sparse, quantised, 8-bit or empty ("meta") tensors."""
+    """The contents of a file, if all tensors are dense. Raises UserError for sparse, quantised, 8-bit or meta tensors."""
     left, seen = [contents], set()
     while left:
         item = left.pop()
@@ -95,7 +94,7 @@ def plain(contents, path):
             if item.dtype.is_floating_point and item.dtype.itemsize < 2:
                 kind = str(item.dtype).partition(".")[2]
             if kind != "strided":
-                raise UserError(f"{path} holds tensors of the kind {kind}: write them as ordinary ones, in float32 or float16")
+                raise UserError(f"{path} contains {kind} tensors: save them as dense ones in float32 or float16")
         elif isinstance(item, dict | list | tuple) and id(item) not in seen:
             seen.add(id(item))
             left += item.values() if isinstance(item, dict) else item
@@ -103,11 +102,11 @@ def plain(contents, path):
 
 
 def save_safetensors(tensors, path, metadata):
-    """{name: tensor} and {name: str} -> a safetensors file, atomically. Raises OSError, which names `path`."""
+    """Write {name: tensor} and metadata {name: str} to a safetensors file, atomically. Raises OSError, which names `path`."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as beside:
+    with replacing(path) as temporary:
         try:
-            save_file(whole, beside, metadata)
+            save_file(whole, temporary, metadata)
         except SafetensorError as error:
             raise OSError(None, NOT_WHOLE, str(path)) from error
 
@@ -125,14 +124,14 @@ def metadata_of(path):
 
 
 def is_safetensors(path):
-    """By its contents: what is fetched keeps the name that a config expects, whatever the source."""
-    # A header in JSON follows its length in eight bytes.
+    """Decided by content, because a downloaded file has the name that a config expects, whatever its format."""
+    # Eight bytes with the length of the header are followed by the header in JSON.
     with Path(path).open("rb") as stream:
         return stream.read(9)[8:] == b"{"
 
 
 def is_torchscript(path):
-    """Whether a file is a TorchScript archive: a program with its weights."""
+    """Whether a file is a TorchScript archive, which contains code and weights."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -143,40 +142,40 @@ def is_torchscript(path):
 def _existing(path):
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file of weights in it")
+        raise UserError(f"{path} is a folder: give a weight file in it")
     if path.exists() and not path.is_file():
-        # A pipe, say: opening it would wait for who writes to it.
-        raise UserError(f"{path} is no ordinary file: name a file of weights")
+        # For example a pipe, which would block when opened.
+        raise UserError(f"{path} is not a regular file: give a weight file")
     if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path")
+        raise UserError(f"{path}: no such file: check the path")
     return path
 
 
 def _complaint(path, error):
-    """Why a file could not be read, in words of our own: torch's advise to run what is in it."""
+    """Why a file could not be read. Replaces the messages of torch, which advise running the code in it."""
     if is_torchscript(path):
-        return "is a TorchScript archive, a program: a file of weights alone is expected; save its state_dict"
+        return "is a TorchScript archive, which contains code: save its state_dict and use that file"
     if isinstance(error, pickle.UnpicklingError) and _is_whole_pickle(path):
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({named[1]})" if named else ""
-        return f"holds more than tensors{what} and was not run; where you trust it, save its state_dict alone and use that"
+        return f"contains more than tensors{what}, so it was not loaded: if you trust it, save only its state_dict and use that"
     if isinstance(error, PermissionError):
         return "cannot be read: permission denied; change its permissions"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return "cannot be read as a file of weights: it is damaged, or this machine lacks the memory for it"
+        return "cannot be read as a weight file: it is damaged, or too large for the memory of this machine"
     reason = "" if isinstance(error, pickle.UnpicklingError) or not str(error) else f" ({one_line(error)[:80]})"
-    return f"cannot be read as a file of weights{reason}: it is damaged, or of another kind; fetch or write it again"
+    return f"cannot be read as a weight file{reason}: it is damaged or of another kind; download or save it again"
 
 
 def _is_whole_pickle(path):
-    """Whether a file is a pickle, or a zip archive of torch's with one, to its last byte. Nothing is run."""
+    """Whether a file is a complete pickle, or a complete zip archive of torch with one. Runs no code."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 [name] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-                return _calls_for_pickle(pickletools.genops(archive.read(name)))  # the read checks a sum
+                return _calls_for_pickle(pickletools.genops(archive.read(name)))  # reading verifies the checksum
         with path.open("rb") as stream:
-            # torch's old form has four pickles before its tensors: a number, a version, the machine, and what was saved.
+            # The old format of torch has four pickles before its tensors: magic number, version, machine, and the object.
             whole = _calls_for_pickle(pickletools.genops(stream))
             for _ in range(3):
                 if stream.peek(1)[:1] == b"\x80":
@@ -187,13 +186,13 @@ def _is_whole_pickle(path):
 
 
 def _calls_for_pickle(operations):
-    # Read to the end, where a torn one is found out. A text that begins with a dot would be a pickle too, of nothing.
+    # Read to the end to detect a truncated file. The opcodes exclude text that starts with ".", a valid empty pickle.
     return any([operation.name in ("PROTO", "GLOBAL", "REDUCE") for operation, _, _ in operations])
 
 
 class _Found(NamedTuple):
     """A state dict in a file: the keys that lead to it, whether it is an average, its tensors (None: an average without names),
-    and the names beside it that belong to something else."""
+    and the names of tensors that belong to something else."""
 
     where: str
     averaged: bool
@@ -202,17 +201,16 @@ class _Found(NamedTuple):
 
 
 def state_dict_of(contents, path):
-    """What `load` gave -> {name: tensor}, in float32.
+    """Extract the weights from the contents of a file -> {name: tensor}, in float32.
 
-    The weights may lie at any depth under the usual keys (AVERAGE, RAW), in a checkpoint of Lightning, or in DDIM's list; the
-    moving average is taken where there is one. Prefixes of wrappers (`module.`, `model.`, `_orig_mod.`), however often, and the
-    counters of averages are taken off. Where there was a choice, a line is logged that says what was taken.
-    Raises UserError when there is no state dict.
+    The weights may be nested under the usual keys (AVERAGE, RAW), in a Lightning checkpoint, or in the list of DDIM; a moving
+    average is preferred. Prefixes of wrappers (`module.`, `model.`, `_orig_mod.`) and counters of averages are removed. If
+    there was a choice, the one taken is logged. contents: from `load`. Raises UserError if there is no state dict.
     """
     found = list(_found(contents))
     named = [f for f in found if f.tensors]
     if not named:
-        raise UserError(f"{path} holds no state dict: a file of weights is expected")
+        raise UserError(f"{path} contains no state dict: give a weight file")
     taken = next((f for f in named if f.averaged), named[0])
     _tell(path, taken, [f for f in found if f is not taken])
     return {name: t.detach().float() if t.is_floating_point() else t for name, t in taken.tensors.items()}
@@ -223,19 +221,19 @@ def _tell(path, taken, others):
         kind = "moving average" if taken.averaged else "raw weights"
         told = ", ".join(f"{f.where}{'' if f.tensors else ' (an average without names)'}" for f in others)
         level = logging.INFO if all(f.tensors for f in others) else logging.WARNING
-        log.log(level, f"{path}: took the {kind} under {taken.where}, not what is under {told}")
+        log.log(level, f"{path}: using the {kind} under {taken.where}, not those under {told}")
     if taken.left_out:
-        log.info(f"{path}: left out {len(taken.left_out)} tensors beside the network's (first: {taken.left_out[0]})")
+        log.info(f"{path}: ignored {len(taken.left_out)} tensors that are not part of the network (first: {taken.left_out[0]})")
 
 
 def _found(contents, where="", averaged=False, depth=0, seen=None):
-    """Every state dict in the contents of a file, the preferred keys first. seen: the ids of what was looked into already."""
+    """Yield every state dict in the contents of a file, preferred keys first. seen: ids of visited objects."""
     seen = set() if seen is None else seen
     if depth > DEEPEST or id(contents) in seen:
         return
     seen.add(id(contents))
     if isinstance(contents, list | tuple):
-        if len(contents) >= 4:  # DDIM's: weights, optimizer, epoch, step, and the average where there is one
+        if len(contents) >= 4:  # DDIM: weights, optimizer, epoch, step, and optionally the average
             yield from _found(contents[0], f"{where}[0]", averaged, depth + 1, seen)
             yield from _found(contents[-1], f"{where}[-1]", True, depth + 1, seen)
         return
@@ -258,7 +256,7 @@ def _found(contents, where="", averaged=False, depth=0, seen=None):
 
 
 def _networks(tensors, where, averaged):
-    """A flat state dict -> the network in it, and the averages that stand beside it under prefixes of their own."""
+    """A flat state dict -> yields the network in it, and averages stored with it under other prefixes."""
     tensors = _uncounted({name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()})
     while inside := next((under for p in WRAPPERS if len(under := _under(p, tensors)) == len(tensors) > 0), None):
         tensors = _uncounted(inside)
@@ -276,7 +274,7 @@ def _networks(tensors, where, averaged):
 
 
 def _unwrapped(tensors, where, averaged):
-    """The names without what wrappers put before them."""
+    """Remove the prefixes of wrappers."""
     left_out = []
     while under := next(((p, under) for p in WRAPPERS if (under := _under(p, tensors))), None):
         prefix, inside = under
@@ -296,27 +294,27 @@ def _uncounted(tensors):
 
 
 def _dotted(average, raw):
-    """LitEma writes an average's names without their dots; the raw weights beside it say where they were."""
+    """LitEma removes the dots from the names of an average; restore them from the names of the raw weights."""
     for names in (raw, [name.removeprefix("model.") for name in raw], _unwrapped(raw, "", False).tensors):
         dotted = {name.replace(".", ""): name for name in names}
-        # Where two names read alike without dots, nobody can tell whose average it is.
+        # Not possible if two names are equal without dots.
         if average.keys() <= dotted.keys() and len(dotted) == len(names):
             return {dotted[name]: tensor for name, tensor in average.items()}
     return average
 
 
 def load_strictly(module, state_dict, path, what):
-    """Load every tensor or none. Raises Misfit that names what is missing, too many, or of another shape."""
+    """Load every tensor or none. Raises Misfit, naming tensors that are missing, unexpected or of another shape."""
     expected = module.state_dict()
     missing = [k for k in expected if k not in state_dict]
     surplus = [k for k in state_dict if k not in expected]
     reshaped = [k for k in expected if k in state_dict and expected[k].shape != state_dict[k].shape]
     faults = [
         f"{len(keys)} {fault} (first: {keys[0]})"
-        for fault, keys in (("missing", missing), ("too many", surplus), ("of another shape", reshaped))
+        for fault, keys in (("missing", missing), ("unexpected", surplus), ("of another shape", reshaped))
         if keys
     ]
     if faults:
         raise Misfit(f"{path} does not fit {what}: {', '.join(faults)} of {len(expected)} tensors", state_dict)
-    # A network on the meta device has no memory of its own: it takes these tensors.
+    # A network on the meta device has no memory, so these tensors are assigned.
     module.load_state_dict(state_dict, assign=any(tensor.is_meta for tensor in expected.values()))

@@ -1,4 +1,4 @@
-"""A program at a terminal: its streams, its signals, and the one line and status that it ends with."""
+"""Running a program in a terminal: streams, signals, one-line errors and exit statuses."""
 
 import errno
 import os
@@ -9,39 +9,39 @@ from contextlib import suppress
 from utils.errors import Ended, UserError
 from utils.text import one_line
 
-STOPPED = "stopped"  # what a program says when nothing better is known
+STOPPED = "stopped"  # default message after Ctrl-C
 NO_MEMORY = (
-    "out of memory: give smaller batches (--bs_precompute, --bs_train, --bs_test), --precision bf16, or for training "
+    "out of memory: use smaller batches (--bs_precompute, --bs_train, --bs_test), --precision bf16, or for training "
     "--checkpoint_decoder"
 )
 REMEDIES = {
-    errno.ENOSPC: "make room there, then start again",
-    errno.EDQUOT: "your quota is used up: make room there, then start again",
-    errno.EFBIG: "files of this size are not allowed there: raise the limit (ulimit -f), or give another place",
-    errno.EIO: "the device failed: give another place",
-    errno.EACCES: "change its permissions, or give another place",
-    errno.EPERM: "change its permissions, or give another place",
-    errno.EROFS: "that file system cannot be written: give another place",
+    errno.ENOSPC: "free some disk space, then start again",
+    errno.EDQUOT: "your quota is used up: free some disk space, then start again",
+    errno.EFBIG: "files of this size are not allowed there: raise the limit (ulimit -f), or use another folder",
+    errno.EIO: "the device failed: use another folder",
+    errno.EACCES: "change its permissions, or use another folder",
+    errno.EPERM: "change its permissions, or use another folder",
+    errno.EROFS: "that file system is read-only: use another folder",
     errno.ENAMETOOLONG: "the name is too long: shorten it",
-    errno.ENOTDIR: "a file stands where a folder is wanted: move it away, or give another place",
-    errno.EEXIST: "a file stands where a folder is wanted: move it away, or give another place",
-    errno.EISDIR: "a folder stands where a file is wanted: move it away, or give another place",
+    errno.ENOTDIR: "there is a file where a folder is needed: move it, or use another folder",
+    errno.EEXIST: "there is a file where a folder is needed: move it, or use another folder",
+    errno.EISDIR: "there is a folder where a file is needed: move it, or use another name",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
     errno.ENOENT: "check the path",
 }
 
 
-# Besides Ctrl-C: what a cluster sends before it kills, a terminal that closes, processor time that is used up.
+# Signals treated like Ctrl-C: sent by a cluster before it kills a job, when a terminal closes, and when CPU time is used up.
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGXCPU") if hasattr(signal, name))
 
 
 class Terminated(KeyboardInterrupt):
-    """One of ENDING, treated like Ctrl-C; its number is the first argument."""
+    """A signal of ENDING was received, its number is the first argument. Treated like Ctrl-C."""
 
 
 class Stream:
-    """A text stream that outlives its reader: what cannot be written any more (a closed pipe, a full disk) is dropped, and what
-    its encoding cannot say is written with backslashes. Else it is the stream it stands for."""
+    """Wraps a text stream so that writing never fails: output to a closed pipe or a full disk is dropped, and characters that
+    the encoding lacks are written as backslash escapes."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -65,7 +65,7 @@ class Stream:
             self._drop()
 
     def _drop(self):
-        """From here on the stream leads nowhere, so that the interpreter's own last flush does not fail either."""
+        """Redirect the stream to the null device, so that the interpreter's final flush does not fail either."""
         try:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())
@@ -75,11 +75,11 @@ class Stream:
 
 
 def guarded(main, argv=None, stopped=STOPPED):
-    """Run `main(argv)` -> exit status: its own (None is 0); 2 after an error that the user can put right, which is told in one
-    line; 130 after Ctrl-C, 143 after SIGTERM and likewise for ENDING, with the line `stopped`."""
+    """Run `main(argv)` -> exit status: its own (None is 0); 2 after an error that the user can fix, which is printed in one
+    line; 130 after Ctrl-C, 143 after SIGTERM and so on for ENDING, printing the line `stopped`."""
     guard_streams()
     before = {}
-    # In another thread than the main one signals are somebody else's.
+    # Signal handlers can only be set in the main thread.
     with suppress(ValueError):
         before = _catch_ending()
     try:
@@ -101,7 +101,7 @@ def guarded(main, argv=None, stopped=STOPPED):
 
 
 def plain_line(error):
-    """What there is to say, in one line, about an error that the user can put right; None where the program is at fault."""
+    """The one-line message for an error that the user can fix, or None for a bug."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
@@ -110,8 +110,8 @@ def plain_line(error):
 
 
 def catch_signals_early():
-    """For the first lines of a script: Ctrl-C and SIGTERM end it with a line, and the status that `guarded` gives, while the
-    imports that take seconds are under way."""
+    """Call this first in a script: Ctrl-C and SIGTERM during slow imports then end it with one line and the exit status that
+    `guarded` would give."""
 
     def hook(kind, error, trace):
         if not issubclass(kind, KeyboardInterrupt):
@@ -124,13 +124,13 @@ def catch_signals_early():
 
 
 def leave_signals_to_the_parent(*_):
-    """For a process that works for another: Ctrl-C reaches it too, and the step under way still needs its work."""
+    """Ignore signals in a worker process, which Ctrl-C reaches too, while its parent may still need its results."""
     for number in (signal.SIGINT, *ENDING):
         signal.signal(number, signal.SIG_IGN)
 
 
 def guard_streams():
-    """Make sys.stdout and sys.stderr Streams; a stream that is missing altogether leads nowhere."""
+    """Wrap sys.stdout and sys.stderr in Streams; a missing stream is replaced by the null device."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -140,9 +140,9 @@ def guard_streams():
 
 
 def line_of(error):
-    """An OSError -> one line that names the place, what is wrong there, and what to do."""
+    """An OSError -> one line with the path, the reason, and what to do."""
     place = error.filename2 or error.filename
-    # What is written beside a file and renamed has a name that nobody knows.
+    # filename2 is the target of a rename; filename is then a temporary file unknown to the user.
     place = "" if place is None else f"{os.fsdecode(place)}: "
     reason = error.strerror or one_line(error)
     remedy = REMEDIES.get(error.errno)
@@ -150,13 +150,13 @@ def line_of(error):
 
 
 def _is_out_of_memory(error):
-    """By its name and text: this module does without torch, whose errors are RuntimeErrors."""
+    """Decided by name and message, because torch raises RuntimeError and this module must not import torch."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "can't allocate memory" in str(error)
 
 
 def close_bars():
-    """End the line of every progress bar that is still open, so that what follows has a line of its own."""
+    """Close all open progress bars, so that the next output starts on a new line."""
     if "tqdm" in sys.modules:
         for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", [])):
             bar.close()
@@ -169,7 +169,7 @@ def _tell(text):
 
 
 def _catch_ending():
-    """-> {number: its former handler}; a signal that is ignored, as nohup has it, stays so."""
+    """Set handlers for ENDING -> {number: former handler}. Signals that are ignored, as under nohup, stay ignored."""
     former = {number: signal.getsignal(number) for number in ENDING}
     former = {number: handler for number, handler in former.items() if handler not in (signal.SIG_IGN, None)}
     for number in former:
@@ -182,5 +182,5 @@ def _terminate(number, frame):
 
 
 def status_of(error):
-    """The exit status of a program that a KeyboardInterrupt has ended."""
+    """The exit status of a program ended by a KeyboardInterrupt."""
     return 128 + (error.args[0] if isinstance(error, Terminated) else signal.SIGINT)

@@ -1,17 +1,17 @@
-"""Text that goes to a terminal, a page or a message: one line of it, and nothing that cannot be printed."""
+"""Text for messages, terminals and pages: one line without unprintable characters."""
 
 import os
 from contextlib import suppress
 
 
 def one_line(error):
-    """An error's message as one printable line; the error's type where it has no message."""
+    """The message of an error as one printable line, or its type if it has no message."""
     return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def printable(text):
-    """Text of any origin, such as a file's name, as one line of valid text: what cannot be printed is written as an escape, a
-    byte that is no UTF-8 as \\xff. A name is read as UTF-8 whatever the locale is."""
+    """Any text, such as a file name, as one line of valid text: unprintable characters are escaped, and so are bytes that are
+    not UTF-8, as \\xff. Names are decoded as UTF-8 in any locale."""
     text = str(text)
     with suppress(UnicodeError):
         text = os.fsencode(text).decode("utf-8", "surrogateescape")
@@ -19,5 +19,5 @@ def printable(text):
 
 
 def _escape(c):
-    # Python reads such a byte of a name as a lone surrogate (os.fsdecode).
+    # os.fsdecode represents such a byte as a lone surrogate.
     return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()

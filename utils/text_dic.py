@@ -1,13 +1,13 @@
-"""Prompts of the published edits: attribute -> (source, target), grouped by the domain of the images.
+"""Prompts of the published edits: attribute -> (source, target), grouped by image domain.
 
-Published prompts keep the spelling of the 2023 release, slips included: t_edit follows from it.
+Published prompts keep the spelling of the 2023 release, including mistakes, because t_edit depends on it.
 """
 
 from difflib import get_close_matches
 
 from utils.errors import UserError
 
-# The small default model; these may be tuned freely.
+# Prompts of the small default model, not part of the release.
 AVATARS = {
     "avatar_smiling": ("face", "smiling face"),
     "avatar_sad": ("face", "sad face"),
@@ -142,7 +142,7 @@ OBJECTS = {
 }
 
 PROMPTS = AVATARS | FACES | DOGS | CHURCHES | BEDROOMS | PAINTINGS | OBJECTS
-# Part of a category's name -> its attributes.
+# Part of a category name -> its attributes.
 BY_CATEGORY = {
     "AVATAR": AVATARS,
     "DOG": DOGS,
@@ -154,17 +154,17 @@ BY_CATEGORY = {
 
 
 def prompts_for(attribute):
-    """Name of an edit -> (source prompt, target prompt). Raises UserError, naming the nearest, when there is no such name."""
+    """Name of an edit -> (source prompt, target prompt). Raises UserError, with similar names, if there is no such name."""
     if attribute in PROMPTS:
         return PROMPTS[attribute]
-    # Also by part, so that "smile" or "hair" leads somewhere.
+    # Also match parts of names, such as "hair".
     near = get_close_matches(attribute, PROMPTS, n=4) or [name for name in PROMPTS if attribute and attribute in name][:4]
-    known = f"the nearest: {', '.join(near)}" if near else "none is near, utils/text_dic.py lists them all"
-    raise UserError(f"--edit_attr {attribute}: no such attribute ({known}); your own prompts go into --src_txts and --trg_txts")
+    known = f"similar: {', '.join(near)}" if near else "utils/text_dic.py lists all of them"
+    raise UserError(f"--edit_attr {attribute}: no such attribute ({known}); use --src_txts and --trg_txts for your own prompts")
 
 
 def attributes_of(category):
-    """The edits of a config's category, {attribute: (source, target)}; those of faces where it has none of its own."""
+    """The edits for a config's category, {attribute: (source, target)}; those of faces if it has none."""
     for part, attributes in BY_CATEGORY.items():
         if part in category.upper():
             return attributes

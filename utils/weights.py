@@ -1,16 +1,16 @@
-"""Weights that others publish: what there is, and where it can be had."""
+"""Published weights and their sources."""
 
 from typing import NamedTuple
 
-# Sources that begin so are fetched with gdown, and with huggingface_hub.
+# Prefixes of sources that are downloaded with gdown and with huggingface_hub.
 GOOGLE_DRIVE, HUB = "https://drive.google.com/uc?id=", "https://huggingface.co/"
 
 
 class Published(NamedTuple):
-    """A weight file that others publish.
+    """A published weight file.
 
-    page, file: where a browser finds it, and its name there. sources: URLs, tried in this order. parameters: of the network; a
-    file holds four bytes for each and little else. size: bytes, sha256: hexadecimal, licence: each only where it is known.
+    page, file: web page and file name for a manual download. sources: URLs, tried in order. parameters: of the network; a file
+    has at least four bytes for each. size (bytes), sha256 (hexadecimal), licence: if known.
     """
 
     page: str
@@ -23,7 +23,7 @@ class Published(NamedTuple):
 
     @property
     def least_size(self):
-        """Bytes that the file has at least."""
+        """Smallest possible size of the file in bytes."""
         return self.size or 4 * (self.parameters or 0)
 
 
@@ -32,7 +32,7 @@ def _hub(repository, file):
 
 
 def _diffusers(repository):
-    """The DDPM++ of Ho et al. as the diffusers library names its tensors; models/convert.py reads it."""
+    """The DDPM++ of Ho et al. with the tensor names of diffusers, which models/convert.py reads."""
     return tuple(_hub(repository, f"diffusion_pytorch_model.{suffix}") for suffix in ("safetensors", "bin"))
 
 
@@ -41,11 +41,11 @@ _P2 = "https://github.com/jychoi118/P2-weighting"
 
 
 def _on_drive(file, *ids, page=_P2):
-    """A network of P2-weighting, or of ILVR, which has the same architecture."""
+    """A network of P2-weighting or ILVR, on Google Drive; both have the same architecture."""
     return Published(page, file, tuple(GOOGLE_DRIVE + name for name in ids), _ADM)
 
 
-# Name of a place in configs/paths_config.py -> what belongs there.
+# Name of a Place in configs/paths_config.py -> its published file.
 PUBLISHED = {
     "CELEBA_HQ": Published(
         page="https://huggingface.co/gwang-kim/DiffusionCLIP-CelebA_HQ",
@@ -101,6 +101,6 @@ PUBLISHED = {
     ),
 }
 
-# The directions of the 2023 release. What lies in the folder is asked for when it is fetched.
+# The directions of the 2023 release. The folder is listed when they are downloaded.
 DIRECTIONS_PAGE = "https://github.com/kwonminki/Asyrp_official"
 DIRECTIONS_LISTING = "https://api.github.com/repos/kwonminki/Asyrp_official/contents/checkpoint"

@@ -1,1 +1,1 @@
-"""What makes a frozen U-Net fast: precision, compilation, Winograd, work beside the computation."""
+"""Speed: precision, compilation, Winograd convolutions, and work in background threads."""

@@ -1,6 +1,5 @@
-"""The frozen U-Net made fast: low precision, compilation, Winograd's convolutions, and activations computed again instead of
-kept; and a CPU's memory kept.
-"""
+"""Speed and memory of the frozen U-Net: low precision, compilation, Winograd convolutions, activation checkpointing, and
+memory reuse on a CPU."""
 
 import ctypes
 import platform
@@ -17,67 +16,68 @@ from asyrp.acceleration import winograd
 from utils.errors import UserError
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-# The oldest versions of PyTorch in which these are tested on a CPU.
+# The oldest versions of PyTorch with which these are tested on a CPU.
 CHANNELS_LAST_ON_A_CPU = COMPILE_ON_A_CPU = "2.14"
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(precision, device):
-    """The context, or decorator, in which networks run in `precision`; does nothing for float32 and TF32."""
+    """A context manager and decorator that runs networks in `precision`; does nothing for float32 and TF32."""
     return torch.autocast(torch.device(device).type, LOW.get(precision, torch.bfloat16), enabled=precision in LOW)
 
 
 def set_tf32(precision, device):
-    """Let float32 convolutions and products run on tensor cores in TF32, or keep PyTorch from doing so by itself.
+    """Enable TF32 for float32 convolutions and matrix products, or disable it.
 
-    Raises UserError for TF32 where there is none.
+    Raises UserError for TF32 on a device without it.
     """
     if precision == "tf32" and torch.device(device).type != "cuda":
-        raise UserError(f"--precision tf32 is for CUDA devices, and this one is {device}: give fp32 or bf16")
+        raise UserError(f"--precision tf32 is only for CUDA devices, but this one is {device}: use fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def layout_for(device, wanted=None):
-    """The order in memory of a network that gradients go through -> a key of LAYOUTS.
+    """The memory format of a network with gradients -> a key of LAYOUTS.
 
-    wanted: one of them; by default channels_last, which tensor cores want and which is the faster one on a CPU too. But older
-    versions of PyTorch crash there, channels_last, in GroupNorm's backward pass (seen in 2.6 and 2.9): below
-    CHANNELS_LAST_ON_A_CPU it is contiguous, and UserError where the other one is wanted.
+    wanted: one of them; by default channels_last, which is faster on tensor cores and on a CPU. Versions of PyTorch below
+    CHANNELS_LAST_ON_A_CPU crash with it on a CPU, in the backward pass of GroupNorm (seen in 2.6 and 2.9): with them the
+    default is contiguous.
+    Raises UserError if channels_last is wanted there.
     """
     crashes = torch.device(device).type == "cpu" and torch.__version__ < CHANNELS_LAST_ON_A_CPU
     if crashes and wanted == "channels_last":
         raise UserError(
-            f"channels_last on a CPU needs torch {CHANNELS_LAST_ON_A_CPU} or newer, and this is {torch.__version__}: "
-            "upgrade torch, or take contiguous"
+            f"channels_last on a CPU needs torch {CHANNELS_LAST_ON_A_CPU} or newer, but this is {torch.__version__}: "
+            "upgrade torch, or use contiguous"
         )
     return wanted or ("contiguous" if crashes else "channels_last")
 
 
 def check_compiler(device):
-    """Raise UserError where this version of PyTorch is not known to compile networks for the device."""
+    """Raise UserError if this version of PyTorch is too old to compile networks for the device."""
     if torch.device(device).type == "cpu" and torch.__version__ < COMPILE_ON_A_CPU:
         raise UserError(
-            f"--compile on a CPU needs torch {COMPILE_ON_A_CPU} or newer, and this is {torch.__version__}: upgrade torch, or "
-            "leave --compile out"
+            f"--compile on a CPU needs torch {COMPILE_ON_A_CPU} or newer, but this is {torch.__version__}: upgrade torch, or "
+            "leave out --compile"
         )
 
 
 def keep_freed_memory(device):
-    """On a CPU, have the C library keep the memory of freed tensors for the next ones.
+    """On a CPU, make the C library keep the memory of freed tensors for the next ones.
 
-    By itself glibc returns large blocks to the kernel, which then clears new pages for every large activation. The process now
-    keeps what it once needed until it ends; only more than 2 GiB at the top of its memory go back. Without glibc this does
-    nothing.
+    By default glibc returns large blocks to the kernel, which then has to clear new pages for every large activation. With this
+    setting the process keeps its peak memory until it ends; only free memory above 2 GiB at the top of the heap is returned.
+    Without glibc this does nothing.
     """
     if torch.device(device).type == "cpu" and platform.libc_ver()[0] == "glibc":
         c = ctypes.CDLL(None)
-        trim_threshold, mmap_max = -1, -4  # of malloc.h
+        trim_threshold, mmap_max = -1, -4  # from malloc.h
         c.mallopt(mmap_max, 0)
         c.mallopt(trim_threshold, 2**31 - 1)
 
 
 def recompute_decoder(unet):
-    """Keep no activations within the decoder's blocks for the backward pass; compute them again there."""
+    """Recompute the activations within the decoder's blocks in the backward pass instead of keeping them."""
     for block in unet.decoder_blocks():
         block.forward = partial(_recomputed, block.forward)
 
@@ -85,25 +85,24 @@ def recompute_decoder(unet):
 def _recomputed(forward, *args):
     if not torch.is_grad_enabled():
         return forward(*args)
-    # The network draws no random numbers; keeping the generator's state would wait for the device.
+    # The network draws no random numbers, and preserving the generator's state would wait for the device.
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 class FastUNet(nn.Module):
-    """A frozen U-Net behind its own interface, for a process in float32.
+    """Wraps a frozen U-Net with the same interface, for a process in float32.
 
-    x, h, emb and the prediction are float32 whatever the precision; the skips, which only the U-Net itself reads, stay in the
-    low one. The U-Net's convolutions and linear layers are stored in it as well: half the memory, and nothing to convert in
-    each pass.
+    x, h, emb and the prediction are float32 at any precision; the skips, which only the U-Net reads, stay in low precision. The
+    weights of convolutions and linear layers are stored in low precision too, which halves their memory and avoids conversions.
 
-    precision: "fp32", "tf32" (the same here: see `set_tf32`), "bf16" or "fp16". compiled: by torch.compile; on a CUDA device
-    one or two images are replayed as CUDA graphs, where launching kernels takes longer than running them; on a CPU the kernels
-    are called from C++, and passes without gradients have the weights laid out once for the kernels that read them
-    ("freezing"), not anew in each pass: they must not change afterwards. recompute: see `recompute_decoder`. layout: the order
-    in memory, a key of LAYOUTS; by default contiguous where Winograd's convolutions are used, which want that (wide
-    networks in float32 on a CPU, see winograd.py), and what `layout_for` says elsewhere.
+    precision: "fp32", "tf32" (the same here: see `set_tf32`), "bf16" or "fp16". compiled: use torch.compile; on a CUDA device
+    batches of one or two images are replayed as CUDA graphs, because launching their kernels takes longer than running them;
+    on a CPU the kernels are called from C++, and passes without gradients use weights rearranged once ("freezing"), which must
+    not change afterwards. recompute: see `recompute_decoder`. layout: memory format, a key of LAYOUTS; by default contiguous
+    with Winograd convolutions, which need it (wide networks in float32 on a CPU, see winograd.py), and otherwise that of
+    `layout_for`.
 
-    The U-Net is changed in place: from then on it belongs to this object.
+    The U-Net is modified in place and belongs to this object from then on.
     """
 
     def __init__(self, unet, precision="fp32", compiled=False, recompute=False, layout=None):
@@ -134,16 +133,16 @@ class FastUNet(nn.Module):
             self.parts = {name: torch.compile(part) for name, part in self.parts.items()}
 
     def pays_to_pair(self, n):
-        """Whether both decoder passes of an edited step, of `n` images, are faster as one batch (`process.both_branches`).
+        """Whether both decoder passes of an edited step of `n` images are faster as one batch (`process.both_branches`).
 
-        One image leaves a device idle; but Winograd's convolutions go from image to image anyway.
+        One image does not fill a device; but Winograd convolutions process images one at a time anyway.
         """
         return n == 1 and not self.winograd
 
     def _run(self, name, x, *args):
         with self.cast, inductor.patch(freezing=True, cpp_wrapper=True) if self.compiled_for_cpu else nullcontext():
             if self.graphs and len(x) <= 2:
-                # The next replay writes over what this one returns.
+                # The next replay overwrites the output of this one.
                 return tree_map(torch.clone, self.graphs[name](x, *args))
             return self.parts[name](x, *args)
 

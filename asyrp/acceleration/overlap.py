@@ -1,4 +1,4 @@
-"""What goes on beside the computation: reading ahead, writing behind."""
+"""Background threads: prefetching of input and deferred writing of output."""
 
 import logging
 from collections import deque
@@ -10,9 +10,9 @@ log = logging.getLogger(__name__)
 
 
 def prefetched(iterable, ahead=2):
-    """The items of `iterable`, up to `ahead` of them made in a thread while the caller works on the last one.
+    """Yield the items of `iterable`, computing up to `ahead` of them in a thread while the caller works on the current one.
 
-    An error of the iterable is raised where its item would have been.
+    An error of the iterable is raised in place of its item.
     """
     iterator, end = iter(iterable), object()
     pool = ThreadPoolExecutor(1)
@@ -22,16 +22,15 @@ def prefetched(iterable, ahead=2):
             coming.append(pool.submit(next, iterator, end))
             yield item
     finally:
-        # Nobody waits here for a read that may never come back, say of a network drive.
+        # Do not wait for a read that may never return, for example from a network drive.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Background:
-    """Calls made in a thread, one after another: `later(function, *args)`.
+    """Runs calls one after another in a thread: `later(function, *args)`.
 
-    At most `most` calls wait, so that what they hold cannot fill the memory. What they write stands beside the results that
-    matter, so a file that cannot be written (OSError) is told once and stops nothing. Any other error of a call is raised by a
-    later one, by `wait`, or at the end of the `with` block.
+    At most `most` calls are queued, to limit memory. They write optional files, so an OSError is logged once and does not stop
+    the run. Any other error is raised by a later call, by `wait`, or at the end of the `with` block.
     """
 
     def __init__(self, most=16):
@@ -50,10 +49,10 @@ class Background:
         except OSError as error:
             self.failed += 1
             if self.failed == 1:
-                log.warning("a picture cannot be written, and the work goes on without it: %s", line_of(error))
+                log.warning("a picture cannot be written, continuing without it: %s", line_of(error))
 
     def wait(self):
-        """Return when every call has ended."""
+        """Wait until all calls have finished."""
         while self.calls:
             self._finish()
 
@@ -61,7 +60,7 @@ class Background:
         return self
 
     def __exit__(self, kind, error, traceback):
-        # After an error nobody waits for pictures that are not begun.
+        # After an error, drop the pictures that are still queued.
         self.pool.shutdown(cancel_futures=error is not None)
         if error is None:
             self.wait()

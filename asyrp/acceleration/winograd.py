@@ -1,25 +1,26 @@
-"""3x3 convolutions of a frozen network on a CPU, by Winograd's algorithm (Lavin & Gray 2016, arXiv 1509.09308).
+"""3x3 convolutions of a frozen network on a CPU with Winograd's algorithm (Lavin & Gray 2016, arXiv 1509.09308).
 
-F(6x6, 3x3) multiplies 64 times for 36 pixels, where the definition does 324 times. NNPACK, which PyTorch's builds for a CPU
-bring along, has it in float32; PyTorch by itself hardly ever turns to it where it has oneDNN too. Its rounding is that of a
-larger transform: 3e-6 of a convolution's result in relative l2, where oneDNN's is 2e-7.
+F(6x6, 3x3) needs 64 multiplications for 36 pixels instead of 324. NNPACK, which is part of PyTorch's CPU builds, implements it
+in float32, but PyTorch hardly ever uses it if oneDNN is available. Its rounding error is larger: 3e-6 of a convolution's result
+in relative l2, compared with 2e-7 for oneDNN.
 """
 
 import torch
 from torch import nn
 
-# With fewer channels or pixels its transforms cost what they save. One image, one convolution, measured with AVX-512: from here
-# on 1.5 to 2.8 times as fast as oneDNN's; with 32 channels 1.1 to 1.5 times, at 16 pixels 0.6 to 1.0 times.
+# With fewer channels or pixels the transforms cost more than they save. Measured with AVX-512 for one image and one
+# convolution: 1.5 to 2.8 times as fast as oneDNN from here on; with 32 channels 1.1 to 1.5 times, at 16 pixels 0.6 to 1.0
+# times.
 LEAST_CHANNELS, LEAST_SIDE = 64, 32
 
 
 def available():
-    """Whether this PyTorch has NNPACK and this processor can run it."""
+    """Whether this build of PyTorch has NNPACK and this processor supports it."""
     return hasattr(torch, "_nnpack_spatial_convolution") and torch.backends.nnpack.is_available()
 
 
 def serves(unet):
-    """Whether NNPACK is at hand, and the U-Net has channels and pixels enough for it where they cost most: at full size."""
+    """Whether NNPACK is available and the U-Net has enough channels and pixels at full resolution for it to pay off."""
     return unet.ch >= LEAST_CHANNELS and unet.image_size >= LEAST_SIDE and available()
 
 
@@ -29,8 +30,8 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 
     Float32 on a CPU, where NNPACK is `available`. Differentiable with respect to x; weights and bias are frozen.
     """
-    available()  # The first call makes NNPACK ready, and the convolution itself does not.
-    # One by one: what NNPACK does with a batch is slower.
+    available()  # initialises NNPACK on the first call, which the convolution does not do
+    # One image at a time, because NNPACK is slower on batches.
     images = [torch._nnpack_spatial_convolution(image, weight, bias, padding=1) for image in x.contiguous().split(1)]
     return images[0] if len(images) == 1 else torch.cat(images)
 
@@ -46,8 +47,8 @@ def _keep_weight(ctx, inputs, output):
 
 def _backward(ctx, gradient):
     if any(ctx.needs_input_grad[1:]):
-        raise NotImplementedError("asyrp::winograd is for frozen weights: its gradient is that of the images alone")
-    # A convolution's gradient is the convolution with its kernels turned around.
+        raise NotImplementedError("asyrp::winograd is for frozen weights: it has gradients only for the images")
+    # The gradient of a convolution is the convolution with flipped kernels.
     [weight] = ctx.saved_tensors
     return convolve(gradient, weight.transpose(0, 1).flip(2, 3).contiguous(), None), None, None
 
@@ -56,7 +57,7 @@ convolve.register_autograd(_backward, setup_context=_keep_weight)
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A frozen Conv2d, 3x3 with padding 1, that takes Winograd's algorithm for large images in float32 on a CPU."""
+    """A frozen 3x3 Conv2d with padding 1 that uses Winograd's algorithm for large images in float32 on a CPU."""
 
     def forward(self, x):
         able = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
@@ -66,7 +67,7 @@ class WinogradConv2d(nn.Conv2d):
 
 
 def use_winograd(unet):
-    """Make the U-Net's 3x3 convolutions with channels enough WinogradConv2d, in place; its weights stay as they are."""
+    """Turn the U-Net's wide 3x3 convolutions into WinogradConv2d, in place and without changing weights."""
     for module in unet.modules():
         if isinstance(module, nn.Conv2d) and _suits(module):
             module.__class__ = WinogradConv2d

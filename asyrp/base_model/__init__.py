@@ -1,1 +1,1 @@
-"""Training base models, for scripts/train_base_model.py: the settings, the training itself, and the files it leaves."""
+"""Training base models, for scripts/train_base_model.py: settings, trainer, and output files."""

@@ -1,6 +1,6 @@
-"""How a base model is trained: the settings, and the loss weights and the learning rate that follow from them.
+"""Settings for training a base model, and the loss weights and learning rate that follow from them.
 
-The objective is DDPM eq. 14, the mean squared error of the predicted noise, each timestep weighted as `loss_weights` says.
+The objective is DDPM eq. 14, the mean squared error of the predicted noise, with timesteps weighted by `loss_weights`.
 """
 
 import math
@@ -15,61 +15,63 @@ from utils.sections import setting
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a base model is trained; `utils.sections.checked` holds them against their ranges. Each is a flag of
-    scripts/train_base_model.py, `text` its help.
+    """Settings of a training, validated by `utils.sections.checked`. Each is a flag of scripts/train_base_model.py with `text`
+    as its help.
 
     Raises SettingsError for values that contradict each other.
     """
 
-    total_images: int = setting(5_000_000, at_least=1, text="images to see in all; the learning rate ends there")
-    minutes: float | None = setting(None, above=0, text="end after so many minutes of training, where that comes first")
-    images_seen: int = setting(0, at_least=0, text="images that the weights of --init have seen")
+    total_images: int = setting(
+        5_000_000, at_least=1, text="images to train on in total; the learning rate schedule ends there"
+    )
+    minutes: float | None = setting(None, above=0, text="stop after this many minutes of training, if that comes first")
+    images_seen: int = setting(0, at_least=0, text="images that the weights of --init were trained on")
     loss_weighting: str = setting(
         "simple",
         choices=("simple", "p2", "snr"),
-        text="simple: DDPM's; p2: Choi et al. 2022; snr: between the loss in eps and that in x_0, serves large timesteps",
+        text="simple: DDPM; p2: Choi et al. 2022; snr: between the losses in eps and in x_0, for better large timesteps",
     )
     p2_gamma: float = setting(1.0, at_least=0, text="exponent of p2")
-    snr_power: float = setting(0.5, text="exponent of snr: 0 is the loss in eps, 1 that in x_0")
+    snr_power: float = setting(0.5, text="exponent of snr: 0 is the loss in eps, 1 the loss in x_0")
     snr_bounds: tuple[float, float] = setting(
-        (0.6, 15.0), above=0, text="smallest and largest weight of snr, before all are divided by their mean"
+        (0.6, 15.0), above=0, text="smallest and largest weight of snr, before normalising by the mean"
     )
-    batch_size: int = setting(64, at_least=1, text="images a step, of all processes together")
+    batch_size: int = setting(64, at_least=1, text="images per step, over all processes")
     lr: float = setting(3e-4, above=0, text="peak learning rate of AdamW")
     lr_schedule: str = setting(
-        "cosine", choices=("cosine", "constant"), text="after the warm-up: a cosine to zero, or the peak to the end"
+        "cosine", choices=("cosine", "constant"), text="after the warm-up: cosine decay to zero, or constant"
     )
-    warmup: float = setting(0.02, at_least=0, below=1, text="share of the training in which the learning rate rises")
-    betas: tuple[float, float] = setting((0.9, 0.99), at_least=0, below=1, text="of AdamW")
-    clip_norm: float = setting(1.0, above=0, text="largest norm of the gradients")
-    ema: float = setting(0.999, at_least=0, below=1, text="decay of the moving average, a step")
-    flip: bool = setting(False, text="mirror half of the images")
-    seed: int = setting(0, at_least=0, text="of the random numbers, together with the images seen")
-    precision: str = setting("fp32", choices=("fp32", "bf16"), text="of the network's layers")
-    compile: bool = setting(False, text="torch.compile the U-Net: a minute or two, once")
+    warmup: float = setting(0.02, at_least=0, below=1, text="fraction of the training for the linear warm-up")
+    betas: tuple[float, float] = setting((0.9, 0.99), at_least=0, below=1, text="betas of AdamW")
+    clip_norm: float = setting(1.0, above=0, text="clip gradients to this norm")
+    ema: float = setting(0.999, at_least=0, below=1, text="decay of the moving average per step")
+    flip: bool = setting(False, text="flip images horizontally with probability 1/2")
+    seed: int = setting(0, at_least=0, text="random seed, combined with the number of images seen")
+    precision: str = setting("fp32", choices=("fp32", "bf16"), text="precision of the network's layers")
+    compile: bool = setting(False, text="compile the U-Net (takes a minute or two once)")
     memory_format: str = setting(
         "auto",
         choices=("auto", "contiguous", "channels_last"),
-        text="order of tensors in memory; auto: contiguous on a CPU, channels_last on CUDA",
+        text="memory format; auto: contiguous on a CPU, channels_last on CUDA",
     )
-    workers: int = setting(2, at_least=0, text="processes that read images")
-    save_minutes: float = setting(10.0, at_least=0, text="save weights, state and samples this often")
+    workers: int = setting(2, at_least=0, text="worker processes for loading images")
+    save_minutes: float = setting(10.0, at_least=0, text="save weights, state and samples every N minutes")
 
     def __post_init__(self):
         if self.total_images <= self.images_seen:
             raise SettingsError(f"--total_images {self.total_images}: must be more than --images_seen {self.images_seen}")
         if self.snr_bounds[0] > self.snr_bounds[1]:
-            raise SettingsError(f"--snr_bounds {self.snr_bounds[0]} {self.snr_bounds[1]}: the smaller one comes first")
+            raise SettingsError(f"--snr_bounds {self.snr_bounds[0]} {self.snr_bounds[1]}: give the smaller one first")
 
 
 def loss_weights(schedule, settings):
-    """What the squared error of eps counts at each timestep -> float32 tensor (T,).
+    """The weight of the squared error of eps at each timestep -> float32 tensor (T,).
 
     With SNR_t = alpha_bar_t / (1 - alpha_bar_t):
     simple: 1, DDPM eq. 14.
     p2: (1 + SNR_t)^-gamma, P2 (Choi et al. 2022) eq. 8 with k = 1.
-    snr: SNR_t^-power, held within the bounds, then divided by its mean over t. The squared error of P_t is that of eps divided
-    by SNR_t: power 0 is the loss in eps, 1 the loss in x_0, and 0.5 lies between them.
+    snr: SNR_t^-power, clamped to the bounds, then divided by its mean over t. The squared error of P_t is that of eps divided
+    by SNR_t, so power 0 is the loss in eps, 1 the loss in x_0, and 0.5 is in between.
     """
     alpha_bars = schedule.alpha_bars
     if settings.loss_weighting == "p2":
@@ -83,7 +85,7 @@ def loss_weights(schedule, settings):
 
 
 def learning_rate(settings, progress):
-    """Linear warm-up, then a cosine to zero, or the peak to the end; progress: share of the training done, 0..1."""
+    """Linear warm-up, then cosine decay to zero, or constant. progress: fraction of the training done, 0 to 1."""
     s = settings
     if progress < s.warmup:
         return s.lr * progress / s.warmup

@@ -1,6 +1,6 @@
-"""Training a base model: a U-Net on images, by the objective of DDPM.
+"""Train a base model: a U-Net on images, with the objective of DDPM.
 
-What is written in the end is a moving average of the weights. A training goes on from its state, which holds all of it.
+The output is a moving average of the weights. A training resumes from its saved state.
 """
 
 import copy
@@ -30,12 +30,12 @@ from utils.text import one_line
 
 log = logging.getLogger(__name__)
 
-COLD_STEPS = 100  # over which the learning rate rises where trained weights meet a new optimiser
-SMOOTHING = 0.02  # share of the newest batch in the loss that is shown
+COLD_STEPS = 100  # steps of warm-up for trained weights with a new optimiser
+SMOOTHING = 0.02  # weight of the newest batch in the displayed loss
 
 
 def antithetic_timesteps(batch, T, device):
-    """t and T-1-t in pairs: the loss depends strongly on t, and pairs even that out (iDDPM section 3.3 has the aim)."""
+    """Pairs of t and T-1-t, which reduce the variance of the loss over t (the aim of iDDPM section 3.3) -> (batch,)."""
     half = torch.randint(T, ((batch + 1) // 2,), device=device)
     return torch.cat([half, T - 1 - half])[:batch]
 
@@ -47,13 +47,13 @@ def update_ema(ema, model, decay):
 
 
 def seed_at(seed, images_seen):
-    """The seed of a training that begins, or goes on, after so many images: no stretch repeats another's random numbers."""
+    """The seed of a training that starts or resumes after images_seen images, so that no random numbers are repeated."""
     return int(np.random.SeedSequence((seed, images_seen)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @torch.no_grad()
 def reconstruct_and_sample(unet, images, schedule, steps=40):
-    """images (B, 3, H, W) -> their reconstructions (inverted and generated back), and as many samples from noise."""
+    """images (B, 3, H, W) in [-1, 1] -> (their reconstructions by inversion and generation, as many samples from noise)."""
     t = process.timesteps(min(steps, len(schedule.betas)), len(schedule.betas) - 1)
     noise = process.image_noise(0, range(len(images)))(-1, images.shape).to(images.device)
     reconstructions = process.generate(unet, process.invert(unet, images, schedule, t), schedule, t)
@@ -61,17 +61,19 @@ def reconstruct_and_sample(unet, images, schedule, steps=40):
 
 
 class Trainer:
-    """A U-Net in training (`unet`), its moving average (`ema`), its optimiser, and how far it has come.
+    """A U-Net in training (`unet`), its moving average (`ema`), its optimiser, and its progress.
 
-    config: a model's settings (`asyrp.config.load_config`). init: a weight file to begin from. state: of `Trainer.state`,
-    to go on from; it comes before `init`. Seeds PyTorch's random numbers, by the images seen. ranks: processes that share every
-    batch; each draws the random numbers of the whole batch, so that their number changes nothing but the last digits.
-    Raises UserError when weights are missing, damaged, or of another network, and for a batch of fewer images than processes.
+    config: a Config. init: a weight file to start from. state: from `Trainer.state`, to resume from; overrides `init`. Seeds
+    PyTorch's random numbers from the number of images seen. ranks: processes that share each batch; every process draws the
+    random numbers of the whole batch, so that the number of processes changes only rounding.
+    Raises UserError if weights are missing, damaged or of another network, or if the batch has fewer images than processes.
     """
 
     def __init__(self, config, settings, device="cpu", init=None, state=None, ranks=ALONE):
         if settings.batch_size < ranks.world:
-            raise UserError(f"--batch_size {settings.batch_size} is shared by {ranks.world} processes: give that many or more")
+            raise UserError(
+                f"--batch_size {settings.batch_size} is split over {ranks.world} processes: use {ranks.world} or more"
+            )
         self.settings, self.device, self.model = settings, torch.device(device), model_sections(config)
         self.ranks = ranks
         self.images_seen, self.seconds, self.sessions = settings.images_seen, 0.0, []
@@ -92,12 +94,12 @@ class Trainer:
         self.alpha_bars = torch.from_numpy(self.schedule.alpha_bars).float().to(self.device)
         self.weights = loss_weights(self.schedule, settings).to(self.device)
         self.forward = torch.compile(self.unet) if settings.compile else self.unet
-        self.loss = None  # its running mean
+        self.loss = None  # running mean
 
     def _make_networks(self, config, init, state):
         if getattr(config.model, "prediction_type", "epsilon") != "epsilon":
-            # Its loss here would be that of eps, which says nothing of v where there is little of the image left.
-            raise UserError("prediction_type v_prediction: a network is trained here to predict epsilon; say so in the config")
+            # The loss here is in eps, which tells little about v at large timesteps.
+            raise UserError("prediction_type v_prediction cannot be trained here: set prediction_type epsilon in the config")
         unet = build_unet(config)
         ema, what = copy.deepcopy(unet), f"the U-Net of {config.path.name}"
         if state:
@@ -117,7 +119,7 @@ class Trainer:
             try:
                 self.optimizer.load_state_dict(state["optimizer"])
             except (ValueError, LookupError, TypeError, AttributeError) as error:
-                raise UserError("the state's optimizer is damaged: delete the state, and begin from the weights") from error
+                raise UserError("the optimizer in the state is damaged: delete the state and start from the weights") from error
             for group in self.optimizer.param_groups:
                 group["betas"] = s.betas
 
@@ -125,7 +127,7 @@ class Trainer:
 
     @property
     def progress(self):
-        """Share of the training done, 0..1, by images or by minutes, whichever is further."""
+        """Fraction of the training done, 0 to 1, by images or by minutes, whichever is larger."""
         by_time = self.seconds / (60 * self.settings.minutes) if self.settings.minutes else 0.0
         return max(self.images_seen / self.settings.total_images, by_time)
 
@@ -134,7 +136,7 @@ class Trainer:
         return learning_rate(self.settings, self.progress) * (1 - self.cold_steps_left / (COLD_STEPS + 1))
 
     def step(self, x_0):
-        """One step of the optimiser on images (B, 3, H, W) in [-1, 1]; of several processes, on each one's part of a batch."""
+        """One optimiser step on images (B, 3, H, W) in [-1, 1], this process's part of the batch."""
         s, ranks = self.settings, self.ranks
         n = s.batch_size if ranks.joined else len(x_0)
         for group in self.optimizer.param_groups:
@@ -157,7 +159,8 @@ class Trainer:
         ranks.average([*gradients, loss], len(x_0) / n)
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), s.clip_norm)
         self.optimizer.step()
-        # A short memory at first, so that the average soon forgets the random start (Karras et al. 2019, rampup).
+        # A low decay at first, so that the average soon forgets the random weights (ramp-up as in StyleGAN, Karras et al.
+        # 2019).
         update_ema(self.ema, self.unet, min(s.ema, (1 + self.images_seen) / (10 * s.batch_size + self.images_seen)))
         self.images_seen += n
         self.cold_steps_left = max(0, self.cold_steps_left - 1)
@@ -166,7 +169,7 @@ class Trainer:
     # ---- all steps ----------------------------------------------------------------------------------------------------------
 
     def loader(self, dataset):
-        """As many batches of the dataset as are left, with each image as often as any other; of each, this process's part."""
+        """The remaining batches, with each image equally often; this process's part of each batch."""
         s = self.settings
         steps = math.ceil((s.total_images - self.images_seen) / s.batch_size)
         order = RandomSampler(dataset, num_samples=steps * s.batch_size)
@@ -180,10 +183,11 @@ class Trainer:
         )
 
     def run(self, dataset, save, stopped=lambda: False):
-        """Train to the end, or until `stopped()`; `save()` is called every now and then, and at last. -> what `stopped` said.
+        """Train to the end, or until `stopped()` is true -> the value of `stopped()`. Calls `save()` periodically and at the
+        end.
 
-        A save that fails (OSError) on the way is told in one line and tried again later; the last one's error is raised. Of
-        several processes, the first one saves and its clock counts; all end when one of them is stopped.
+        An OSError of a periodic save is logged, and saving is tried again later; an error of the last save is raised. Of
+        several processes, the first one saves and keeps time; all stop when one of them is stopped.
         """
         told, last, stop = set(), time.monotonic(), None
         saved = last
@@ -191,10 +195,10 @@ class Trainer:
             for x_0, messages in self.loader(dataset):
                 for message in dict.fromkeys(messages):
                     if message not in told:
-                        log.warning("%s: left out", message)
+                        log.warning("skipped: %s", message)
                 told.update(messages)
                 if x_0 is None:
-                    raise UserError(f"{dataset.folder}: none of its images can be read any more")
+                    raise UserError(f"{dataset.folder}: none of the images can be read any more: check the files")
                 with compiling():
                     self.step(x_0)
                 now = time.monotonic()
@@ -210,7 +214,7 @@ class Trainer:
                     try:
                         save()
                     except OSError as error:
-                        log.warning("%s; what was saved before is kept, and training goes on", line_of(error))
+                        log.warning("%s; the previous save is kept, and training continues", line_of(error))
                     saved = last = time.monotonic()
         self.check()
         if self.ranks.leads:
@@ -218,16 +222,14 @@ class Trainer:
         return stop
 
     def check(self):
-        """Raise UserError when the weights are of no use any more, before they are written over good ones."""
+        """Raise UserError if the loss is not finite, so that broken weights never overwrite good ones."""
         if not self.loss.isfinite():
-            raise UserError(
-                f"the loss is no number any more, {self.images_seen:,} images seen: lower --lr; what was saved before is kept"
-            )
+            raise UserError(f"the loss is not finite after {self.images_seen:,} images: lower --lr; the previous save is kept")
 
-    # ---- what is kept -------------------------------------------------------------------------------------------------------
+    # ---- saving -------------------------------------------------------------------------------------------------------------
 
     def state(self):
-        """All that a training needs to go on, for `torch.save`."""
+        """Everything needed to resume the training, for `torch.save`."""
         return {
             "model": self.model,
             "unet": self.unet.state_dict(),
@@ -239,7 +241,7 @@ class Trainer:
         }
 
     def history(self):
-        """Each stretch of the training: images seen when it began and ended, and its settings -> list of plain dicts."""
+        """The sessions of the training: images seen at start and end, and settings -> list of plain dicts."""
         if self.images_seen == self.began_at:
             return self.sessions
         stretch = {"from": self.began_at, "to": self.images_seen, "settings": to_dict(self.settings)}
@@ -251,7 +253,7 @@ class Trainer:
 
 
 class Parts:
-    """Of each batch of a sampler, a process's part."""
+    """A batch sampler that yields this process's part of each batch."""
 
     def __init__(self, batches, ranks):
         self.batches, self.ranks = batches, ranks

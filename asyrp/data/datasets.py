@@ -1,10 +1,11 @@
-"""Images on disk -> tensors in [-1, 1]: files in a folder, or values of an LMDB.
+"""Images on disk -> tensors in [-1, 1]: files in a folder, or values in an LMDB.
 
-What the rest of the program relies on: `len(dataset)`, `dataset[i]`, `dataset.name(i)`, `dataset.folder`.
+The interface of a dataset: `len(dataset)`, `dataset[i]`, `dataset.name(i)`, `dataset.folder`.
 """
 
 import io
 import struct
+import warnings
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import chain, islice
@@ -17,12 +18,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from asyrp.data.folders import EXTENSIONS, image_names, is_lmdb, names_below, say_once, what_lies_at
+from asyrp.data.folders import EXTENSIONS, image_names, is_lmdb, names_below, say_once, what_is_at
 from utils.errors import UserError
 from utils.files import stamp
 from utils.text import one_line, printable
 
-# What Pillow raises for damaged files; the last two come from EXIF data.
+# Pillow warns about large images, palettes with transparency and damaged metadata; it reads them all the same.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+# Errors that Pillow raises for damaged files; the last two come from EXIF data.
 DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, TypeError, struct.error)
 
 
@@ -31,15 +34,15 @@ class UnreadableImage(Exception):
 
 
 def upright_rgb(image):
-    """PIL image of any mode -> RGB, turned upright as its EXIF data says; what is transparent shows white.
+    """PIL image of any mode -> RGB, rotated as its EXIF data says, on a white background if it is transparent.
 
-    Raises ValueError for grey images of more than 16 bits, of which nobody knows what their white is.
+    Raises ValueError for greyscale images of more than 16 bits, whose white level is unknown.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         pixels = np.asarray(image)
         if image.mode == "F" or pixels.min() < 0 or pixels.max() >= 2**16:
-            raise ValueError("grey of 32 bits; save it with 8 or 16")
+            raise ValueError("32-bit greyscale; save it with 8 or 16 bits")
         # Pillow would clip at 255.
         image = Image.fromarray((pixels >> 8).astype(np.uint8))
     if is_transparent(image):
@@ -49,14 +52,14 @@ def upright_rgb(image):
 
 
 def is_transparent(image):
-    """Whether any pixel of a PIL image lets something through."""
+    """Whether any pixel of a PIL image is transparent."""
     return image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
 
 
 def to_unit_range(image, size):
     """RGB image of any shape -> float tensor (3, size, size) in [-1, 1].
 
-    Shorter side resized (bilinear, antialiased), centre-cropped.
+    The shorter side is resized (bilinear, antialiased), then the centre is cropped.
     """
     image = v2.functional.pil_to_tensor(image)
     if min(image.shape[1:]) != size:
@@ -66,30 +69,31 @@ def to_unit_range(image, size):
 
 
 class Images(Dataset):
-    """What both kinds have in common: dataset[i] -> (3, image_size, image_size) in [-1, 1].
+    """Base class of both kinds: dataset[i] -> (3, image_size, image_size) in [-1, 1].
 
-    Raises UnreadableImage, which names the image. align: function of an RGB image -> the face in it, or None without one.
+    Raises UnreadableImage, which names the image. align: function of an RGB image -> the aligned face, or None if there is
+    none.
     """
 
     def __init__(self, folder, image_size, align=None):
         self.folder, self.image_size, self.align = Path(folder), image_size, align
 
     def name(self, i):
-        """What image i is called in messages and reports."""
+        """The name of image i, for messages and reports."""
         raise NotImplementedError
 
     def encoded(self, i):
-        """Path or stream of image i, as Pillow opens it."""
+        """Path or stream of image i, for Pillow to open."""
         raise NotImplementedError
 
     def stamp(self, i):
-        """(size in bytes, time of change in ns) of the file that image i is in, or None when it is not there."""
+        """(size in bytes, modification time in ns) of the file that contains image i, or None if there is none."""
         with suppress(OSError):
             return stamp(self.folder / self.file(i))
         return None
 
     def file(self, i):
-        """The file that image i is in, relative to the folder."""
+        """The file that contains image i, relative to the folder."""
         return self.name(i)
 
     def __getitem__(self, i):
@@ -97,7 +101,7 @@ class Images(Dataset):
         try:
             with Image.open(self.encoded(i)) as image:
                 if is_transparent(image):
-                    say_once(f"{printable(self.folder)}: what is transparent in its images is shown on white")
+                    say_once(f"{printable(self.folder)}: transparent images are shown on white")
                 image = upright_rgb(image)
         except DAMAGED as error:
             reason = "unknown format" if isinstance(error, UnidentifiedImageError) else one_line(error)
@@ -105,7 +109,7 @@ class Images(Dataset):
         if self.align:
             image = self.align(image)
             if image is None:
-                raise UnreadableImage(f"{path} cannot be aligned: no face was found in it")
+                raise UnreadableImage(f"{path} cannot be aligned: no face was found")
         return to_unit_range(image, self.image_size)
 
 
@@ -113,10 +117,9 @@ class Images(Dataset):
 
 
 class ImageFolder(Images):
-    """The images of one folder, sorted by name; or those of its images that `names` lists (relative to it). recursive: those of
-    its sub-folders too.
+    """The images of one folder, sorted by name, or those listed in `names` (relative to it). recursive: include sub-folders.
 
-    Raises UserError when the folder is missing or holds no image.
+    Raises UserError if the folder is missing or has no images.
     """
 
     def __init__(self, folder, image_size, names=None, align=None, recursive=False):
@@ -124,8 +127,8 @@ class ImageFolder(Images):
         self.names = names if names is not None else (names_below if recursive else image_names)(folder)
         if not self.names:
             raise UserError(
-                f"{printable(folder)} is no folder of images ({', '.join(EXTENSIONS)}): {what_lies_at(folder)}; name the "
-                "folder that they lie in, or an LMDB"
+                f"{printable(folder)} is not a folder of images ({', '.join(EXTENSIONS)}): {what_is_at(folder)}; give the "
+                "folder that contains them, or an LMDB"
             )
 
     def __len__(self):
@@ -143,28 +146,28 @@ class ImageFolder(Images):
 
 @cache
 def environment(folder):
-    """Resolved LMDB folder -> its handle, read-only and without a lock file.
+    """Resolved LMDB folder -> its environment, read-only and without a lock file.
 
-    LMDB allows one handle in a process. Datasets keep none, so that each worker opens its own when it first reads.
+    LMDB allows one environment per process. Datasets do not hold one, so that each worker opens its own on first use.
     """
     try:
         handle = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
     except (lmdb.Error, OSError) as error:
         raise UserError(
-            f"{printable(folder)} cannot be opened as an LMDB ({one_line(error)}); make or fetch it again"
+            f"{printable(folder)} cannot be opened as an LMDB ({one_line(error)}): create or download it again"
         ) from error
-    # Reading behind the end of its file would kill the process.
+    # Reading past the end of the file would crash the process.
     if (folder / "data.mdb").stat().st_size < (handle.info()["last_pgno"] + 1) * handle.stat()["psize"]:
-        raise UserError(f"{printable(folder)}: the end of this LMDB is missing; copy or fetch it again")
+        raise UserError(f"{printable(folder)}: this LMDB is truncated: copy or download it again")
     return handle
 
 
 class LmdbImages(Images):
-    """The images of an LMDB: its values are encoded images, and its keys have one of two forms.
+    """The images of an LMDB, whose values are encoded images and whose keys have one of two forms.
 
-    With a key `length` (ASCII digits), the keys are <resolution>-<number of five digits>, as in StyleGAN2 and DiffusionCLIP;
-    those of `image_size` are read. Without it, every value is an image, in the order of the keys, as in LSUN.
-    Raises UserError when the LMDB cannot be opened, is empty or damaged, or holds other resolutions only.
+    With a key `length` (ASCII digits), the keys are <resolution>-<five-digit number>, as in StyleGAN2 and DiffusionCLIP; those
+    of `image_size` are read. Without it, every value is an image, in the order of the keys, as in LSUN.
+    Raises UserError if the LMDB cannot be opened, is empty or damaged, or has only other resolutions.
     """
 
     def __init__(self, folder, image_size, align=None):
@@ -173,40 +176,40 @@ class LmdbImages(Images):
             length = txn.get(b"length")
             self.numbered = length is not None
             self.length = self._length(length, txn) if self.numbered else txn.stat()["entries"]
-        # Of keys without numbers. They are found when they are needed: LSUN has millions.
+        # Keys without numbers are listed only as far as needed, because LSUN has millions.
         self.keys = []
         if not self.length:
-            raise UserError(f"{printable(folder)}: this LMDB holds no image")
+            raise UserError(f"{printable(folder)}: this LMDB has no images: give another one")
 
     @contextmanager
     def read(self):
-        """A read transaction. Raises UserError where the LMDB is damaged."""
+        """A read transaction. Raises UserError if the LMDB is damaged."""
         try:
             with environment(self.folder.resolve()).begin() as txn:
                 yield txn
         except lmdb.Error as error:
             raise UserError(
-                f"{printable(self.folder)}: this LMDB is damaged ({one_line(error)}); copy or fetch it again"
+                f"{printable(self.folder)}: this LMDB is damaged ({one_line(error)}): copy or download it again"
             ) from error
 
     def _length(self, length, txn):
         """The value of the key `length` -> the number of images."""
-        # So many digits number every image that a disk can hold.
+        # 18 digits are enough for any number of images.
         if not length.isdigit() or len(length) > 18:
             raise UserError(
-                f"{printable(self.folder)}: the value of the key `length` is {length[:30]!r}, no number of images; make the "
-                "LMDB again"
+                f"{printable(self.folder)}: the value of the key `length` is {length[:30]!r}, not a number of images: create "
+                "the LMDB again"
             )
         there = resolutions(txn)
         if there and str(self.image_size) not in there:
             raise UserError(
-                f"{printable(self.folder)} holds images at {', '.join(there)} px only, and {self.image_size} are needed: make "
-                "the LMDB at that resolution, or put a folder of images in its place"
+                f"{printable(self.folder)} only has images of {', '.join(there)} px, but {self.image_size} px are needed: "
+                "create the LMDB at that resolution, or use a folder of images instead"
             )
         n = int(length) if there else 0
         if n and txn.get(last := self._numbered_key(n - 1)) is None:
             raise UserError(
-                f"{printable(self.folder)}: the key `length` says {n} images, and {last.decode()} is not there; make the LMDB "
+                f"{printable(self.folder)}: the key `length` says {n} images, but {last.decode()} is missing: create the LMDB "
                 "again"
             )
         return n
@@ -226,7 +229,7 @@ class LmdbImages(Images):
         if i >= len(self.keys):
             with self.read() as txn:
                 cursor = txn.cursor()
-                # The walk goes on behind the last key that is known.
+                # Continue after the last known key.
                 known = bool(self.keys) and cursor.set_key(self.keys[-1])
                 self.keys += islice(cursor.iternext(values=False), known, known + i + 1 - len(self.keys))
         return self.keys[i]
@@ -243,14 +246,14 @@ class LmdbImages(Images):
 
 
 def resolutions(txn):
-    """The numbers that keys of the form <resolution>-<number> begin with, as text; found without walking all keys."""
+    """The resolutions in keys of the form <resolution>-<number>, as strings, found without listing all keys."""
     found, cursor = [], txn.cursor()
     there = cursor.first()
     while there:
         resolution, dash, _ = cursor.key().partition(b"-")
         if dash and resolution.isdigit():
             found.append(resolution.decode())
-            there = cursor.set_range(resolution + b".")  # the character after the dash: behind all keys of this resolution
+            there = cursor.set_range(resolution + b".")  # "." follows "-" in ASCII: skips all keys of this resolution
         else:
             there = cursor.next()
     return sorted(found, key=int)
@@ -260,15 +263,15 @@ def resolutions(txn):
 
 
 def open_folder(folder, image_size, align=None, recursive=False):
-    """A folder of images, or an LMDB folder -> dataset. Raises UserError, which says what it is, when it is neither. recursive:
-    take the images of its sub-folders too."""
+    """A folder of images or an LMDB -> dataset. Raises UserError, which says what is there, if it is neither. recursive:
+    include sub-folders."""
     if is_lmdb(folder):
         return LmdbImages(folder, image_size, align=align)
     return ImageFolder(folder, image_size, align=align, recursive=recursive)
 
 
 def read_image(path, image_size):
-    """One picture -> (3, image_size, image_size) in [-1, 1], read as those of a folder are. Raises UserError that names it."""
+    """One image file -> (3, image_size, image_size) in [-1, 1]. Raises UserError that names it."""
     path = Path(path)
     try:
         return ImageFolder(path.parent, image_size, [path.name])[0]
@@ -279,7 +282,7 @@ def read_image(path, image_size):
 def read_folder(folder, image_size, n=None):
     """The images of a folder or LMDB, sorted by name, or the first n of them -> (N, 3, image_size, image_size) in [-1, 1].
 
-    Those that cannot be read are left out. Raises UserError where there is no image.
+    Images that cannot be read are skipped. Raises UserError if there is no image.
     """
     dataset = open_folder(folder, image_size)
     return first_images(dataset, len(dataset) if n is None else n)
@@ -289,7 +292,7 @@ def read_folder(folder, image_size, n=None):
 
 
 def load_batch(dataset, indices):
-    """-> (indices that could be read, images (B, 3, H, W) or None, messages about those that could not)."""
+    """Read images -> (indices that could be read, images (B, 3, H, W) or None, messages about the others)."""
     good, images, messages = [], [], []
     for i in indices:
         try:
@@ -301,9 +304,9 @@ def load_batch(dataset, indices):
 
 
 class Readable(Dataset):
-    """The images of a dataset; in the place of one that cannot be read stands the next one that can.
+    """The images of a dataset, with each unreadable one replaced by the next readable one.
 
-    dataset[i] -> (image, or None when none is left; what could not be read: list of str).
+    dataset[i] -> (image, or None if none is readable; messages about unreadable ones: list of str).
     """
 
     def __init__(self, dataset):
@@ -331,7 +334,7 @@ def collate(items):
 
 
 def first_images(dataset, n):
-    """The first n images that can be read (n, 3, H, W), or all of them. Raises UserError when none can."""
+    """The first n readable images (n, 3, H, W), or all if there are fewer. Raises UserError if there are none."""
     images, start = [], 0
     while len(images) < n and start < len(dataset):
         numbers = range(start, min(start + n - len(images), len(dataset)))
@@ -339,5 +342,5 @@ def first_images(dataset, n):
         images += [] if read is None else list(read)
         start = numbers.stop
     if not images:
-        raise UserError(f"{dataset.folder}: none of its {len(dataset)} images can be used; the last: {messages[-1]}")
+        raise UserError(f"{dataset.folder}: none of its {len(dataset)} images can be used, for example: {messages[-1]}")
     return torch.stack(images)

@@ -1,4 +1,4 @@
-"""What lies in a folder of images: the names of those that can be read, and a line about what is left out."""
+"""List the readable images in a folder, with a warning about files that are skipped."""
 
 import logging
 import os
@@ -13,20 +13,20 @@ from utils.text import printable
 
 log = logging.getLogger(__name__)
 
-# Endings of images that Pillow reads, and the library that it needs for some of them.
+# Suffixes of images that Pillow reads, and the optional library it needs for some of them.
 KINDS = {
     **dict.fromkeys((".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff")),
     **{".avif": "avif", ".jp2": "jpg_2000", ".webp": "webp"},
 }
 EXTENSIONS = tuple(sorted(kind for kind, library in KINDS.items() if library is None or features.check(library)))
-# Images of other kinds, which are left out with a word; other files are none of our business.
+# Suffixes of images that are skipped with a warning; other files are ignored.
 OTHERS = (".arw", ".cr2", ".cr3", ".dng", ".exr", ".heic", ".heif", ".hif", ".jxl", ".nef", ".orf", ".psd", ".raf", ".svg")
-SHOWN = 3  # names in a message
+SHOWN = 3  # most names in a message
 
 
 @cache
 def say_once(message):
-    """Log a warning; another time, the same one is not logged."""
+    """Log a warning the first time only."""
     log.warning("%s", message)
 
 
@@ -35,10 +35,10 @@ def is_lmdb(folder):
 
 
 def image_names(folder):
-    """Names of the images directly in a folder, sorted; [] for what is no folder.
+    """Sorted names of the images directly in a folder; [] if it is not a folder.
 
-    What looks like an image and is left out is said once: kinds that Pillow does not read here, and names that stand for
-    something else than a file (a pipe, a device, a folder, a link that leads nowhere), which nobody must wait for.
+    Warns once about images that are skipped: those of a kind that this Pillow cannot read, and those that are not regular
+    files (pipes, devices, folders, broken links), because reading them could block.
     """
     if not Path(folder).is_dir():
         return []
@@ -54,18 +54,16 @@ def image_names(folder):
                 others[ending] += 1
     if others:
         kinds = ", ".join(f"{n} {ending}" for ending, n in sorted(others.items()))
-        say_once(
-            f"{printable(folder)}: left out are {kinds}, which Pillow does not read here; save them as .png or .jpg to use them"
-        )
+        say_once(f"{printable(folder)}: skipped {kinds}, which Pillow cannot read here; save them as .png or .jpg to use them")
     if irregular:
-        say_once(f"{printable(folder)}: left out is what is no file ({_some(sorted(irregular))})")
+        say_once(f"{printable(folder)}: skipped names that are not files ({_some(sorted(irregular))})")
     return sorted(names)
 
 
 def _is_file(entry):
     try:
         return entry.is_file()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 
@@ -81,7 +79,7 @@ def names_within(folder, pattern=None):
 def names_below(folder):
     """Sorted names, relative to `folder`, of its images and of those in all its sub-folders.
 
-    Links to folders are followed, each folder once, so that a link that leads upward has no end of images.
+    Links to folders are followed, but each folder is visited only once, so that a link to a parent folder causes no loop.
     """
     folder, names, seen = Path(folder), [], set()
     for place, inside, _ in os.walk(folder, followlinks=True):
@@ -95,24 +93,24 @@ def names_below(folder):
 
 
 def subfolders(folder):
-    """Sorted names of the folders in a folder; [] for what is no folder."""
+    """Sorted names of the folders in a folder; [] if it is not a folder."""
     folder = Path(folder)
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def what_lies_at(path):
-    """What a path leads to, in a few words, for an error that wanted something else there."""
+def what_is_at(path):
+    """Describe in a few words what is at a path, for an error that expected something else there."""
     path = Path(path)
     if not os.path.lexists(path):
         return "there is no such folder"
     if not path.is_dir():
-        return "it is a file, no folder" if path.is_file() else "it is no folder"
+        return "it is a file, not a folder" if path.is_file() else "it is not a folder"
     if is_lmdb(path):
-        return "it is an LMDB itself"
+        return "it is an LMDB"
     folders = [f"{name} (an LMDB)" if is_lmdb(path / name) else name for name in subfolders(path)]
     found = [f"{n} images"] if (n := len(image_names(path))) else []
     found += [f"the folders {_some(folders)}" if len(folders) > 1 else f"the folder {folders[0]}"] if folders else []
-    return f"it holds {' and '.join(found)}" if found else "it holds no images and no folders"
+    return f"it contains {' and '.join(found)}" if found else "it contains no images and no folders"
 
 
 def _some(names):

@@ -1,4 +1,4 @@
-"""Labelled images for fitting a direction: two folders, a table of labels, or what CLIP reads from two prompts."""
+"""Labels for fitting a direction: from two folders, a table, or CLIP scores for two prompts."""
 
 import csv
 
@@ -7,13 +7,13 @@ import torch
 from utils.errors import UserError
 from utils.text import one_line
 
-FILE = "file"  # column of a table that names the image
+FILE = "file"  # the column of a table with the image name
 
 
 def read_table(path, wanted):
-    """A CSV with a column `file` and one for each label -> {file name: whether its label is `wanted`}.
+    """A CSV with a column `file` and one column per label -> {file name: whether its label is `wanted`}.
 
-    wanted: "NAME=VALUE". Raises UserError for a table that cannot be read, and where no image or every one has the value.
+    wanted: "NAME=VALUE". Raises UserError if the table cannot be read, or if all or none of the images have the value.
     """
     label, _, value = wanted.partition("=")
     try:
@@ -21,19 +21,19 @@ def read_table(path, wanted):
             rows = list(csv.DictReader(stream, strict=True))
             columns = list(rows[0]) if rows else []
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{path} is no table of labels ({one_line(error)}): a CSV in UTF-8 is expected") from error
+        raise UserError(f"{path} is not a table of labels ({one_line(error)}): give a CSV file in UTF-8") from error
     for name in (FILE, label):
         if name not in columns:
             raise UserError(f"{path} has no column {name}: its columns are {', '.join(map(str, columns)) or 'none'}")
     found = {row[FILE]: (row[label] or "").strip() == value for row in rows}
     if len(set(found.values())) != 2:
         there = ", ".join(sorted({(row[label] or "").strip() for row in rows})[:20])
-        raise UserError(f"{path}: {label}={value} must divide the images, and its values are {there}")
+        raise UserError(f"{path}: {label}={value} must apply to some images but not all; the values are {there}")
     return found
 
 
 def balanced(positive, n):
-    """Positions of at most `n` images of each class, in their order. positive: list of bool; None: an image without a label."""
+    """Positions of at most `n` images per class, ascending. positive: list of bool, None for an image without a label."""
     chosen = []
     for wanted in (True, False):
         chosen += [i for i, one in enumerate(positive) if one is not None and one == wanted][:n]
@@ -41,7 +41,7 @@ def balanced(positive, n):
 
 
 def extremes(scores, n):
-    """Scores (N,) -> list of bool or None: the `n` highest are positive, the `n` lowest negative; halves where that is more."""
+    """Scores (N,) -> list of bool or None: the `n` highest are positive, the `n` lowest negative (n is at most N // 2)."""
     n = min(n, len(scores) // 2)
     order = torch.as_tensor(scores).argsort().tolist()
     found = [None] * len(order)

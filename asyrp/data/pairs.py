@@ -1,4 +1,4 @@
-"""(image, latent) pairs: x_0 and its x_T, by an inversion or drawn from noise. Both lie in the store."""
+"""(image, latent) pairs: x_0 with its x_T, from an inversion or from noise. Latents are kept in the store."""
 
 import logging
 from typing import NamedTuple
@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """Images and their latents: indices (list of ints), names, x_0 (or None) and x_T (B, 3, H, W) on the CPU; z, where the
-    latents are noise maps as well (see asyrp/noise_maps.py). counts: False where it stands in for another process's images."""
+    """Images and their latents: indices (list of ints), names, x_0 (or None) and x_T (B, 3, H, W) on the CPU; z, the noise
+    maps, if there are any (see asyrp/noise_maps.py). counts: False for a placeholder whose gradients have no weight (see
+    `parts`)."""
 
     indices: list
     names: list
@@ -30,16 +31,17 @@ class Batch(NamedTuple):
     counts: bool = True
 
     def part(self, rows):
-        """A slice of it -> Batch."""
+        """The images of a slice -> Batch."""
         columns = {name: column[rows] for name, column in self._asdict().items() if isinstance(column, list | torch.Tensor)}
         return self._replace(**columns)
 
 
 def parts(load, indices, size, ranks):
-    """The batches of a training by several processes, `size` images for each -> yields this one's Batch.
+    """The batches of a training shared by several processes, `size` images per process -> yields this one's Batch.
 
-    load: function of indices -> Batch, or None where none of the images can be read. A process without an image in a batch
-    works on another's, which does not count, so that all take the same steps. None where no image of a batch can be read.
+    load: function of indices -> Batch, or None if none of the images can be read. A process without an image in a batch gets
+    that of another process with counts=False, so that all take the same steps. Yields None if no image of a batch can be
+    read.
     """
     for start in range(0, len(indices), size * ranks.world):
         whole = indices[start : start + size * ranks.world]
@@ -52,7 +54,7 @@ def parts(load, indices, size, ranks):
 
 
 class DDIM:
-    """DDIM inversion: a latent is x_T."""
+    """DDIM inversion, whose latent is x_T."""
 
     kind = "latent"  # in the store
 
@@ -64,16 +66,16 @@ class DDIM:
         return store.latent_key(self.model, self.timesteps, pixels)
 
     def name_of_content(self, index, pixels):
-        """What stands for an image in keys and records."""
+        """The digest of an image for keys and records."""
         return pixels
 
     def latents(self, indices, x_0):
-        """Images on the model's device -> {name: tensors, one an image}."""
+        """Images (B, 3, H, W) on the model's device -> {name: tensor (B, ...)}."""
         return {"x_T": process.invert(self.model.unet, x_0, self.model.schedule, self.timesteps)}
 
 
 class NoiseMaps:
-    """Edit-friendly noise maps: a latent is x_T and z. The noise of an image is drawn for the seed and its number."""
+    """Edit-friendly noise maps, whose latent is x_T and z. The noise is seeded per image by the seed and the image's number."""
 
     kind = "noise_maps"
 
@@ -95,9 +97,9 @@ class NoiseMaps:
 
 
 class InvertedPairs:
-    """The pairs of a dataset: every image is inverted once over `timesteps` (ascending), and found again by its pixels.
+    """The pairs of a dataset. Each image is inverted once over `timesteps` (ascending); its latent is keyed by its pixels.
 
-    inversion: a DDIM, the default, or NoiseMaps over the same timesteps.
+    inversion: a DDIM (the default) or NoiseMaps over the same timesteps. kept: the Store.
     """
 
     def __init__(self, dataset, model, timesteps, kept, inversion=None):
@@ -107,11 +109,11 @@ class InvertedPairs:
         self.skipped = set()
 
     def fill(self, indices, batch_size, again=False, ranks=ALONE):
-        """Invert the images that have no whole latent yet (all of them when `again`) -> how many have one now.
+        """Invert the images that have no valid latent yet (all of them if `again`) -> the number of readable images.
 
-        Images are grouped by their place in `indices`, and a group is inverted as a whole, so that a latent does not depend on
-        which of them a killed run had finished, or on how many processes share the groups out. A group that has all its latents
-        is not even decoded.
+        Images are grouped by their position in `indices` and each group is inverted as one batch, so that a latent does not
+        depend on how far a killed run had got, or on the number of processes. The images of a group that has all its latents
+        are not decoded.
         """
         groups, seen = ranks.batches(indices, batch_size), []
         loaded = prefetched((None if not again and self._ready(group) else self._load(group) for group in groups), 2)
@@ -134,18 +136,18 @@ class InvertedPairs:
         if ranks.joined:
             self.pixels.refresh()
         if wanted and not readable:
-            raise UserError(f"{self.dataset.folder}: none of the {wanted} images could be read; check the files")
+            raise UserError(f"{self.dataset.folder}: none of the {wanted} images could be read: check the files")
         if readable < wanted:
-            log.warning("%d of %d images could not be read and are left out", wanted - readable, wanted)
+            log.warning("%d of %d images could not be read and were skipped", wanted - readable, wanted)
         return readable
 
     def _ready(self, group):
-        """Whether the latents of all these images are there and whole, as far as can be told without decoding an image."""
+        """Whether all these images have valid latents, without decoding them."""
         known = [self.pixels.get(index) for index in group]
         return all(known) and all(self._found(*one) is not None for one in zip(group, known, strict=True))
 
     def _load(self, group):
-        """-> (indices that could be read, images or None, digests of their pixels, messages about the others)."""
+        """(indices that could be read, images or None, digests of their pixels, messages about the others)."""
         good, x_0, messages = load_batch(self.dataset, group)
         pixels = [digest(image) for image in (x_0 if good else [])]
         self.pixels.add(good, pixels)
@@ -155,7 +157,7 @@ class InvertedPairs:
         latents = self.inversion.latents(indices, x_0.to(self.model.device))
         latents = {name: tensor.cpu() for name, tensor in latents.items()}
         if not all(tensor.isfinite().all() for tensor in latents.values()):
-            raise UserError("inversion gave numbers that are not finite: the weights are damaged, or give --precision fp32")
+            raise UserError("inversion gave inf or nan: use --precision fp32, and check the weights")
         for i, (index, one, lacks) in enumerate(zip(indices, pixels, missing, strict=True)):
             if lacks:
                 own, key = {name: tensor[i] for name, tensor in latents.items()}, self.inversion.key(index, one)
@@ -168,11 +170,11 @@ class InvertedPairs:
     def _skip(self, messages):
         for message in messages:
             if message not in self.skipped:
-                log.warning("left out: %s", message)
+                log.warning("skipped: %s", message)
                 self.skipped.add(message)
 
     def names_of_content(self, indices):
-        """What stands for the images in keys and records, of those that can be read; for DDIM the digests of their pixels."""
+        """Digests of the readable images, for keys and records; for DDIM those of their pixels."""
         names = []
         for index in indices:
             pixels = self.pixels.get(index)
@@ -185,15 +187,15 @@ class InvertedPairs:
         return names
 
     def batches(self, indices, batch_size):
-        """Batches of up to `batch_size` images with latents, in the order of `indices`; `fill` comes first."""
+        """Batches of up to `batch_size` images with latents, in the order of `indices`. Call `fill` first."""
         return (batch for batch in self.parts(indices, batch_size) if batch)
 
     def parts(self, indices, batch_size, ranks=ALONE):
-        """This process's parts of such batches, of up to `batch_size` images for each: see `parts`."""
+        """This process's parts of the batches, up to `batch_size` images each: see the function `parts`."""
         return prefetched(parts(self.load, indices, batch_size, ranks))
 
     def load(self, indices):
-        """-> Batch, or None where none of the images can be read."""
+        """The Batch of these images, or None if none of them can be read."""
         good, x_0, pixels, messages = self._load(indices)
         self._skip(messages)
         if not good:
@@ -201,23 +203,23 @@ class InvertedPairs:
         images = list(zip(good, pixels, strict=True))
         found = [self._found(*one) for one in images]
         missing = [latent is None for latent in found]
-        if any(missing):  # damaged since `fill`, or removed by somebody
+        if any(missing):  # damaged or removed since `fill`
             self._invert(good, x_0, pixels, missing)
             found = [self._found(*one) for one in images]
         latents = {name: torch.stack([latent[name] for latent in found]) for name in self.inversion.shapes}
         return Batch(good, [self.dataset.name(i) for i in good], x_0, **latents)
 
     def batch(self, indices, batch_size):
-        """All of these images as one Batch, inverted first, `batch_size` at a time, where they are not yet."""
+        """All of these images as one Batch; those without latents are inverted first, `batch_size` at a time."""
         self.fill(indices, batch_size)
         return next(self.batches(indices, len(indices)))
 
 
 class SampledPairs:
-    """x_T drawn from noise instead of inverted; the "real image" is then the plain sample (never a grey image).
+    """x_T drawn from noise instead of inverted; the "real image" is then the unedited sample.
 
-    Image i's noise depends on the seed and i alone. images: whether somebody wants x_0; otherwise it is None. keep: whether the
-    draw is kept, and found again whatever the seed (`--saved_random_noise`).
+    The noise of image i depends only on the seed and i. images: whether x_0 is needed; otherwise it is None. keep: whether the
+    noise is stored and reused, whatever the seed (`--saved_random_noise`).
     """
 
     def __init__(self, seed, model, timesteps, kept, images=True, keep=False):
@@ -226,7 +228,7 @@ class SampledPairs:
         self.shape = (3, model.image_size, model.image_size)
 
     def fill(self, indices, batch_size=1, again=False, ranks=ALONE):
-        """Draw the latents that are to be kept; otherwise there is nothing to do. -> how many there are."""
+        """Draw and store the noise if it is to be kept -> the number of images."""
         own = ranks.share(indices)
         for i in own if self.keep else []:
             self.draw(i)

@@ -1,4 +1,4 @@
-"""The digests of images' pixels, so that a run that has all its latents decodes no image to find them."""
+"""Digests of the images' pixels, so that a run that has all its latents does not have to decode images to find them."""
 
 import json
 import logging
@@ -13,10 +13,10 @@ log = logging.getLogger(__name__)
 
 
 class PixelIndex:
-    """Digest of every image of a dataset that was looked at, found again by its name, size in bytes and time of change.
+    """The digest of every image of a dataset that was read, looked up by name, size in bytes and modification time.
 
-    One file for a folder of images, an image size and an alignment; a line is added for each image. A line that is damaged is
-    no line, and its image is decoded again; a file that cannot be written costs nothing but time.
+    One file per folder of images, image size and alignment; one line per image. Damaged lines are ignored and their images
+    decoded again; a file that cannot be written only costs time.
     """
 
     def __init__(self, dataset, folder):
@@ -26,7 +26,7 @@ class PixelIndex:
         self.known, self.full = self._read(), False
 
     def refresh(self):
-        """Read what other processes have noted meanwhile."""
+        """Read what other processes have added."""
         self.known |= self._read()
 
     def _read(self):
@@ -39,12 +39,12 @@ class PixelIndex:
         return known
 
     def get(self, i):
-        """The digest of image i, or None when it is not known, or the file has changed since."""
+        """The digest of image i, or None if it is unknown or the file has changed."""
         size, changed, pixels = self.known.get(self.dataset.name(i), (None, None, None))
         return pixels if pixels is not None and (size, changed) == self.dataset.stamp(i) else None
 
     def add(self, indices, pixels):
-        """Note the digests of images."""
+        """Add the digests of images."""
         rows = []
         for i, text in zip(indices, pixels, strict=True):
             if self.get(i) != text and (stamp := self.dataset.stamp(i)) is not None:

@@ -1,1 +1,1 @@
-"""--evaluate: metrics, the networks behind them, and tables."""
+"""--evaluate: metrics, their networks, and tables."""

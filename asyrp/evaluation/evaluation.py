@@ -1,4 +1,4 @@
-"""--evaluate: metrics of every picture -> evaluation.json, evaluation.csv, and a table."""
+"""--evaluate: metrics of every picture -> evaluation.json, evaluation.csv, and a printed table."""
 
 import csv
 import json
@@ -20,10 +20,10 @@ RECONSTRUCTION = "reconstruction"
 
 
 class Evaluation:
-    """The pictures of a test, measured batch by batch; of what was measured, memory holds no more than sums.
+    """Measures the pictures of a test batch by batch, keeping only running sums in memory.
 
-    open_gauges: {name of what it measures: function without arguments -> a gauge (see gauges.py)}. A gauge that cannot be made
-    or cannot measure these images raises UserError: it is left out, and the reason is told. folder: where `save` writes.
+    open_gauges: {name of the metrics: function without arguments -> a gauge (see gauges.py)}. A gauge that raises UserError,
+    when it is opened or for these images, is left out and the reason reported. folder: where `save` writes.
     """
 
     def __init__(self, open_gauges, settings, device, folder="."):
@@ -38,12 +38,13 @@ class Evaluation:
                 self.left_out[name] = str(error)
 
     def add(self, batch, before, edited):
-        """A Batch; before and edited: lists of (label, images) as the runner makes them, before with the reconstruction."""
+        """Measure a Batch. before, edited: lists of (label, images) from `Editor.pictures_of`, before with the
+        reconstruction."""
         self.keep(self.see(batch, before, edited))
 
     @torch.no_grad()
     def see(self, batch, before, edited, place=0):
-        """Measure the pictures of a batch -> what `keep` takes, of this process or of another: plain data and tensors."""
+        """Measure the pictures of a batch -> plain data and tensors for `keep`, in this process or another."""
         reconstruction = dict(before)[RECONSTRUCTION].to(self.device)
         original = batch.x_0.to(self.device)
         columns = {label: {} for label in [RECONSTRUCTION, *(label for label, _ in edited)]}
@@ -64,9 +65,9 @@ class Evaluation:
         return {"names": names, "values": values, "features": features, "left_out": dict(self.left_out)}
 
     def keep(self, seen):
-        """What `see` returned, in the order of the images."""
+        """Add the result of `see`. Call it in the order of the images."""
         for name, reason in seen["left_out"].items():
-            if name not in self.left_out:  # it ended in another process
+            if name not in self.left_out:  # it failed in another process
                 self.left_out[name] = reason
                 self.gauges = [gauge for gauge in self.gauges if gauge.name != name]
         columns = seen["values"]
@@ -79,10 +80,10 @@ class Evaluation:
                 gauge.features.add(label, features)
 
     def _write_rows(self, images, label, each, names):
-        """A row an image, into a file that nobody sees until `save`. A metric that ends early leaves its column empty."""
+        """Write one row per image to a temporary file. The column of a metric that fails later stays empty."""
         if self.writer is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # It has no name and ends with the evaluation.
+            # An unnamed file, deleted with this object.
             self.rows = tempfile.TemporaryFile("w+", dir=self.folder, newline="", encoding="utf-8")  # noqa: SIM115
             self.writer = csv.DictWriter(self.rows, dict.fromkeys(["image", "picture", *names]))
             self.writer.writeheader()
@@ -91,7 +92,7 @@ class Evaluation:
             self.writer.writerow({"image": image, "picture": label} | values)
 
     def result(self):
-        """What was found, as evaluation.json holds it."""
+        """The results, as in evaluation.json."""
         found = {}
         for picture, columns in self.moments.items():
             measured = {metric: moments.summary() for metric, moments in columns.items() if moments.n}
@@ -119,19 +120,19 @@ class Evaluation:
         return result | {"left_out": self.left_out}
 
     def save(self):
-        """Write evaluation.json, and evaluation.csv with a row for each image and picture -> what to print."""
+        """Write evaluation.json, and evaluation.csv with one row per image and picture -> a summary to print."""
         folder = self.folder
         result = self.result()
         write_text(folder / f"{NAME}.json", json.dumps(result, indent=1))
         self.rows.seek(0)
-        with replacing(folder / f"{NAME}.csv") as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+        with replacing(folder / f"{NAME}.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             shutil.copyfileobj(self.rows, stream)
-        files = f"metrics: {folder / NAME}.json, and an image a row in {folder / NAME}.csv"
+        files = f"metrics: {folder / NAME}.json, and per image in {folder / NAME}.csv"
         return f"{as_text(result)}\n\n{files}"
 
 
 def table_of(result):
-    """What `Evaluation.result` returns -> (names of the pictures, rows: [metric, a cell for each picture, n])."""
+    """The result of `Evaluation.result` -> (names of the pictures, rows: [metric, one cell per picture, n])."""
     summary, pictures = result["summary"], list(result["summary"])
     rows = []
     for metric in dict.fromkeys(metric for columns in summary.values() for metric in columns):
@@ -147,7 +148,7 @@ def table_of(result):
 
 
 def as_text(result):
-    """A table in Markdown, aligned; above it what was measured with, below it what was left out and why."""
+    """An aligned Markdown table, with the settings above it and omitted metrics with the reason below it."""
     pictures, rows = table_of(result)
     rows = [["metric", *pictures, "n"], *rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -159,8 +160,7 @@ def as_text(result):
     lines = [head, ""]
     lines += ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     lines += [
-        f"{name}: {'monotone' if held else 'not monotone'} over the strengths"
-        for name, held in result.get("monotone", {}).items()
+        f"{name}: {'monotone' if held else 'not monotone'} in the strength" for name, held in result.get("monotone", {}).items()
     ]
-    lines += [f"{name} is left out: {reason}" for name, reason in result["left_out"].items()]
+    lines += [f"not measured: {name}: {reason}" for name, reason in result["left_out"].items()]
     return "\n".join(lines)

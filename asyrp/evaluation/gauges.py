@@ -1,10 +1,10 @@
-"""Gauges of --evaluate: each looks at the pictures of a batch and gives values, one an image, under the names of metrics.
+"""The gauges of --evaluate. Each measures the pictures of a batch -> {name of a metric: one value per image}.
 
-    gauge.before(original, reconstruction)    remembers what edits are compared with -> values of the reconstruction
+    gauge.before(original, reconstruction)    -> values of the reconstruction; keeps what edits are compared with
     gauge.after(label, edited)                -> values of one edit of the same images
 
-Images are (B, 3, H, W) in [-1, 1] on the gauge's device; values are sequences of B numbers, None for an image that a metric
-says nothing about. A gauge whose weights are missing cannot be made: UserError says how to get them.
+Images are (B, 3, H, W) in [-1, 1] on the gauge's device; values are sequences of B numbers, None for an image to which a
+metric does not apply. A gauge whose weights are missing raises UserError, which says how to get them.
 """
 
 import torch
@@ -22,21 +22,21 @@ from utils.extras import load
 from utils.files import ROOT
 from utils.text_dic import PROMPTS
 
-LEAST = 500  # images below which two sets are not compared
+LEAST = 500  # fewest images for comparing two sets
 
 
 def weights_of(place):
-    """A place of configs/paths_config.py -> its weight file. Raises UserError where it is missing: what a metric takes is not
-    fetched unless somebody asks for it."""
+    """A Place of configs/paths_config.py -> its weight file. Raises UserError if it is missing: weights of metrics are not
+    downloaded automatically."""
     path = weight_file(place)
     if not path.is_file():
-        raise UserError(f"{path} is missing: python scripts/download.py {place.name.lower()} fetches it")
+        raise UserError(f"{path} is missing: download it with python scripts/download.py {place.name.lower()}")
     verify(path)
     return path
 
 
 class Features:
-    """Features of sets of images, to be compared as distributions: of the originals, and of each edit."""
+    """Features of the originals and of each edit, to be compared as distributions."""
 
     def __init__(self):
         self.sets = {}
@@ -45,17 +45,20 @@ class Features:
         self.sets.setdefault(label, []).append(features.cpu())
 
     def take(self):
-        """{label: features} that came since the last call; they are not kept here then."""
+        """{label: features} added since the last call; they are removed here."""
         taken, self.sets = {label: torch.cat(chunks) for label, chunks in self.sets.items()}, {}
         return taken
 
     def distances(self, name, kernel=True):
-        """-> {label of an edit: {metric: value or {"mean", ...}}} against the originals."""
+        """Distances of each edit from the originals -> {label: {metric: {"value", "n", ...}}}. Raises UserError for too few
+        images."""
         whole = {label: torch.cat(chunks) for label, chunks in self.sets.items()}
         originals = whole.pop("original")
         n = len(originals)
         if n < LEAST:
-            raise UserError(f"two sets of {n} images say little: give --n_test_img {LEAST} or more, and as many images")
+            raise UserError(
+                f"{n} images are too few to compare two sets: use --n_test_img {LEAST} or more, with as many images"
+            )
         found = {}
         for label, features in whole.items():
             found[label] = {f"Fréchet distance, {name}": {"value": metrics.frechet_distance(originals, features), "n": n}}
@@ -67,7 +70,7 @@ class Features:
 
 
 class Clip:
-    """S_dir, of the original and of the reconstruction; and the distance of the sets in CLIP's space."""
+    """S_dir from the original and from the reconstruction, and the distance of the sets in CLIP space."""
 
     name = "S_dir, KID and Fréchet distance on CLIP features"
 
@@ -94,7 +97,7 @@ class Clip:
 
 
 class Lpips:
-    """LPIPS with AlexNet: what the inversion has lost, and what the edit has changed."""
+    """LPIPS with AlexNet: the loss of the inversion, and the change by the edit."""
 
     name = "LPIPS"
 
@@ -158,9 +161,9 @@ class Segments:
 
 
 class Judged:
-    """The judge of the default stack, on the images that do not have the attribute yet.
+    """The judge of the default stack, on images that do not yet have the attribute.
 
-    aim: (label, class) that the edit should bring about. kept: labels that it should leave alone.
+    aim: (label, class) that the edit should produce. kept: labels that it should not change.
     """
 
     name = "judge"
@@ -178,7 +181,8 @@ class Judged:
         return self.after("reconstruction", reconstruction)
 
     def _logits(self, read):
-        """What `Judge.read` gives -> (logit aimed at (B,), those of the original's class of every other label (B, labels))."""
+        """Output of `Judge.read` -> (logit of the aim (B,), logits of the original's class for every other label (B,
+        labels))."""
         labels, rest = self.judge.labels, []
         for label in labels:
             if label != self.label:
@@ -205,7 +209,7 @@ class Judged:
 
 
 class Inception:
-    """FID: the Fréchet distance of the sets in the space of torch-fidelity's Inception network."""
+    """FID: the Fréchet distance between the sets on features of torch-fidelity's Inception network."""
 
     name = "FID"
 
@@ -213,11 +217,11 @@ class Inception:
         load("torch_fidelity", self.name)
         distance = load("torchmetrics.image.fid", self.name).FrechetInceptionDistance
         path = weights_of(FID_INCEPTION)
-        tensors.load(path)  # nothing but tensors: the library would run whatever else the file holds
+        tensors.load(path)  # checks that it contains only tensors, because the library would run any code in the file
         try:
             metric = distance(feature_extractor_weights_path=str(path))
         except RuntimeError as error:
-            raise UserError(f"{path} does not hold torch-fidelity's Inception: fetch it again, after deleting it") from error
+            raise UserError(f"{path} does not contain torch-fidelity's Inception: delete it and download it again") from error
         self.inception, self.features = metric.inception.to(device), Features()
 
     def _features(self, images):
@@ -235,11 +239,11 @@ class Inception:
         return self.features.distances("Inception (FID)", kernel=False)
 
 
-# ---- what a configuration can have ------------------------------------------------------------------------------------------
+# ---- gauges of a config -----------------------------------------------------------------------------------------------------
 
 
 def openers(config, clip, prompts, segmenter, device):
-    """{name of what is measured: function without arguments -> a gauge}, which raises UserError where one cannot be had.
+    """{name of the metrics: function without arguments -> a gauge}; the function raises UserError if it is not available.
 
     clip: function without arguments -> ClipLoss. prompts: (source, target). segmenter: see segmenter.py, or None.
     """
@@ -258,14 +262,14 @@ def openers(config, clip, prompts, segmenter, device):
 
 def _open_segments(segmenter, device):
     if segmenter is None:
-        raise UserError("give --segmenter, a TorchScript file or a name of torchvision's")
+        raise UserError("give --segmenter, a TorchScript file or a torchvision model name")
     return Segments(open_segmenter(segmenter, device))
 
 
 def _open_judged(about, prompts, device):
-    """The judge, on what an attribute of these prompts aims at."""
+    """The judge, for the attribute with these prompts."""
     aims = {PROMPTS[attribute]: aim for attribute, aim in about.aims.items() if attribute in PROMPTS}
     if tuple(prompts) not in aims:
-        raise UserError(f"it judges {', '.join(about.aims)}, and none has these prompts")
+        raise UserError(f"it only judges {', '.join(about.aims)}, and none of them has these prompts")
     aim = aims[tuple(prompts)]
     return Judged(load_judge(ROOT / about.weights, device, [aim], about.kept), aim, about.kept)

@@ -1,17 +1,17 @@
-"""The pictures of a test: one labelled PNG an image (and an animation, if wanted), and one picture of all."""
+"""The pictures of a test: one labelled PNG per image (and an animation, if requested), and one overview."""
 
 from pathlib import Path
 
 from asyrp.report import pictures as drawing
 from utils.text import printable
 
-OVERVIEW_ROWS = 64  # images in the picture of all
+OVERVIEW_ROWS = 64  # most rows in the overview
 
 
 class Album:
-    """Drawn and written by `later`, beside the computation.
+    """Draws and writes the pictures of a test in the background, by `later`.
 
-    columns, row_names: labels of the edits, row_names None unless they are a square. strengths: the label of each edit.
+    columns, row_names: labels of the edits; row_names is None unless they form a grid. strengths: the label of each edit.
     animation: "gif", "webp" or None.
     """
 
@@ -21,12 +21,12 @@ class Album:
         self.rows, self.names, self.strips, self.labels = [], [], [], []
 
     def add(self, batch, before, edited):
-        """A Batch, and its pictures: lists of (label, images (B, 3, H, W)), what stands before the edits and the edits."""
+        """Take a Batch and its pictures, as `Editor.pictures_of` returns them."""
         self.keep(self.see(batch, before, edited, len(self.strips)))
 
     def see(self, batch, before, edited, place):
-        """Draw the pictures of a batch, the first of whose images is number `place` of the test -> what `keep` takes, of this
-        process or of another: plain data and tensors."""
+        """Draw the pictures of a batch, whose first image is number `place` of the test -> plain data and tensors for `keep`,
+        in this process or another."""
         labels, first = [label for label, _ in before] + self.columns, []
         for i, index in enumerate(batch.indices):
             pictures = [column[i] for _, column in edited]
@@ -40,7 +40,7 @@ class Album:
         return labels, first
 
     def keep(self, seen):
-        """What `see` returned, in the order of the images."""
+        """Add the result of `see`. Call it in the order of the images."""
         self.labels, first = seen
         for stem, grid, pictures in first:
             self.strips.append(pictures)
@@ -48,7 +48,7 @@ class Album:
             self.names += [f"{stem} {name}".strip() for name in self.row_names or [""]]
 
     def save(self):
-        """Write the picture of all -> where it lies, as text."""
+        """Write the overview -> a summary to print."""
         if self.animation:
             self.later(drawing.save_animation, self.strips, self.strengths, self.folder / f"all.{self.animation}")
         overview = self.folder / "all.png"
@@ -58,7 +58,7 @@ class Album:
 
 
 def axes(labels, names):
-    """Labels of the edits -> (of the columns, of the rows or None). names: of two directions, whose edits are a square."""
+    """Labels of the edits -> (column labels, row labels or None). names: of two directions, whose edits form a grid."""
     if len(names) != 2:
         return labels, None
     first, second = zip(*(label.split(", ") for label in labels), strict=True)

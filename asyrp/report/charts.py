@@ -1,4 +1,4 @@
-"""Line charts of the report: numbers -> where everything lies in an SVG picture, which report.html.j2 draws."""
+"""Layout of the report's line charts: numbers -> SVG coordinates, which report.html.j2 draws."""
 
 import math
 from typing import NamedTuple
@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 WIDTH, HEIGHT = 560, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 546, 14, 252  # edges of the plot within the picture
+LEFT, RIGHT, TOP, BOTTOM = 58, 546, 14, 252  # edges of the plot area
 
 
 class Line(NamedTuple):
-    """A curve through (x, y), arrays of one length; `spread`: standard deviation of y, drawn as a band, or None."""
+    """A curve through (x, y), arrays of equal length; `spread`: standard deviation of y, drawn as a band, or None."""
 
     label: str
     x: np.ndarray
@@ -19,7 +19,7 @@ class Line(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A stretch of the x axis that is shaded and named."""
+    """A shaded, labelled interval of the x axis."""
 
     label: str
     start: float
@@ -27,7 +27,7 @@ class Span(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """What the template draws, in pixels: ticks (position, text), lines (label, points, band), spans (label, x, width)."""
+    """A chart in pixels, for the template: ticks (position, text), lines (label, points, band), spans (label, x, width)."""
 
     description: str
     x_label: str
@@ -39,7 +39,7 @@ class Chart(NamedTuple):
 
 
 def round_numbers(low, high, wanted=5):
-    """Numbers from low to high, about `wanted` of them: multiples of 1, 2 or 5 times a power of ten."""
+    """About `wanted` tick values from low to high: multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -47,7 +47,7 @@ def round_numbers(low, high, wanted=5):
 
 
 def line_chart(description, x_label, y_label, lines, spans=()):
-    """Lines over a common x, y from 0 (or the lowest value) up -> Chart. description: what a listener is told instead."""
+    """Lines over a common x axis, with y from 0 (or the lowest value) up -> Chart. description: text for screen readers."""
     x = np.concatenate([line.x for line in lines])
     tops = np.concatenate([line.y if line.spread is None else line.y + line.spread for line in lines])
     x_low, x_high = x.min(), x.max()

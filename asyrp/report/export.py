@@ -1,6 +1,6 @@
-"""--export: a direction as a folder to share: the direction with its record, a strip of test images, and a card.
+"""--export: a folder for sharing a direction: the direction with its record, a strip of test images, and a model card.
 
-`hf upload USER/REPO <folder>` puts it on the Hugging Face hub, and `hf:USER/REPO` names it from then on.
+`hf upload USER/REPO <folder>` uploads it to the Hugging Face hub, where its name is `hf:USER/REPO`.
 """
 
 import html
@@ -20,13 +20,13 @@ from utils.files import write_text
 from utils.text import printable
 
 CARD, STRIP = "README.md", "strip.png"
-ROWS = 4  # test images in the strip
+ROWS = 4  # number of test images in the strip
 TAGS = ["asyrp", "h-space", "image-editing", "diffusion"]
-SIGNED = "\n<!-- written by --export: {} -->\n"  # so that a card that was changed by hand is not written over
+SIGNED = "\n<!-- written by --export: {} -->\n"  # to detect a card that was edited by hand, which must not be overwritten
 
 
 def cell(text):
-    """A text of any origin, as it stands in a table of Markdown."""
+    """Escape any text for a Markdown table."""
     return html.escape(printable(text), quote=False).replace("|", "\\|")
 
 
@@ -41,16 +41,16 @@ TEMPLATES.filters["cell"] = cell
 
 
 def prepare(folder):
-    """Make the folder of an export, before anything is computed for it. Raises UserError where it holds something else than an
-    earlier export, or a card that was changed since."""
+    """Create the folder of an export, before anything is computed. Raises UserError if it contains anything but an earlier
+    export, or a card that was edited."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = sorted(path.name for path in folder.iterdir())
-    remedy = "give another folder, or move it away"
+    remedy = "give another folder, or move that file"
     if others := [name for name in names if name not in (CARD, STRIP, FILE)]:
-        raise UserError(f"--export {folder}: it holds {printable(others[0])}, which is no part of an export; {remedy}")
+        raise UserError(f"--export {folder} contains {printable(others[0])}, which is not part of an export: {remedy}")
     if names and not (CARD in names and is_signed((folder / CARD).read_text(encoding="utf-8", errors="replace"))):
-        raise UserError(f"--export {folder}: its {CARD} is missing or was changed by hand; {remedy}")
+        raise UserError(f"--export {folder}: its {CARD} is missing or was edited by hand: {remedy}")
 
 
 def signed(text):
@@ -58,16 +58,16 @@ def signed(text):
 
 
 def is_signed(text):
-    """Whether a card is as `signed` made it."""
+    """Whether a card is unchanged since `signed` produced it."""
     begins, ends = SIGNED.split("{}")
     body, mark, _ = text.rpartition(begins)
     return bool(mark) and text == signed(body) and text.endswith(ends)
 
 
 class Export:
-    """The part of a test's results that becomes a folder to share (see `results.TestResults`).
+    """The part of `results.TestResults` that writes the folder to share.
 
-    experiment: an Experiment, with the settings of the run. use: the Use of its one direction. prompts: (source, target) or
+    experiment: an Experiment, with the settings of the run. use: the Use of its only direction. prompts: (source, target) or
     None. t_boost: of the run.
     """
 
@@ -77,32 +77,32 @@ class Export:
         self.prompts = use.direction.record.get("prompts") or prompts
 
     def add(self, batch, before, edited):
-        """A Batch and its pictures, as `Editor.pictures_of` returns them."""
+        """Take a Batch and its pictures, as `Editor.pictures_of` returns them."""
         self.keep(self.see(batch, before, edited, len(self.rows)))
 
     def see(self, batch, before, edited, place):
-        """The pictures of a batch, the first of whose images is number `place` of the test -> what `keep` takes, of this
-        process or of another: plain data and tensors."""
+        """The pictures of a batch, whose first image is number `place` of the test -> plain data and tensors for `keep`, in
+        this process or another."""
         columns = edited if batch.x_0 is None else [("original", batch.x_0), *edited]
         room = max(0, ROWS - place)
         rows = [[images[i].cpu() for _, images in columns] for i in range(min(len(batch.indices), room))]
         return [label for label, _ in columns], rows
 
     def keep(self, seen):
-        """What `see` returned, in the order of the images."""
+        """Add the result of `see`. Call it in the order of the images."""
         self.labels, rows = seen
         self.rows += rows
 
     def save(self):
-        """Write the three files -> what to print. The card comes first: without it the others are nobody's."""
+        """Write the three files -> a summary to print. The card comes first, because it marks the folder as an export."""
         direction = self.direction()
         write_text(self.folder / CARD, signed(self.card(direction)))
         pictures.save_grid(self.folder / STRIP, self.rows, self.labels)
         directions.save(direction, self.folder / FILE)
-        return f"direction, strip and card: {self.folder}; hf upload USER/REPO {self.folder} shares them"
+        return f"direction, strip and card: {self.folder}; share them with hf upload USER/REPO {self.folder}"
 
     def direction(self):
-        """The direction; its record says what this run has worked with, so that whoever loads it gets the strip's edits."""
+        """The direction, with a record of this run's settings, so that loading it reproduces the edits of the strip."""
         s, direction = self.settings, self.use.direction
         record = direction.record | {"t_edit": self.use.t_edit.value, "t_0": s.t_0}
         record |= {name: s.steps(name) for name in ("n_inv_step", "n_train_step")}
@@ -110,7 +110,7 @@ class Export:
         return Direction(direction.function, record, direction.name)
 
     def card(self, direction):
-        """The model card, as text."""
+        """The text of the model card."""
         s, config = self.settings, self.settings.config
         on_hub = bool(config.pipeline and config.pipeline.on_hub)
         front = {"tags": TAGS, "pipeline_tag": "image-to-image"} | ({"base_model": config.pipeline.name} if on_hub else {})
@@ -137,10 +137,10 @@ class Export:
         )
 
     def evaluation(self):
-        """What --evaluate has measured in this run, as the report shows it; None without it."""
+        """The results of --evaluate in this run, as in the report, or None."""
         if not self.settings.evaluate:
             return None
         path = self.experiment.folder / f"{evaluation.NAME}.json"
         found = page.metrics_of(path.read_text(encoding="utf-8"))
-        clip = Path(found["clip"])  # a file's folder is nobody's business
+        clip = Path(found["clip"])  # do not publish the folder of a local file
         return found | {"clip": clip.name if clip.suffix else found["clip"]}

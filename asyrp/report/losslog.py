@@ -1,6 +1,6 @@
-"""The losses of a training: a table for each epoch, and what trackers are told (see trackers.py).
+"""Log the losses of a training: one table per epoch, and trackers (see trackers.py).
 
-The tables lie under <experiment's folder>/losses/, as epoch_<n>.csv with the columns FIELDS, a row for each optimiser step.
+Tables are <experiment's folder>/losses/epoch_<n>.csv, with the columns FIELDS and one row per optimiser step.
 """
 
 import csv
@@ -27,9 +27,9 @@ def tables(folder):
 
 
 def read_losses(folder):
-    """Yield the rows of all epochs in order, {field of FIELDS: str}; no more than the text of one epoch is held.
+    """Yield the rows of all epochs in order, {field of FIELDS: str}, with the text of one epoch in memory at a time.
 
-    A line that a killed run left unfinished is no row. A damaged table is renamed, with a line, and left out.
+    The incomplete last line of a killed run is ignored. A damaged table is renamed with a warning and skipped.
     """
     for epoch, path in tables(folder).items():
         try:
@@ -37,7 +37,7 @@ def read_losses(folder):
             for row in csv.reader(lines, strict=True):
                 _check(row, epoch)
         except (OSError, ValueError, csv.Error) as error:
-            log.warning("%s is damaged (%s): it is left out, and renamed to %s.damaged", path, one_line(error), path.name)
+            log.warning("%s is damaged (%s): it was skipped and renamed to %s.damaged", path, one_line(error), path.name)
             with suppress(OSError):
                 set_aside(path)
             continue
@@ -46,7 +46,7 @@ def read_losses(folder):
 
 
 def _lines(path):
-    """The finished lines of a table, without its header. Raises ValueError for a file that is no such table."""
+    """The complete lines of a table, without its header. Raises ValueError if it is not a table of losses."""
     with ordinary(path).open(encoding="utf-8", newline="") as stream:
         header, *lines = stream.readlines() or [""]
     if header.rstrip("\r\n") != ",".join(FIELDS):
@@ -59,7 +59,7 @@ def _check(row, epoch):
         raise ValueError(f"a row has {len(row)} values, not {len(FIELDS)}")
     number, _, t, *values = row
     if int(number) != epoch:
-        raise ValueError(f"a row is of epoch {int(number)}")
+        raise ValueError(f"a row belongs to epoch {int(number)}")
     int(t)
     for value in values:
         float(value)
@@ -67,11 +67,10 @@ def _check(row, epoch):
 
 @contextmanager
 def loss_log(folder, epoch, n_images, writers=()):
-    """Log one epoch of so many images -> record(names, timesteps, losses), to be called after each batch.
+    """Log one epoch of n_images images -> record(names, timesteps, losses), to be called after each batch.
 
     names: of the batch's images; timesteps: list of ints; losses: tensor (len(timesteps), len(COLUMNS)). writers: of trackers;
-    their steps count images. What an earlier run wrote of this epoch and of later ones into tables is dropped: it was stopped
-    there, or is being done again.
+    their steps count images. Tables that an earlier run wrote for this epoch and later ones are overwritten or deleted.
     """
     for later, path in tables(folder).items():
         if later > epoch:
@@ -97,11 +96,11 @@ def loss_log(folder, epoch, n_images, writers=()):
 
         yield record
         for writer in writers:
-            writer.flush()  # a later epoch may be killed
+            writer.flush()  # a later epoch may be interrupted
 
 
 class Rows:
-    """A table that is written as it grows. One that cannot be written is given up with a line: training matters more."""
+    """A CSV file written row by row. If it cannot be written, it is given up with a warning, and training continues."""
 
     def __init__(self, path):
         self.path, self.stream = path, None
@@ -113,7 +112,7 @@ class Rows:
         if self.stream:
             with self._giving_up():
                 csv.writer(self.stream).writerows(rows)
-                self.stream.flush()  # a killed run leaves whole rows
+                self.stream.flush()  # so that a killed run leaves complete rows
 
     def close(self):
         if self.stream:
@@ -126,7 +125,7 @@ class Rows:
             with naming(self.path):
                 yield
         except OSError as error:
-            log.warning("losses cannot be written, and training goes on without them: %s", line_of(error))
+            log.warning("losses cannot be written, training continues without them: %s", line_of(error))
             stream, self.stream = self.stream, None
             with suppress(OSError):
                 if stream:

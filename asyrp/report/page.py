@@ -1,4 +1,4 @@
-"""report.html: what lies in an experiment's folder, as one page to look at. Nothing outside the file is needed to read it."""
+"""report.html: the results in an experiment's folder as one self-contained page."""
 
 import base64
 import io
@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 
 NAME = "report.html"
 PICTURES = "report_pictures.json"
-# What reading a file raises that is cut off, or was changed by something else.
+# Errors from reading a file that is truncated or was modified.
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StopIteration, yaml.YAMLError)
-MOST_IMAGES, MOST_PICTURES = 64, 512  # test images, and pictures of them in all: what keeps the file below some ten megabytes
-LARGEST, SHARP = 256, 64  # pixels; larger pictures are scaled down, those up to SHARP are kept without loss
-POINTS = 60  # of the loss curve over a whole training
+MOST_IMAGES, MOST_PICTURES = 64, 512  # test images, and pictures in total; keeps the file below about ten megabytes
+LARGEST, SHARP = 256, 64  # pixels; larger pictures are downscaled, those up to SHARP are stored losslessly
+POINTS = 60  # points of the loss curve over a whole training
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -41,7 +41,7 @@ TEMPLATES = jinja2.Environment(
 
 
 def data_uri(image):
-    """Tensor (3, H, W) in [-1, 1] -> the picture as text: PNG when small, WebP otherwise."""
+    """Tensor (3, H, W) in [-1, 1] -> data URI: PNG if small, WebP otherwise."""
     picture, stream = drawing.to_pil(image), io.BytesIO()
     picture.thumbnail((LARGEST, LARGEST))
     kind, options = ("png", {"optimize": True}) if max(picture.size) <= SHARP else ("webp", {"quality": 90})
@@ -50,10 +50,10 @@ def data_uri(image):
 
 
 class Gallery:
-    """The pictures of a test, the first ones of many, on their way into the report.
+    """Collects the first pictures of a test for the report.
 
-    folder: the experiment's. directions: the names of several that are combined, else []. n_edits: how many edits of each image
-    there are. tested: how many images the test has.
+    folder: of the experiment. directions: names of combined directions, else []. n_edits: number of edits per image. tested:
+    number of images in the test.
     """
 
     def __init__(self, folder, directions, n_edits, tested):
@@ -62,14 +62,14 @@ class Gallery:
         self.labels, self.shown = [], []
 
     def add(self, batch, before, edited):
-        """A Batch, and its pictures: lists of (label, images (B, 3, H, W)), what stands before the edits and the edits."""
+        """Take a Batch and its pictures, as `Editor.pictures_of` returns them."""
         self.keep(self.see(batch, before, edited, len(self.shown)))
 
     def see(self, batch, before, edited, place):
-        """The pictures of a batch, the first of whose images is number `place` of the test -> what `keep` takes, of this
-        process or of another: plain data."""
+        """Encode the pictures of a batch, whose first image is number `place` of the test -> plain data for `keep`, in this
+        process or another."""
         columns = [*before, *edited]
-        # Sampled latents have no image when nobody asked for one.
+        # Sampled latents may have no image.
         if columns[0][0] != "original" and batch.x_0 is not None:
             columns = [("original", batch.x_0), *columns]
         room = max(0, min(MOST_IMAGES, max(1, MOST_PICTURES // len(columns))) - place)
@@ -80,7 +80,7 @@ class Gallery:
         return [label for label, _ in columns], first
 
     def keep(self, seen):
-        """What `see` returned, in the order of the images."""
+        """Add the result of `see`. Call it in the order of the images."""
         self.labels, first = seen
         self.shown += first
 
@@ -89,17 +89,17 @@ class Gallery:
 
 
 def write(folder, curve=None, curve_name="", defaults=None):
-    """Write the report of an experiment's folder -> its path. curve: the LPIPS curves its intervals belong to, or None.
-    defaults: {flag: default}, so that the page can mark what is another value.
+    """Write the report of an experiment's folder -> its path, or None if there is nothing to report. curve: the LPIPS Curve of
+    its intervals, or None. defaults: {flag: default}, to mark other values.
 
-    Read are settings_<mode>.yml, the tables of losses, the pictures that a Gallery saved, and evaluation.json; what is not
-    there is left out.
+    Reads settings_<mode>.yml, the tables of losses, the pictures that a Gallery saved, and evaluation.json; sections without
+    data are omitted.
     """
     folder = Path(folder)
     paths = {mode: folder / f"settings_{mode}.yml" for mode in ("train", "fit", "test", "evaluate")}
     settings = {mode: found for mode, path in paths.items() if (found := _read(path, settings_of))}
     if not settings:
-        log.warning("no report is written: %s has no settings_<mode>.yml that can be read", folder)
+        log.warning("no report was written: %s has no readable settings_<mode>.yml", folder)
         return None
     dates = {mode: found["date"].replace("T", " ") for mode, found in settings.items()}
     latest = settings[max(reversed(settings), key=dates.get)]
@@ -122,18 +122,18 @@ def write(folder, curve=None, curve_name="", defaults=None):
 
 
 def _read(path, make):
-    """make(the text of a file that stands beside the results); None where there is none. A damaged one is set aside."""
+    """make(the text of a file), or None if there is no such file. A damaged file is renamed."""
     try:
         return make(ordinary(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (*DAMAGED, OSError):
-        log.warning("%s is damaged: set aside as %s, and left out of the report", path, set_aside(path).name)
+        log.warning("%s is damaged: it was renamed to %s and omitted from the report", path, set_aside(path).name)
     return None
 
 
 def settings_of(text):
-    """settings_<mode>.yml -> what is in it, of the types that the page counts on."""
+    """The text of settings_<mode>.yml -> its contents, with the types that the template expects."""
     found = yaml.safe_load(text)
     data = {**found["config"]["data"], "image_size": int(found["config"]["data"]["image_size"])}
     flags = dict(found["flags"])
@@ -152,12 +152,12 @@ def settings_of(text):
 
 
 def inversion_of(settings):
-    """What --inversion was, in words; DDIM where nothing is said, as before there was another."""
+    """The value of --inversion in words; DDIM if it is missing, as in older files."""
     return "DDPM, noise maps" if settings.get("inversion") == "ddpm" else "DDIM"
 
 
 def metrics_of(text):
-    """evaluation.json -> what the page shows."""
+    """The text of evaluation.json -> the data for the template."""
     result = json.loads(text)
     pictures, rows = evaluation.table_of(result)
     about, left_out = result["settings"], dict(result["left_out"])
@@ -166,14 +166,15 @@ def metrics_of(text):
 
 
 def gallery_of(text):
-    """What a Gallery saved -> what the page shows: of each image what stands beside the slider, and what its stops show.
+    """The text that a Gallery saved -> the data for the template: per image the pictures next to the slider, and those at its
+    stops.
 
-    Several strengths are the stops. A single edit has none, and the slider goes from the original to it.
+    The stops are the strengths. For a single edit, the slider goes from the original to it.
     """
     pictures = json.loads(text)
     labels, n = [str(label) for label in pictures["labels"]], pictures["n_edits"]
     if not 0 < n <= len(labels) or not pictures["images"]:
-        raise ValueError("it has no pictures")
+        raise ValueError("no pictures")
     first = len(labels) - n
     if n == 1:
         sliders, first = [{"name": "Shown", "stops": labels}], 0
@@ -187,7 +188,7 @@ def gallery_of(text):
     shown = [
         {
             "name": image["name"],
-            "beside": list(zip(labels[:-n], image["pictures"][:-n], strict=True)),
+            "unedited": list(zip(labels[:-n], image["pictures"][:-n], strict=True)),
             "stops": list(zip(labels[first:], image["pictures"][first:], strict=True)),
         }
         for image in pictures["images"]
@@ -209,9 +210,9 @@ def strength_sliders(labels, names):
 
 
 def intervals_chart(curve, t_edit, t_boost):
-    """The LPIPS curves with the editing interval and that of quality boosting."""
+    """The LPIPS curves with the editing and quality boosting intervals -> Chart."""
     end = int(curve.t[-1])
-    # Several directions have an interval each.
+    # Each direction has its own interval.
     t_edits = [t for t in (t_edit if isinstance(t_edit, list) else [t_edit]) if t is not None and t < end]
     spans = [Span(f"t_edit = {t}", t, end) for t in dict.fromkeys(t_edits)]
     spans += [Span(f"t_boost = {t_boost}", 0, t_boost)] if t_boost else []
@@ -224,16 +225,16 @@ def intervals_chart(curve, t_edit, t_boost):
 
 
 def loss_charts(rows):
-    """Rows of `read_losses` -> means of every epoch, and the losses over training and over timesteps; None without rows.
+    """Rows of `read_losses` -> the mean losses per epoch, and charts over training and over timesteps; None without rows.
 
-    Losses that are 0 throughout, of terms that were not used, are left out. Of each epoch, only means are held.
+    Losses that are always 0, of unused terms, are omitted. Only means are kept in memory.
     """
     found = [epoch_means(int(epoch), of_epoch) for epoch, of_epoch in groupby(rows, key=itemgetter("epoch"))]
     if not found:
         return None
     used = [i for i, name in enumerate(COLUMNS) if any(means.batches[:, i].any() for means in found)]
 
-    # One stretch of training for every point of the curve.
+    # Each point of the curve is the mean over a stretch of training.
     per_epoch = max(1, min(POINTS // len(found), max(len(means.batches) for means in found)))
     x, y = [], []
     for means in found:
@@ -247,14 +248,14 @@ def loss_charts(rows):
     return {
         "names": [COLUMNS[i] for i in used],
         "epochs": [(means.epoch, means.batches.mean(0)[used].tolist()) for means in found],
-        "training": line_chart(f"Losses over {len(found)} epochs; the table has the means", "epoch", "loss", training),
-        "timesteps": line_chart("Total loss at each timestep that was trained", "timestep t", "loss", timesteps),
+        "training": line_chart(f"Losses over {len(found)} epochs; see the table for the means", "epoch", "loss", training),
+        "timesteps": line_chart("Total loss at each trained timestep", "timestep t", "loss", timesteps),
         "points": per_epoch,
     }
 
 
 class EpochMeans(NamedTuple):
-    """Mean losses of an epoch: of each batch over its timesteps, (n, len(COLUMNS)); the total at each timestep t."""
+    """Mean losses of an epoch: per batch over its timesteps, (n, len(COLUMNS)); the total per timestep t."""
 
     epoch: int
     batches: np.ndarray
@@ -263,7 +264,7 @@ class EpochMeans(NamedTuple):
 
 
 def epoch_means(epoch, rows):
-    """Rows of one epoch, those of a batch one after the other -> EpochMeans."""
+    """Rows of one epoch, in the order of the batches -> EpochMeans."""
     batches, totals = [], defaultdict(list)
     for _, of_batch in groupby(rows, key=itemgetter("image")):
         steps = []
@@ -276,7 +277,7 @@ def epoch_means(epoch, rows):
 
 
 def flag_rows(settings, defaults):
-    """The flags of the modes -> list of (name, {mode: value}, default, whether a mode has another value than the default)."""
+    """The flags of the modes -> list of (name, {mode: value}, default, whether any mode differs from the default)."""
     names = dict.fromkeys(name for found in settings.values() for name in found["flags"])
     rows = []
     for name in names:

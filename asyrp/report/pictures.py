@@ -1,7 +1,8 @@
-"""Pictures of results: grids with labels, animations, and plots of LPIPS curves."""
+"""Draw results: labelled grids, animations, and plots of LPIPS curves."""
 
 import math
 import textwrap
+import warnings
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -10,10 +11,10 @@ from torchvision.transforms.functional import to_pil_image
 from utils.files import replacing
 from utils.text import printable
 
-SMALLEST_CELL = 96  # pixels; smaller images are enlarged in whole multiples, so that labels fit and pixels stay sharp
+SMALLEST_CELL = 96  # pixels; smaller images are enlarged by a whole factor, so that labels fit and pixels stay sharp
 GAP = 4
-EXACT = 17  # significant digits; so many tell any two float64 apart
-FRAME = 300  # milliseconds that an animation shows each strength
+EXACT = 17  # significant digits that distinguish any two float64 numbers
+FRAME = 300  # milliseconds per strength in an animation
 
 
 def to_pil(image):
@@ -22,16 +23,16 @@ def to_pil(image):
 
 
 def enlarged(image, least=SMALLEST_CELL):
-    """Tensor (3, H, W) in [-1, 1], square -> PIL image of `least` pixels a side or more, a whole multiple of the tensor's."""
+    """Square tensor (3, H, W) in [-1, 1] -> PIL image, enlarged by a whole factor to at least `least` pixels per side."""
     side = image.shape[-1] * max(1, -(-least // image.shape[-1]))
     return to_pil(image).resize((side, side), Image.NEAREST)
 
 
 def labelled_grid(rows, columns, names=None, least=SMALLEST_CELL):
-    """Rows of images -> one PIL image, with a label above every column and, if given, a name before every row.
+    """Rows of images -> one PIL image, with a label above each column and, if given, a name before each row.
 
-    rows: list of lists of tensors (3, H, W) in [-1, 1], all of one size, or None for an empty cell; columns: list of str;
-    names: list of str. least: pixels a side of an image.
+    rows: list of lists of tensors (3, H, W) in [-1, 1], all of the same size, or None for an empty cell; columns: list of str;
+    names: list of str. least: smallest side of an image in pixels.
     """
     cell = enlarged(rows[0][-1], least).width
     font = ImageFont.load_default(12)
@@ -55,19 +56,19 @@ def labelled_grid(rows, columns, names=None, least=SMALLEST_CELL):
 
 
 def in_rows(before, edited, width):
-    """Pictures before an edit and after it -> rows for `labelled_grid`: `width` edits in each, the former before the first."""
+    """Arrange pictures for `labelled_grid`: `width` edits per row, with the unedited pictures `before` in the first row."""
     rows = [edited[i : i + width] for i in range(0, len(edited), width)]
     return [(before if i == 0 else [None] * len(before)) + row for i, row in enumerate(rows)]
 
 
 def save(picture, path):
-    """Write a PIL image, making its folder."""
-    with replacing(path) as beside:
-        picture.save(beside, kind_of(path))
+    """Write a PIL image, creating its folder."""
+    with replacing(path) as temporary:
+        picture.save(temporary, kind_of(path))
 
 
 def kind_of(path):
-    """The format that a picture's name asks for, as Pillow calls it."""
+    """Pillow's name of the format for a file name."""
     return Image.registered_extensions()[Path(path).suffix.lower()]
 
 
@@ -77,9 +78,9 @@ def save_grid(path, rows, columns, names=None):
 
 
 def save_animation(strips, labels, path):
-    """Strips of edited images -> an animation (GIF or WebP, by the suffix) that runs over the strengths and back, for ever.
+    """Strips of edited images -> an animation (GIF or WebP, by suffix) over the strengths and back, in a loop.
 
-    strips: for each image a list of tensors (3, H, W) in [-1, 1], one a strength; several images are shown side by side.
+    strips: per image a list of tensors (3, H, W) in [-1, 1], one per strength; several images are shown side by side.
     labels: of the strengths, list of str.
     """
     columns = math.ceil(math.sqrt(len(strips)))
@@ -89,15 +90,15 @@ def save_animation(strips, labels, path):
         rows = [images[i : i + columns] for i in range(0, len(images), columns)]
         frames.append(labelled_grid(rows, [label] * columns))
     rest = frames[1:] + frames[-2:0:-1]
-    # Of use to WebP alone; enlarged pixels stay sharp, and compress well.
+    # Only used by WebP. Enlarged pixels are stored losslessly, which compresses well.
     quality = {"lossless": strips[0][0].shape[-1] < SMALLEST_CELL, "quality": 90}
-    with replacing(path) as beside:
-        frames[0].save(beside, kind_of(path), save_all=True, append_images=rest, duration=FRAME, loop=0, **quality)
+    with replacing(path) as temporary:
+        frames[0].save(temporary, kind_of(path), save_all=True, append_images=rest, duration=FRAME, loop=0, **quality)
 
 
 def plot_curves(curve, path, title, t_edit=None, t_boost=None):
-    """The two LPIPS curves with their standard deviations, and t_edit and t_boost marked (ints, or None)."""
-    # Imported here: it takes a second, and most runs draw no plot.
+    """Plot the two LPIPS curves with their standard deviations, and mark t_edit and t_boost (ints, or None)."""
+    # Imported here because it takes a second and most runs draw no plot.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -114,16 +115,22 @@ def plot_curves(curve, path, title, t_edit=None, t_boost=None):
             axes.axvline(t, color=colour, linestyle="--", label=f"{label} = {t}")
     axes.set(xlabel="timestep t", ylabel="LPIPS (AlexNet), mean ± std", title=title, xlim=(0, curve.t[-1]), ylim=(0, None))
     axes.legend()
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=120, format=Path(path).suffix[1:])
+    save_figure(figure, path, dpi=120)
+
+
+def save_figure(figure, path, dpi):
+    """Write a matplotlib figure, in the format of the file name. A character that its font lacks is drawn as a box."""
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(temporary, dpi=dpi, format=Path(path).suffix[1:])
 
 
 # ---- labels -----------------------------------------------------------------------------------------------------------------
 
 
 def strength_labels(values):
-    """Strengths of one run -> their labels, as "+1", "+0", "-0.5": two significant digits, or as many more as it takes until
-    different numbers have different labels. Equal numbers have equal labels. What rounding left of a zero is written as one."""
+    """Strengths of one run -> labels such as "+1", "+0", "-0.5", with two significant digits, or more if needed to distinguish
+    different numbers. Numbers that differ from 0 only by rounding are shown as +0."""
     values = [float(value) for value in values]
     for digits in range(2, EXACT):
         labels = [_signed(value, digits, values) for value in values]
@@ -133,12 +140,12 @@ def strength_labels(values):
 
 
 def _signed(value, digits, values):
-    """One strength with so many significant digits, or all those before the point."""
+    """One strength with this many significant digits, or at least all digits before the point."""
     if abs(value) < max(map(abs, values)) * 10.0 ** (-7 - digits):
         value = 0.0
     return f"{value + 0.0:+.{max(digits, len(f'{abs(value):.0f}'))}g}"
 
 
 def point_labels(points):
-    """Strengths of several directions together, a sequence of numbers for each picture -> labels such as "+1, -0.5"."""
+    """Strengths of several directions, a sequence of numbers per picture -> labels such as "+1, -0.5"."""
     return [", ".join(labels) for labels in zip(*map(strength_labels, zip(*points, strict=True)), strict=True)]

@@ -1,4 +1,4 @@
-"""Where the losses of a training can be watched: TensorBoard, wandb and trackio, all of them written to like TensorBoard."""
+"""Trackers for the losses of a training: TensorBoard, wandb and trackio, all with the interface of TensorBoard."""
 
 import importlib
 from contextlib import ExitStack, closing, contextmanager
@@ -11,48 +11,48 @@ LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "tracki
 
 
 def library(kind):
-    """The module of a tracker. Raises UserError where it is not installed."""
+    """The module of a tracker. Raises UserError if it is not installed."""
     try:
         return importlib.import_module(LIBRARIES[kind])
     except ImportError as error:
-        raise UserError(f"--track {kind}: the library {kind} is not installed; pip install {kind}") from error
+        raise UserError(f"--track {kind}: {kind} is not installed: pip install {kind}") from error
 
 
 def tracker(kind, experiment, settings, step=1):
-    """A writer for the losses of one training: `add_scalar(tag, value, step)`, `flush` and `close`, as TensorBoard's.
+    """A writer for the losses of one training: `add_scalar(tag, value, step)`, `flush` and `close`, as in TensorBoard.
 
-    kind: "tensorboard", which writes into the experiment's folder, or "wandb" or "trackio", where it becomes a run of the
-    project PROJECT. experiment: an Experiment. settings: plain data that these two show with the run. step: the first that will
-    be logged; what TensorBoard has of it and of later ones, from a training that was stopped, is taken back.
-    Raises UserError where the library is not installed, and where it begins no run.
+    kind: "tensorboard", which writes to the experiment's folder, or "wandb" or "trackio", which create a run in the project
+    PROJECT. experiment: an Experiment. settings: plain data to store with the run. step: the first that will be logged;
+    TensorBoard discards this and later steps of an interrupted training.
+    Raises UserError if the library is not installed or cannot start a run.
     """
     module = library(kind)
     if kind == "tensorboard":
         return module.SummaryWriter(experiment.folder / "tensorboard", purge_step=step)
     refusals = (OSError, RuntimeError, ValueError, getattr(module, "Error", OSError))
     try:
-        # A training that goes on is a run of its own, beside the first one.
+        # A resumed training is a separate run in the same group.
         return Run(module.init(project=PROJECT, name=experiment.name, group=experiment.name, config=settings))
     except refusals as error:
-        raise UserError(f"--track {kind}: it begins no run ({one_line(error)}); log in there, or leave the flag out") from error
+        raise UserError(f"--track {kind}: cannot start a run ({one_line(error)}): log in, or leave the flag out") from error
 
 
 @contextmanager
 def opened(kind, experiment, settings, step):
-    """The writers of a training, open until the block ends -> list: TensorBoard's where that is installed, and that of `kind`,
-    or None. The rest: see `tracker`."""
+    """The writers of a training, closed at the end of the block -> list: of `kind` (or None), and TensorBoard if it is
+    installed. The other arguments are those of `tracker`."""
     kinds = [kind] if kind else []
     try:
         library("tensorboard")
         kinds.append("tensorboard")
-    except UserError:  # nobody asked for it
+    except UserError:  # optional
         pass
     with ExitStack() as stack:
         yield [stack.enter_context(closing(tracker(each, experiment, settings, step))) for each in kinds]
 
 
 class Run:
-    """A run of wandb or trackio, which take all values of a step at once."""
+    """Adapter for a run of wandb or trackio, which log all values of a step at once."""
 
     def __init__(self, run):
         self.run, self.step, self.values = run, None, {}

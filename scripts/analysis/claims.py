@@ -1,6 +1,6 @@
-"""The paper's claims about h-space, each as a measurement on a `Subject` with a verdict.
+"""The paper's claims about h-space. Each is a measurement on a `Subject` with a verdict.
 
-A measurement is a function of a subject -> Result. What a claim says, and the criterion by which it holds, stand in CLAIMS.
+A measurement is a function of a subject -> Result. CLAIMS has the text of each claim and its criterion.
 """
 
 import math
@@ -18,10 +18,10 @@ from asyrp import hspace, process
 from asyrp.calibration import Calibration
 
 STRENGTHS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
-CANCELLED = 0.5  # at most this share of what editing P alone does may be left
+CANCELLED = 0.5  # largest remaining fraction of the effect of editing P alone
 ONE_PASS = "P and D edited at every timestep (Haas et al.)"
 LINEAR = 0.9  # R^2 of a straight line
-REAL = 1.25  # an image passes for real up to this multiple of the plain one's denoising error; two blended faces come to 2
+REAL = 1.25  # largest denoising error of a realistic image relative to the plain one; two blended faces have 2
 
 
 # ---- 1 ----------------------------------------------------------------------------------------------------------------------
@@ -68,8 +68,8 @@ def trajectory(subject, where):
 
 
 def one_pass(subject):
-    """The symmetric form of Haas et al. (2023, arXiv 2303.11073): one pass of the U-Net a step, its h edited at every timestep,
-    and its eps~ in P and in D alike -> x_0."""
+    """The symmetric form of Haas et al. (2023, arXiv 2303.11073): one U-Net pass per step with h edited at every timestep, and
+    eps~ in both P and D -> x_0."""
 
     def run(x_T, rows):
         return process.generate(AlwaysEdited(subject.unet, subject.edit()), x_T, subject.schedule, subject.steps)
@@ -78,7 +78,7 @@ def one_pass(subject):
 
 
 class AlwaysEdited:
-    """A U-Net whose h is edited before its decoder sees it, whoever asks; one timestep for the whole batch."""
+    """Wraps a U-Net so that its h is always edited before decoding. All images of a batch must have the same timestep."""
 
     def __init__(self, unet, edit):
         self.unet, self.edit = unet, edit
@@ -92,7 +92,7 @@ class AlwaysEdited:
 
 
 def left_of_constant_shift(subject):
-    """Share of a constant shift's effect that editing both leaves, were the U-Net blind to the change of x_t.
+    """The fraction of a constant shift's effect that remains when P and D are edited, if the U-Net ignored the change of x_t.
 
     In x / sqrt(alpha_bar), with s = sqrt(1 / alpha_bar - 1), a step adds -s_t delta_eps by P and s_next delta_eps by D.
     """
@@ -106,7 +106,7 @@ def left_of_constant_shift(subject):
 
 
 def linearity(subject):
-    """The strength of delta_h against the score; for a calibrated direction, over steps of equal change too."""
+    """The score over the strength of delta_h; for a calibrated direction also over steps of equal change."""
 
     @cache
     def at(strength):
@@ -140,7 +140,7 @@ def linearity(subject):
 
 
 class Replay:
-    """A direction that gives each image a delta_h of its own: deltas {t: (B, C, h, w)}."""
+    """A direction with a separate delta_h per image: deltas {t: (B, C, h, w)}."""
 
     def __init__(self, deltas):
         self.deltas = deltas
@@ -150,7 +150,7 @@ class Replay:
 
 
 def homogeneity(subject):
-    """The delta_h of other images, one by one and in the mean, on images that it was not computed from."""
+    """The delta_h of other images, and their mean, applied to images that they were not computed from."""
     mean = mean_direction(subject)
     pictures = {
         "plain": subject.plain,
@@ -166,7 +166,7 @@ def homogeneity(subject):
 
 
 def mean_direction(subject, over_timesteps=False):
-    """The global direction: the donors' mean delta_h, one per timestep or one in all."""
+    """The global direction: the donors' mean delta_h, per timestep or over all timesteps."""
     means = {t: deltas.mean(0, keepdim=True) for t, deltas in subject.donated.items()}
     if over_timesteps:
         means = {None: torch.stack(list(means.values())).mean(0)}
@@ -174,7 +174,7 @@ def mean_direction(subject, over_timesteps=False):
 
 
 def cosines(deltas):
-    """{t: (n, C, h, w)} -> {t: mean cosine of one image's delta_h with the mean of the others'}."""
+    """{t: (n, C, h, w)} -> {t: mean cosine between one image's delta_h and the mean of the others}."""
     found = {}
     for t, each in deltas.items():
         each = each.flatten(1)
@@ -187,9 +187,8 @@ def cosines(deltas):
 
 
 def robustness(subject):
-    """A random direction, the same at every timestep, of delta_h's norm (root mean square): in h, and in eps (of P). Beside
-    them noise in eps that is only as long as the edit's own change of eps, and two images blended, which show what an unreal
-    one comes to."""
+    """A random direction, the same at every timestep, with the norm (RMS) of delta_h: added to h, or to eps (in P). For
+    comparison, noise in eps with the norm of the edit's own change of eps, and two blended images as an unrealistic image."""
 
     def in_h(rows):
         return subject.edit(RandomDirection(subject.attributes[0].direction, subject.noise(rows)))
@@ -239,7 +238,7 @@ def robustness(subject):
 
 
 def consistency(subject):
-    """One mean delta_h for all timesteps against the mean of each timestep."""
+    """One mean delta_h for all timesteps, compared with one mean per timestep."""
     each = mean_direction(subject)
     single = mean_direction(subject, over_timesteps=True)
     pictures = {
@@ -254,7 +253,7 @@ def consistency(subject):
 
 
 def intervals(subject):
-    """t_edit and t_boost swept around the chosen values: score gained against images changed."""
+    """A sweep of t_edit and t_boost around the chosen values: gain in score against change of the images."""
     chosen, top = subject.t_edit, subject.steps[-1]
     t_edits = sorted({0, chosen // 2, chosen, *(chosen + (top - chosen) * k // 4 for k in (1, 2, 3))})
     t_boosts = sorted({subject.t_boost, chosen // 4, chosen // 2, chosen, chosen + (top - chosen) // 4} - {0})
@@ -285,7 +284,7 @@ def intervals(subject):
 
 
 def composition(subject):
-    """Two directions added, each in its own interval; and as `main.py --multiple_attr` adds them, divided by the square root of
+    """The sum of two directions, each in its own interval; and as in `main.py --multiple_attr`, divided by the square root of
     two."""
     directions = [attribute.direction for attribute in subject.attributes]
     scales = [attribute.scale for attribute in subject.attributes]
@@ -321,12 +320,12 @@ def composition(subject):
     return Result(holds, because, table, pictures)
 
 
-# ---- what they say ----------------------------------------------------------------------------------------------------------
+# ---- the claims -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Claim:
-    """says: the paper's claim. criterion: when it holds here, for one subject. draw(axes, result): its figure.
+    """says: the claim of the paper. criterion: when it counts as true for one subject. draw(axes, result): its figure.
 
     together: measured on pairs of attributes instead of one.
     """

@@ -1,12 +1,12 @@
-"""One plot a claim: a panel for each subject, drawn from its Result."""
+"""One plot per claim, with one panel per subject, drawn from its Result."""
 
 from asyrp.report import pictures as drawing
 
-FACES = 4  # rows of a picture
+FACES = 4  # most images in a picture
 
 
 def trajectories(axes, result):
-    """How far P_t moves away from that of the plain process, along the process."""
+    """The distance of P_t from that of the plain process, over timesteps."""
     for label, curve in result.curves.items():
         axes.plot(list(curve), list(curve.values()), label=label)
     axes.set(xlabel="timestep t", ylabel="RMS of P_t (edited) - P_t (plain)")
@@ -15,7 +15,7 @@ def trajectories(axes, result):
 
 
 def strengths(axes, result):
-    """Score, and graded score on an axis of its own, over the strength."""
+    """Score, and graded score on a second axis, over the strength."""
     rows = sorted(result.table, key=lambda row: row["strength"])
     x = [row["strength"] for row in rows]
     errorbars(axes, x, [row["score"] for row in rows], "tab:blue", "score")
@@ -27,7 +27,7 @@ def strengths(axes, result):
 
 
 def conditions(axes, result, prefix="score"):
-    """Bars of every column whose name begins with `prefix`, for every condition."""
+    """A bar per condition for each column whose name starts with `prefix`."""
     columns = [name for name in result.table[0] if name.startswith(prefix)]
     width = 0.8 / len(columns)
     for i, column in enumerate(columns):
@@ -46,7 +46,7 @@ def denoising(axes, result):
 
 
 def trade(axes, result):
-    """Score against change, a point for each setting; the chosen one is marked."""
+    """Score against change, one point per setting, with the chosen one marked."""
     for label, colour, wanted in (("t_edit", "tab:blue", lambda t_boost: t_boost == 0), ("t_boost", "tab:green", bool)):
         rows = [row for row in result.table if wanted(row["t_boost"])]
         x, y = ([row[name] for row in rows] for name in ("LPIPS to plain", "score"))
@@ -76,7 +76,7 @@ def errorbars(axes, x, values, colour, label):
 
 def save_plot(draw, results, title, path):
     """results: subject name -> Result."""
-    # Imported here, as in asyrp.images: it takes a second.
+    # Imported here because it takes a second.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5 * len(results), 4.2), layout="constrained")
@@ -84,12 +84,11 @@ def save_plot(draw, results, title, path):
         draw(axes, result)
         axes.set_title(name)
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    drawing.save_figure(figure, path, dpi=100)
 
 
 def save_faces(result, path):
-    """The first images of every condition."""
+    """Draw the first images of every condition."""
     columns = list(result.pictures)
     n = min(FACES, len(result.pictures[columns[0]]))
     drawing.save(drawing.labelled_grid([[result.pictures[c][i] for c in columns] for i in range(n)], columns), path)

@@ -1,4 +1,4 @@
-"""Figures of merit that several claims share: means with their standard errors, ratios, and shares of an edit's gain."""
+"""Measures shared by several claims: means with standard errors, ratios, and fractions of an edit's gain."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,18 +7,18 @@ import numpy as np
 
 from asyrp.evaluation.metrics import Summary, summary
 
-ALIKE = 0.8  # what is as good as the edit gains at least this share of its gain in score
-CERTAIN = 2  # so many standard errors are beyond doubt
+ALIKE = 0.8  # smallest fraction of an edit's gain that counts as equivalent
+CERTAIN = 2  # number of standard errors for significance
 
 
 def surely(values):
-    """Whether the mean of values (n,) is above zero beyond doubt."""
+    """Whether the mean of values (n,) is significantly above zero."""
     found = summary(values)
     return found.mean > CERTAIN * found.standard_error
 
 
 def ratio(parts, wholes):
-    """Ratio of two means over the same images (n,), its standard error by linearisation -> Summary."""
+    """Ratio of two means over the same images (n,), with its standard error by linearisation -> Summary."""
     parts, wholes = parts.double(), wholes.double()
     share = parts.mean() / wholes.mean()
     se = (parts - share * wholes).std() / math.sqrt(len(parts)) / wholes.mean().abs()
@@ -27,9 +27,9 @@ def ratio(parts, wholes):
 
 @dataclass
 class Result:
-    """holds: by the claim's criterion. because: the figures that decide, in words. table: rows, column name -> value.
+    """holds: whether the criterion is met. because: the deciding figures in words. table: rows {column name: value}.
 
-    pictures: column label -> images (n, 3, H, W). curves: what a figure draws beside the table.
+    pictures: {column label: images (n, 3, H, W)}. curves: further data for the figure.
     """
 
     holds: bool
@@ -40,7 +40,7 @@ class Result:
 
 
 class Gains:
-    """Scores of edited images against those of the plain ones, as shares of what the edit at strength 1 gains."""
+    """Gains in score over the plain images, as fractions of the gain of the edit at strength 1."""
 
     def __init__(self, subject, attribute=None, whole=None):
         self.subject, self.attribute = subject, attribute
@@ -51,12 +51,12 @@ class Gains:
         return ratio(self.subject.score(images, self.attribute) - self.before, self.whole)
 
     def enough(self, share):
-        """Whether the edit gains anything that a share could be taken of, and the share is large enough."""
+        """Whether the edit has a significant gain and `share` is at least ALIKE of it."""
         return surely(self.whole) and share.mean >= ALIKE
 
 
 def row(subject, condition, images):
-    """What every table of conditions shows."""
+    """A row of a table of conditions."""
     return {
         "condition": condition,
         "score": summary(subject.score(images)),
@@ -65,12 +65,12 @@ def row(subject, condition, images):
 
 
 def r_squared(x, y):
-    """Share of y's variance that a straight line in x explains; 0 for a constant y."""
+    """Fraction of the variance of y explained by a straight line in x; 0 for constant y."""
     return float(np.corrcoef(x, y)[0, 1] ** 2) if np.std(y) else 0.0
 
 
 def compared(subject, pictures, reference):
-    """Result of conditions that should gain what `reference` gains, and give the same picture."""
+    """The Result for conditions that should have the gain of `reference` and give the same image."""
     gains = Gains(subject, whole=pictures[reference])
     table = [
         row(subject, label, images) | {f"LPIPS to {reference}": summary(subject.lpips(images, pictures[reference]))}

@@ -1,4 +1,4 @@
-"""What was measured -> report.json and report.md, written anew whenever a claim is finished."""
+"""Write report.json and report.md, updated after each claim."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def plain(value):
-    """Results as JSON can hold them; what is no number (a share of no gain) is null."""
+    """Results as plain data for JSON; nan and infinity (a fraction of zero gain) become null."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -28,24 +28,24 @@ def plain(value):
 
 
 def read(path, settings):
-    """The claims of a report made with the same settings, to be kept beside new ones; {} when there is none.
+    """The claims of a report with the same settings, to be kept; {} if there is none.
 
-    A damaged report is set aside, with a line."""
+    A damaged report is renamed with a warning."""
     if not path.is_file():
         return {}
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         if report["settings"] != plain(settings):
             return {}
-        as_markdown(report)  # what cannot be written again is damaged
+        as_markdown(report)  # fails if it is damaged
         return report["claims"]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        log.warning("%s is damaged: set aside as %s, and its claims are measured again", path, set_aside(path).name)
+        log.warning("%s is damaged: it was renamed to %s and its claims are measured again", path, set_aside(path).name)
         return {}
 
 
 def verdict(results):
-    """subject name -> {"holds": ...} -> a few words."""
+    """{subject name: {"holds": ...}} -> a few words."""
     yes = [name for name, result in results.items() if result["holds"]]
     no = [name for name in results if name not in yes]
     if not (yes and no):
@@ -54,7 +54,7 @@ def verdict(results):
 
 
 def cell(value):
-    """A value of a table as text."""
+    """The text of a table cell."""
     if isinstance(value, dict):
         return "undefined" if None in value.values() else str(Summary(**value))
     return str(value)
@@ -67,7 +67,7 @@ def as_table(rows):
 
 
 def as_markdown(report):
-    """A table of verdicts, then a section for each claim."""
+    """A table of verdicts, followed by a section per claim."""
     s = report["settings"]
     lines = [f"# The paper's claims on {s['config']}", ""]
     lines += [

@@ -1,4 +1,4 @@
-"""What the claims are measured with: images, their latents and directions, the process in variants, and gauges of a result."""
+"""What the claims are measured on: images with latents, directions, variants of the process, and scores."""
 
 import math
 from functools import cached_property
@@ -11,16 +11,17 @@ from asyrp import hspace, process
 from asyrp.evaluation import metrics
 from asyrp.ranks import ALONE
 
-MOST_CERTAIN = 1e-6  # probabilities nearer to 0 or 1 than this are not told apart
-NOISE_LEVELS = (50, 100, 200, 300)  # timesteps at which an image's denoising error is measured
-FIXED = -1  # the draw of `process.image_noise` that stands for a random direction
+MOST_CERTAIN = 1e-6  # probabilities are clamped to [MOST_CERTAIN, 1 - MOST_CERTAIN]
+NOISE_LEVELS = (50, 100, 200, 300)  # timesteps for the denoising error
+FIXED = -1  # step index of `process.image_noise` for a random direction
 
 
 @torch.no_grad()
 def walk(unet, x_T, schedule, timesteps, predict, t_edit, callback=None):
-    """`process.generate` with D free as well: predict(frozen, t) -> (eps for P, eps for D) while t >= t_edit, then plain DDIM.
+    """Like `process.generate`, but with a free choice of D: predict(frozen, t) -> (eps for P, eps for D) while t >= t_edit,
+    then plain DDIM.
 
-    callback(t, P_t) sees every step. -> x_0 (B, 3, H, W).
+    callback(t, P_t) is called at every step. -> x_0 (B, 3, H, W).
     """
     x_t = x_T
     for t, t_next in pairwise([*reversed(timesteps), process.END]):
@@ -38,12 +39,12 @@ def rms(tensor):
 
 
 def with_rms_of(noise, pattern):
-    """noise (n, ...), scaled per image to the root mean square of `pattern` (n, ...)."""
+    """noise (n, ...) scaled per image to the root mean square of `pattern` (n, ...)."""
     return noise * (rms(pattern) / rms(noise)).view(-1, *[1] * (noise.ndim - 1))
 
 
 class JudgeScore:
-    """The judge's probability of the class that an edit aims at; log-odds where a scale without ends is wanted."""
+    """The judge's probability of the target class; graded: log-odds, an unbounded scale."""
 
     def __init__(self, judge, label, wanted, kept):
         self.judge, self.label, self.wanted = judge, label, judge.labels[label].index(wanted)
@@ -63,11 +64,11 @@ class JudgeScore:
         return self(images, reference).double().clamp(MOST_CERTAIN, 1 - MOST_CERTAIN).logit()
 
     def lacking(self, images):
-        """Which images do not have the attribute yet (list of bool)."""
+        """Which images do not yet have the attribute (list of bool)."""
         return (self._read(images).argmax(1) != self.wanted).tolist()
 
     def kept(self, images, originals):
-        """Per image, the share of the labels an edit should leave alone that are judged as on the original -> (n,)."""
+        """The fraction of other labels that are unchanged per image -> (n,)."""
         device = next(self.judge.parameters()).device
         before, after = (self.judge.names(some.to(device)) for some in (originals, images))
         same = [[a == b for a, b in zip(before[label], after[label], strict=True)] for label in self.others]
@@ -77,7 +78,7 @@ class JudgeScore:
 class ClipScore:
     """S_dir: the cosine of CLIP's image difference (unedited -> edited result) with the direction of the prompts."""
 
-    kept = None  # which labels stay is for a judge to say
+    kept = None  # only a judge knows labels
 
     def __init__(self, clip, src, trg):
         self.clip, self.direction = clip, clip.direction(src, trg)
@@ -96,7 +97,7 @@ class ClipScore:
 
 
 class Attribute(NamedTuple):
-    """A direction, the timestep its interval ends at, the coefficient that is strength 1, and the score of its effect."""
+    """A direction, its t_edit, the coefficient for strength 1, and the score of its effect."""
 
     name: str
     direction: torch.nn.Module
@@ -114,7 +115,7 @@ class Images(NamedTuple):
 
 
 class Recorder:
-    """A direction that passes another one through and keeps every image's delta_h, {t: (B, C, h, w)}."""
+    """Wraps a direction and keeps the delta_h of every image, {t: (B, C, h, w)}."""
 
     def __init__(self, direction):
         self.direction, self.deltas = direction, {}
@@ -125,9 +126,9 @@ class Recorder:
 
 
 class RandomDirection:
-    """One random pattern an image, the same at every timestep, as long as the delta_h of another direction there.
+    """One random pattern per image, the same at every timestep, scaled to the norm of another direction's delta_h.
 
-    noise: of `process.image_noise`.
+    noise: from `process.image_noise`.
     """
 
     def __init__(self, direction, noise):
@@ -138,11 +139,11 @@ class RandomDirection:
 
 
 class Subject:
-    """Attributes (one, or two to be combined) on n images that lack them.
+    """One attribute, or two to be combined, and n images without them.
 
-    images: whose edits are measured; donors: as many others, from which delta_h is taken. steps: ascending timesteps.
-    distance: LPIPS, (B, 3, H, W) twice -> (B, 1, 1, 1). t_boost: the chosen one. What takes `rows` is called for one batch
-    of images after the other, with the slice they are. ranks: processes that share these batches; all get all results.
+    images: those whose edits are measured; donors: as many others, from which delta_h is taken. steps: ascending timesteps.
+    distance: LPIPS, (B, 3, H, W) twice -> (B, 1, 1, 1). t_boost: the chosen one. Functions of `rows` are called once per batch
+    with the slice of its images. ranks: processes that share the batches; all get all results.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class Subject:
         self.unet, self.schedule, self.steps = unet, schedule, steps
         self.attributes, self.images, self.donors = attributes, images, donors
         self.distance, self.t_boost, self.seed, self.ranks = distance, t_boost, seed, ranks
-        self.batch_size = min(batch_size, math.ceil(len(images.indices) / ranks.world))  # one for each process
+        self.batch_size = min(batch_size, math.ceil(len(images.indices) / ranks.world))  # at least one batch per process
         self.name = " + ".join(attribute.name for attribute in attributes)
         self.t_edit = max(attribute.t_edit for attribute in attributes)
         self.n = len(images.indices)
@@ -164,12 +165,12 @@ class Subject:
         return process.image_noise(self.seed, self.images.indices[rows])
 
     def batched(self, run, images):
-        """run(x_T, rows) -> the results (n, 3, H, W) on the CPU."""
+        """Call run(x_T, rows) for each batch -> the results (n, 3, H, W) on the CPU."""
         slices = [slice(i, i + self.batch_size) for i in range(0, len(images.indices), self.batch_size)]
         return self.together([run(images.x_T[rows].to(self.device), rows).cpu() for rows in self.ranks.share(slices)])
 
     def together(self, own):
-        """Tensors of the batches that this process has run -> those of all batches, as one."""
+        """Tensors of this process's batches -> those of all batches, concatenated."""
         return torch.cat(self.ranks.gather(own))
 
     def generate(self, edit=None, t_edit=None, t_boost=0, images=None):
@@ -184,7 +185,7 @@ class Subject:
         return self.batched(run, images or self.images)
 
     def walk(self, predict, callback=None):
-        """`walk` -> x_0. predict(rows) and callback are what it takes."""
+        """The function `walk` for all images -> x_0. predict(rows) -> its `predict`."""
 
         def run(x_T, rows):
             return walk(self.unet, x_T, self.schedule, self.steps, predict(rows), self.t_edit, callback)
@@ -192,7 +193,7 @@ class Subject:
         return self.batched(run, self.images)
 
     def edit(self, direction=None, strength=1.0):
-        """The edit by `direction`, by default the attribute's own."""
+        """The edit by `direction`, by default that of the attribute."""
         [attribute] = self.attributes
         return hspace.Edit([direction or attribute.direction], [strength * attribute.scale])
 
@@ -203,7 +204,7 @@ class Subject:
 
     @cached_property
     def edited(self):
-        """The edit as it is meant: strength 1, no boosting."""
+        """The edit at strength 1, without boosting."""
         return self.generate(lambda rows: self.edit())
 
     @cached_property
@@ -230,8 +231,8 @@ class Subject:
             return self.together(own)
 
     def denoising_error(self, images):
-        """How unlikely the diffusion model itself finds images -> (n,): RMS of P_t - x_0 after noise of a few levels was added,
-        the same noise for all images that are compared. A term of the model's likelihood bound (DDPM eq. 14)."""
+        """How unlikely images are under the diffusion model -> (n,): RMS of P_t - x_0 after adding noise at a few levels, with
+        the same noise for all compared images. It is a term of the likelihood bound (DDPM eq. 14)."""
 
         def run(x_0, rows):
             errors = []

@@ -141,7 +141,7 @@ def draw(options, size):
 
 
 def rasterised(svg, size):
-    """A drawing, as text -> RGB image (size, size)."""
+    """An SVG drawing (str) -> RGB image (size, size)."""
     png = load("resvg_py", "drawing faces").svg_to_bytes(svg_string=svg, width=size, height=size)
     return Image.open(io.BytesIO(bytes(png))).convert("RGB")
 

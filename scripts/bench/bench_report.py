@@ -1,4 +1,4 @@
-"""What bench.py found, as a section of Markdown."""
+"""The results of bench.py as a section of Markdown."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ from utils.files import ROOT, write_text
 
 MODES = ("invert", "edit", "invert and edit", "first epoch", "further epoch")
 PASSES = {"encoder": ("encode",), "decoder": ("decode", "decode and back"), "CLIP": ("clip", "clip and back")}
-REMEMBERED = ("invert", "edit", "first epoch")  # modes whose peak memory is told
+REMEMBERED = ("invert", "edit", "first epoch")  # modes whose peak memory is reported
 GIB = 2**30
 THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")  # environment variables that change what is measured
 
@@ -26,7 +26,7 @@ def table(head, rows):
 
 
 def machine(device):
-    """What the numbers were measured on."""
+    """The name of the device or processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpu = Path("/proc/cpuinfo")
@@ -35,7 +35,7 @@ def machine(device):
 
 
 def without_folders(word):
-    """A word of the command line; an absolute path as seen from the repository, or its last part if it lies elsewhere."""
+    """A word of the command line, with absolute paths relative to the repository, or only their last part if outside it."""
     flag, equals, value = word.rpartition("=")
     path = Path(value)
     if not path.is_absolute():
@@ -44,20 +44,20 @@ def without_folders(word):
 
 
 def command_line():
-    """The command that was given, with the environment variables that matter and without folders of this machine."""
+    """The command line with the environment variables that matter, without folders of this machine."""
     variables = [f"{name}={os.environ[name]}" for name in THREADS if name in os.environ]
     return shlex.join([*variables, "python", "scripts/bench.py", *map(without_folders, sys.argv[1:])])
 
 
 def seconds(contestant, mode):
-    """Seconds an image, a list over the turns; empty where the mode was not run."""
+    """Seconds per image, a list over the turns; empty if the mode was not run."""
     if mode == "invert and edit":
         return [a + b for a, b in zip(contestant.seconds["invert"], contestant.seconds["edit"], strict=True)]
     return contestant.seconds[mode]
 
 
 def ratio(plain, contestant, mode):
-    """How many times as fast as the plain schedule of the same round: the median over the rounds."""
+    """Speed relative to the plain schedule in the same round: the median over the rounds."""
     pairs = zip(seconds(plain, mode), seconds(contestant, mode), strict=True)
     return statistics.median(a / b for a, b in pairs)
 
@@ -80,15 +80,15 @@ def work_table(plain, ours, costs):
 
 
 def differences(plain, contestant):
-    """Largest and mean difference of the pictures that both have made, in 8-bit steps."""
+    """Largest and mean difference between the edited images of both, in 8-bit steps."""
     both = sorted(plain.pictures.keys() & contestant.pictures.keys())
     a, b = ((torch.stack([c.pictures[i] for i in both]).clamp(-1, 1) + 1).mul(127.5).round() for c in (plain, contestant))
     return (a - b).abs().max().item(), (a - b).abs().mean().item()
 
 
 def speed_table(plain, others, rates):
-    """Times as fast as the plain schedule, with images a second where `rates` are wanted; memory where the device tells it;
-    differences of the pictures."""
+    """Speed relative to the plain schedule, with images per second if `rates` is true, memory on a GPU, and differences of the
+    images."""
     head = ["precision", "compiled", "layout", "batch", *MODES]
     if plain.memory:
         head += [f"GiB, {mode}" for mode in REMEMBERED]
@@ -116,7 +116,7 @@ def best(others, mode, *precisions):
 
 
 def wanted_table(plain, others, cuda):
-    """The figures that were set as a goal, beside those that were found."""
+    """Target figures next to measured ones."""
     rows = []
     if cuda:
         for mode, count, limit, unit in (("invert and edit", 1, 0.25, "s"), ("first epoch", 1000 / 60, 3.0, "minutes")):
@@ -126,7 +126,7 @@ def wanted_table(plain, others, cuda):
                 rows.append([what, f"at most {limit:g} {unit}", f"{took:.3g} {unit}, batch {found.case.batch}"])
         if low := [c for c in others if c.case.precision == "bf16"]:
             mean = max(differences(plain, c)[1] for c in low)
-            rows.append(["pictures in bf16 beside float32, mean difference", "at most 3 of 255", f"{mean:.2f}"])
+            rows.append(["bf16 against float32, mean difference of images", "at most 3 of 255", f"{mean:.2f}"])
     else:
         for mode in ("invert and edit", "further epoch"):
             if found := best(others, mode, "fp32"):
@@ -135,7 +135,7 @@ def wanted_table(plain, others, cuda):
 
 
 def report(world, plain, others, hollow):
-    """-> the section: where and how it was measured, and the tables."""
+    """The section: machine, settings and tables."""
     args, cuda = world.args, world.device.type == "cuda"
     where = machine(world.device)
     versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
@@ -148,23 +148,23 @@ def report(world, plain, others, hollow):
         f"{where}; {versions}. {args.rounds} rounds. Weights: {'trained' if world.trained else 'random'}; images: "
         f"{'a folder' if args.images else 'random'}; {args.steps} steps, of which {len(world.edit_steps)} are edited.",
         work_table(plain, others[0], hollow.passes()),
-        f"{measured} how many times as fast as the plain schedule. The differences of the edited pictures from those of the "
-        "plain schedule are in 8-bit steps.",
+        f"{measured} how many times as fast as the plain schedule. Differences of the edited images from those of the plain "
+        "schedule are in 8-bit steps.",
         speed_table(plain, others, rates=cuda),
         wanted_table(plain, others, cuda),
-        f"A training step on one image in float32 needs at most {step[0]:.3g} GiB, or {step[1]:.3g} GiB with "
-        "--checkpoint_decoder: the weights of the U-Net and CLIP and all tensors, counted without computing them. Workspaces "
-        "of the kernels are not included.",
+        f"A training step with one image in float32 needs at most {step[0]:.3g} GiB, or {step[1]:.3g} GiB with "
+        "--checkpoint_decoder: the weights of U-Net and CLIP and all tensors, counted without computing them; workspaces of "
+        "kernels are not included.",
     ]
     return "\n\n".join(part for part in parts if part)
 
 
 def write_section(path, text):
-    """Put a section into a Markdown file, in the place of the one with the same heading, or at its end."""
+    """Write a section to a Markdown file, replacing the one with the same heading, else at the end."""
     try:
         before = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
     except UnicodeDecodeError as error:
-        raise UserError(f"--out {path} is no text in UTF-8: give another file") from error
+        raise UserError(f"--out {path} is not UTF-8 text: give another file") from error
     heading = text.splitlines()[0]
     sections = re.split(r"^(?=## )", before, flags=re.MULTILINE)
     mine = [i for i, section in enumerate(sections) if section.splitlines()[:1] == [heading]]

@@ -1,4 +1,4 @@
-"""What a network costs, found without computing it: on tensors that have a shape and no content ("meta" tensors)."""
+"""Count the cost of a network without computing it, on meta tensors."""
 
 import copy
 import weakref
@@ -15,9 +15,9 @@ from models import build_unet
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within it, `peak` is the most that tensors made there occupied at a time, in bytes.
+    """A context in which `peak` is the largest total size of the tensors created in it, in bytes.
 
-    What an operation needs inside itself, such as a convolution's workspace, and what the allocator loses, is not seen.
+    Workspaces of kernels and the overhead of the allocator are not included.
     """
 
     def __init__(self):
@@ -40,14 +40,14 @@ class LiveBytes(TorchDispatchMode):
 
 
 def gigamacs(function):
-    """Multiply-adds of a call, in 10^9: those of convolutions, products and attention, forward and backward."""
+    """Multiply-adds of a call in 10^9: convolutions, matrix products and attention, forward and backward."""
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops() / 2e9
 
 
 class Hollow:
-    """A U-Net and a CLIP without content: what a pass of theirs costs, and what a step of training holds in memory."""
+    """A U-Net and a CLIP on the meta device, for the cost of their passes and the memory of a training step."""
 
     def __init__(self, config, clip):
         size = config.data.image_size
@@ -58,7 +58,7 @@ class Hollow:
             self.block = self.unet.new_delta_block()
 
     def passes(self):
-        """Giga multiply-adds an image: {kind of pass: figure}; those of "... and back" with their backward pass."""
+        """Multiply-adds per image in 10^9: {kind of pass: number}; "... and back" includes the backward pass."""
         image = self.x.clone().requires_grad_()
         h, skips, emb = self.unet.encode(self.x, self.t)
         bottleneck = h.clone().requires_grad_()
@@ -71,7 +71,7 @@ class Hollow:
         }
 
     def training_peak(self, recompute):
-        """Bytes that a training step of one image holds at most: weights and tensors, in float32."""
+        """Peak bytes of a training step with one image: weights and tensors in float32."""
         unet = copy.deepcopy(self.unet)
         if recompute:
             recompute_decoder(unet)

@@ -1,8 +1,8 @@
-"""The plain schedule: inversion, editing and training as the equations read, without anything that saves work.
+"""The plain schedule: inversion, editing and training written directly from the equations, without saving any work.
 
-bench.py runs it beside the project's own code, over the same U-Net. Two decoder passes at every step of an edit; both
-trajectories of training walked from the start in every epoch; both images encoded by CLIP at every step; one image at a time.
-A timestep is an int, alpha_bars a list of floats with 1.0 at its end, which is what index -1 finds.
+bench.py compares it with the code of the project on the same U-Net. It uses two decoder passes at every step of an edit,
+computes both training trajectories in every epoch, encodes both images with CLIP at every step, and handles one image at a
+time. A timestep is an int; alpha_bars is a list of floats that ends in 1.0, so that index -1 is the noiseless end.
 """
 
 from itertools import pairwise
@@ -23,7 +23,7 @@ def step(x, eps, eps_edit, t, t_next, alpha_bars):
 
 
 def predictions(unet, x, t, block=None):
-    """-> (eps, eps of the edited h), which is h itself without a block."""
+    """(eps, eps for the edited h); without a block, h is not edited."""
     h, skips, emb = unet.encode(x, torch.full((len(x),), t, device=x.device))
     edited = h if block is None else h + block(h, emb)
     return unet.decode(h, skips, emb)[:, :3], unet.decode(edited, skips, emb)[:, :3]
@@ -48,7 +48,7 @@ def edit(unet, x_T, alpha_bars, timesteps, block, t_edit):
 
 
 def train(unet, x_0, x_T, alpha_bars, timesteps, block, t_edit, optimizer, encode, direction):
-    """One image of one epoch, with weights 1 of the CLIP and the L1 term."""
+    """One image of one epoch, with weight 1 for the CLIP and the L1 term."""
     x = x_plain = x_T
     for t, t_next in pairwise([*reversed(timesteps), -1]):
         if t < t_edit:

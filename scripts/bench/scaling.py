@@ -1,7 +1,7 @@
-"""bench.py --ranks: how many times as much several processes of one thread each do as one of them, in the same time.
+"""bench.py --ranks: the throughput of several processes with one thread each, relative to one of them.
 
-The first process works alone while the others wait, then all work, each on as many images; they take turns, and every turn is
-compared with the one of the same round. It is the time that passes which counts, until the last one is done.
+First one process works while the others wait, then all work, each on the same number of images. Each turn is compared with that
+of the same round. Wall time is measured until the last process is done.
 """
 
 import copy
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from asyrp.ranks import ALONE
 from utils.devices import to_device
 
-WANTED = {"invert": 0.9, "edit": 0.9, "first epoch": 0.85, "further epoch": 0.85}  # of the number of processes
+WANTED = {"invert": 0.9, "edit": 0.9, "first epoch": 0.85, "further epoch": 0.85}  # as a fraction of the number of processes
 
 
 def launch(ranks, script, flags):
@@ -30,7 +30,7 @@ def launch(ranks, script, flags):
 
 
 def work_of(contestant, number):
-    """Yield (mode, function) of one turn: the modes build on one another."""
+    """Yield (mode, function) for one turn. Later modes use the results of earlier ones."""
     world, made = contestant.world, {}
     indices = [(number * contestant.batch + i) % len(world.images) for i in range(contestant.batch)]
     x_0 = to_device(world.images[indices], world.device)
@@ -44,7 +44,7 @@ def work_of(contestant, number):
 
 
 def turn(contestant, number, ranks, together):
-    """-> {mode: seconds} of a turn of all processes, or of the first one while the others wait."""
+    """{mode: seconds} for a turn of all processes, or of the first one while the others wait."""
     contestant.ranks, seconds = ranks if together else ALONE, {}
     for mode, work in work_of(contestant, number):
         ranks.wait()
@@ -59,7 +59,7 @@ def turn(contestant, number, ranks, together):
 
 
 def run(contestant, ranks):
-    """Take turns -> the section of the report, on the first process."""
+    """Run all turns -> the section of the report."""
     args, alone, together = contestant.world.args, defaultdict(list), defaultdict(list)
     for number in tqdm(range(args.warmup + args.rounds), desc="taking turns", unit="round"):
         for found, all_of_them in ((alone, False), (together, True)):
@@ -83,8 +83,8 @@ def report(contestant, n, alone, together):
         f"## {without_folders(args.config)} on {where}, {n} processes",
         f"`{command_line()}`",
         f"{where}; {versions}. {args.rounds} rounds; {args.steps} steps, {len(world.edit_steps)} of them edited. "
-        f"Each process has one thread and {contestant.batch} images at a time; training averages gradients at every step. "
-        "The ratio is that of the images per second: all processes to one.",
+        f"Each process has one thread and a batch of {contestant.batch}; training averages gradients at every step. "
+        "The ratio is images per second of all processes to those of one.",
         table(head, rows),
     ]
     return "\n\n".join(parts)
