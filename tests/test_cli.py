@@ -48,4 +48,4 @@ def test_a_wrong_flag_is_one_line(asyrp):
 def test_it_finds_the_configs_of_the_repository(asyrp):
     told = asyrp("--config", "avatar.yml", "--just_precompute", "--do_test", "0", "--custom_train_dataset_dir", "nowhere")
     assert told.returncode == 2
-    assert told.stderr.splitlines()[-1].startswith("error: nowhere is no folder of images")
+    assert told.stderr.splitlines()[-1].startswith("error: nowhere is not a folder of images")

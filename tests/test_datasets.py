@@ -242,7 +242,7 @@ def test_folder_as_one_tensor(tmp_path):
     dataset = ImageFolder(tmp_path, SIZE)
     assert torch.equal(read_folder(tmp_path, SIZE), torch.stack([dataset[i] for i in (0, 2, 3)]))
     assert torch.equal(read_folder(str(tmp_path), SIZE, 2), torch.stack([dataset[i] for i in (0, 2)]))
-    with pytest.raises(UserError, match="no folder of images"):
+    with pytest.raises(UserError, match="is not a folder of images"):
         read_folder(tmp_path / "nowhere", SIZE)
 
 

@@ -77,7 +77,7 @@ def test_sweep_strengths(run, tmp_path):
     ("name", "flags", "error"),
     [
         ("edit_a_photograph", ["--image", "nowhere.png"], "nowhere.png"),
-        ("learn_a_direction", ["--images", "nowhere"], "nowhere is no folder of images"),
+        ("learn_a_direction", ["--images", "nowhere"], "nowhere is not a folder of images"),
         ("sweep_strengths", ["--direction", "nobody"], "no direction nobody"),
     ],
 )
