@@ -77,7 +77,7 @@ def test_finished_claims_are_kept(world, tmp_path, monkeypatch):
 def test_script_errors_name_what_is_missing(world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cases = {
-        "4 images without smile, 10 are needed": ["--n", 5, "--claims", 2],
+        "4 images without smile, but 10 are needed": ["--n", 5, "--claims", 2],
         "two images": ["--n", 1],
         "no faces: render them": ["--config", "avatar.yml", "--images", tmp_path / "none"],
     }
