@@ -67,6 +67,7 @@ class Editing:
     l1_loss_w: float | None = setting(None, at_least=0)
     id_loss_w: float | None = setting(None, at_least=0)
     clip_source: str | None = setting(None, choices=("x0", "origin"))
+    inversion: str | None = setting(None, choices=("ddim", "fixed_point"))
     dt_lambda: float | None = None
 
     def given(self):
@@ -122,6 +123,11 @@ class Config:
             return "ViT-B/16"
         own = ROOT / self.clip.model
         return str(own) if own.is_file() else self.clip.model
+
+    @property
+    def inversion(self):
+        """How images are inverted unless --inversion says otherwise."""
+        return self.editing.inversion or "ddim"
 
     def segmenter_path(self):
         """The file of the segmenter, or None."""

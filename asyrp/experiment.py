@@ -20,7 +20,8 @@ class Experiment:
     """Names and folders of one experiment, relative to the folder the program was started in.
 
     name: <exp>_LC_<category>_t<t_0>_ninv<n_inv>_ngen<n_train>, as in the 2023 release. folder: where results go, named like the
-    experiment, with "_ddpm" added for --inversion ddpm. part: "_pc1" and so on, if an experiment has several directions.
+    experiment, with the inversion added ("_ddpm", "_fixed_point") if it is not the config's own. part: "_pc1" and so on, if an
+    experiment has several directions.
     """
 
     def __init__(self, settings, part=""):
@@ -32,7 +33,7 @@ class Experiment:
         steps = f"t{settings.t_0}_ninv{settings.n_inv_step}_ngen{settings.n_train_step}"
         self.suffix = f"_LC_{config.data.category}_{steps}"
         self.name = self.base + self.suffix
-        inversion = "_ddpm" if settings.inversion == "ddpm" else ""
+        inversion = "" if settings.inversion == config.inversion else f"_{settings.inversion}"
         self.folder = Path(parent or ("/" if settings.exp.startswith("/") else ".")) / f"{self.name}{inversion}"
         self.settings = settings
 

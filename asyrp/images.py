@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from asyrp import process
 from asyrp.data.datasets import ImageFolder, open_folder
 from asyrp.data.layouts import open_split
 from asyrp.data.pairs import DDIM, InvertedPairs, NoiseMaps, SampledPairs
@@ -69,5 +70,6 @@ class RunImages:
             indices = [FIRST_DRAW[split] + i for i in self.numbers(1_000_000, n)]
             return SampledPairs(s.seed, model, timesteps, self.store, images, s.saved_random_noise), indices
         dataset = self.dataset(split)
-        inversion = NoiseMaps(model, timesteps, s.seed) if s.inversion == "ddpm" else DDIM(model, timesteps)
+        iterations = process.ITERATIONS.get(s.inversion)
+        inversion = NoiseMaps(model, timesteps, s.seed) if iterations is None else DDIM(model, timesteps, iterations)
         return InvertedPairs(dataset, model, timesteps, self.store, inversion), self.numbers(len(dataset), n)

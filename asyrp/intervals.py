@@ -148,12 +148,13 @@ def choose_t_boost(curve, threshold=1.2, from_x_t=True):
     return first_reaching(curve.t, curve.lpips_x0_t, threshold, "LPIPS(x_0, P_t)")
 
 
-def measure(unet, batches, schedule, timesteps, distance, device, ranks=ALONE):
+def measure(unet, batches, schedule, timesteps, distance, device, ranks=ALONE, iterations=0):
     """LPIPS curves along the DDIM inversion of images -> Curve.
 
     batches: an iterable of (indices, images (B, 3, H, W) in [-1, 1] or None, messages), as `load_batch` returns.
     distance: LPIPS, (B, 3, H, W) twice -> (B, 1, 1, 1). ranks: processes that share the images; `batches` are those of this
-    process, and all processes get the same curve. Measuring the last of `timesteps` costs one more U-Net call.
+    process, and all processes get the same curve. iterations: see `process.invert`. Measuring the last of `timesteps` costs one
+    more U-Net call.
     Raises UserError if no image can be read, or if a distance is not finite.
     """
     seen, told = [], set()
@@ -176,7 +177,7 @@ def measure(unet, batches, schedule, timesteps, distance, device, ranks=ALONE):
             columns.append(torch.stack([distance(x_0, x_t).flatten(), distance(x_0, P_t).flatten()]))
 
         with torch.no_grad():
-            x_T = process.invert(unet, x_0, schedule, timesteps, observe)
+            x_T = process.invert(unet, x_0, schedule, timesteps, observe, iterations)
             eps = process.frozen_branch(unet, x_T, timesteps[-1]).eps
             observe(None, timesteps[-1], x_T, process.predict_x0(x_T, eps, timesteps[-1], schedule))
         seen.append((torch.stack(columns, dim=2).cpu().double().numpy(), messages))  # (2, B, len(timesteps))

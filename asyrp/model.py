@@ -94,6 +94,7 @@ class Model:
         self.device, self.precision = device, precision
         self.architecture, self.identity = architecture, identity
         self.image_size = config.data.image_size
+        self.inversion = config.inversion
 
     @property
     def T(self):
@@ -108,11 +109,13 @@ class Model:
             raise UserError(f"{n_steps} steps: must be 2 to {t_0 + 1}, or 0 for every timestep up to t_0 {t_0}")
         return process.timesteps(n_steps, t_0)
 
-    def invert(self, images, n_steps=40, t_0=None, callback=None):
+    def invert(self, images, n_steps=40, t_0=None, callback=None, inversion=None):
         """x_0 (B, 3, H, W) in [-1, 1] -> x_T (B, 3, H, W) on the model's device, by DDIM inversion. callback: see
-        `process.invert`."""
+        `process.invert`. inversion: "ddim" or "fixed_point"; by default that of the config (section `editing`), or "ddim".
+        """
         self._check(images)
-        return process.invert(self.unet, to_device(images, self.device), self.schedule, self.timesteps(n_steps, t_0), callback)
+        iterations, timesteps = process.ITERATIONS[inversion or self.inversion], self.timesteps(n_steps, t_0)
+        return process.invert(self.unet, to_device(images, self.device), self.schedule, timesteps, callback, iterations)
 
     def noise_maps(self, images, n_steps=40, t_0=None, seed=0):
         """x_0 -> (x_T, z), the edit-friendly DDPM inversion (see asyrp/noise_maps.py); pass z to `generate` and `edit` with the

@@ -127,8 +127,8 @@ g.value("t_0", int, 999, "timestep at which inversion ends and generation starts
 g.value("n_inv_step", int, 40, "timesteps for inversion; 0: all", 0, MANY)
 g.value("n_train_step", int, 6, "timesteps for generation during training; 0: all", 0, MANY)
 g.value("n_test_step", int, 40, "timesteps for generation during testing; 0: all", 0, MANY)
-text = "inversion of test images: ddim, or ddpm (edit-friendly noise maps, one per step: n_inv_step must equal n_test_step)"
-g.value("inversion", str, "ddim", text, choices=("ddim", "ddpm"))
+text = "ddim; fixed_point: reconstructs better, costs three times as much; ddpm (tests only): noise maps, one per step"
+g.value("inversion", str, "ddim", text, choices=("ddim", "fixed_point", "ddpm"))
 g.value("sample_type", str, "ddim", "ddim, or ddpm (ancestral sampling at every step)", choices=("ddim", "ddpm"))
 g.value("dt_lambda", float, 1.0, "factor for eps in the direction term D of the first step (t = T - 1)", 0, 2)
 

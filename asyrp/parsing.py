@@ -214,6 +214,8 @@ def check_together(given):
     check_region(given, has)
     check_export(given, has)
     check_shares(given, has)
+    if value_of(given, "inversion") != "ddim" and has("load_random_noise"):
+        raise UserError(f"--load_random_noise does not invert images: leave out --inversion {given['inversion']}")
     if value_of(given, "inversion") == "ddpm":
         check_noise_maps(given, has)
 
@@ -309,8 +311,6 @@ def check_noise_maps(given, has):
             raise UserError(f"--{mode} uses DDIM latents: use --inversion ddpm only with --run_test or --evaluate")
     if not any(has(mode) for mode in ("just_precompute", "calibrate", "run_test", "evaluate")):
         raise UserError("--inversion ddpm needs --just_precompute, --run_test or --evaluate")
-    if has("load_random_noise"):
-        raise UserError("--load_random_noise does not invert images: leave out --inversion ddpm")
     if value_of(given, "sample_type") == "ddpm":
         raise UserError(
             "--inversion ddpm supplies the noise of every step: leave out --sample_type ddpm, which draws new noise"

@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 from tqdm import tqdm
 
-from asyrp import components, curves, directions, intervals, settings, training
+from asyrp import components, curves, directions, intervals, process, settings, training
 from asyrp.acceleration.fast_unet import keep_freed_memory
 from asyrp.acceleration.overlap import Background
 from asyrp.calibrating import Measuring, open_gauge
@@ -102,7 +102,7 @@ class Asyrp(Parts):
 
         timesteps = self.model.timesteps(s.n_inv_step, s.t_0)
         distance = load_lpips().to(self.model.device)
-        how = (self.model.schedule, timesteps, distance, self.model.device, self.ranks)
+        how = (self.model.schedule, timesteps, distance, self.model.device, self.ranks, process.ITERATIONS[s.inversion])
         curve = intervals.measure(self.model.unet, loaded(), *how)
         pixels = list(chain(*self.ranks.gather(seen)))
         with self.ranks.first():
@@ -329,7 +329,7 @@ class Asyrp(Parts):
         about = {name: getattr(s, name) for name in (*names, "seed", "load_random_noise")}
         about |= {"bs_train": s.bs_train * self.ranks.world}  # the batch of all processes together
         about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": clip}
-        about |= {"region": region and region.about}
+        about |= {"region": region and region.about} | ({"inversion": s.inversion} if s.inversion != "ddim" else {})
         about |= {"n_images": n_images, "images": digest(images), "started_from": None}
         kind = "delta_h" if s.train_delta_h else "delta_block"
         steps = self.model.timesteps(s.n_inv_step, s.t_0)

@@ -2,7 +2,7 @@
 
 Every entry has a key that depends on everything its content depends on. All keys are defined here:
 
-    latent        model, precision, timesteps of the inversion, pixels
+    latent        model, precision, timesteps and fixed-point iterations of the inversion, pixels
     noise_maps    model, precision, timesteps, pixels, and the seed and number of the image, which its noise is drawn from
     sample        model, precision, timesteps, x_T
     trajectory    model, precision, timesteps, dtype, x_T
@@ -44,9 +44,10 @@ def key(kind, **parts):
     return digest(kind, FORMAT, parts)
 
 
-def latent_key(model, timesteps, pixels):
-    """pixels: the digest of the image."""
-    return key("latent", model=model.identity, precision=model.precision, timesteps=timesteps, pixels=pixels)
+def latent_key(model, timesteps, pixels, iterations=0):
+    """pixels: the digest of the image. iterations: fixed-point iterations of a step of the inversion."""
+    parts = {"timesteps": timesteps, "pixels": pixels} | ({"iterations": iterations} if iterations else {})
+    return key("latent", model=model.identity, precision=model.precision, **parts)
 
 
 def noise_maps_key(model, timesteps, pixels, seed, number):

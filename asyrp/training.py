@@ -308,6 +308,7 @@ def train_direction(
             report(done, total)
     made = {flag: s[name] for name, (flag, _) in SETTINGS.items() if flag not in ("n_train_step", "user_defined_t_edit", "t_0")}
     made |= {"seed": seed, "n_images": len(images), "region": _region(mask_of)}
+    made |= {} if model.inversion == "ddim" else {"inversion": model.inversion}
     record = new_record(model, kind, ignore_timesteps, prompts, t_edit, timesteps, len(timesteps), made)
     return Direction(function, record, " to ".join(prompts) or "a direction of CLIP").requires_grad_(False)
 

@@ -139,13 +139,14 @@ def test_direction_that_ships_says_how_it_was_made(name, model):
 
 def test_report_shows_what_falls_short():
     scores = dict.fromkeys(evaluate.STRENGTHS, 0.5)
-    sad = {"n": 4, "t_edit": 300, "success": 25.0, "kept": {"hair": 75.0}, "scores": scores, "monotone": False}
+    sad = {"n": 4, "t_edit": 300, "success": 25.0, "kept": {"hair": 75.0}, "background_moved": 0.03}
+    sad |= {"scores": scores, "monotone": False}
     hat = {**sad, "kept": {"hair": 75.0, "skin": 50.0}, "monotone": True}
     report = {"settings": {"strip_count": 2}, "directions": {"sad": sad, "hat": hat}}
     report["plain"] = {"n": 4, "kept": {"hair": 50.0}, "kept_all": 50.0}
     table = evaluate.as_markdown(report)
-    assert "| sad | 4 | 300 | 25 % | 80 % | 75 % |  | 90 % |" in table
-    assert "| hat | 4 | 300 | 25 % |  | 75 % | 50 % | 90 % |" in table
+    assert "| sad | 4 | 300 | 25 % | 75 % |  | 0.030 |" in table
+    assert "| hat | 4 | 300 | 25 % | 75 % | 50 % | 0.030 |" in table
     assert [line.rpartition("| ")[2] for line in table.splitlines()[-2:]] == ["no |", "yes |"]
 
 
@@ -184,6 +185,7 @@ def test_what_is_judged_is_what_the_library_edits(folder, faces, model, judge, h
     kept = {key: evaluate.percent(after[key][k] == rows[i][key] for k, i in enumerate(chosen)) for key in found["kept"]}
     assert found["kept"] == kept
     assert set(kept) == {"hair", "skin", "beard", "long_hair"}
+    assert 0 < found["background_moved"] < 0.2
     # Inversion and plain generation of the first faces, whatever they show.
     plain = judge.names(model.generate(model.invert(images[:4], n_steps=4), n_steps=4))
     truth = {key: [row[key] for row in rows[:4]] for key in judge.labels}
@@ -191,6 +193,24 @@ def test_what_is_judged_is_what_the_library_edits(folder, faces, model, judge, h
     text = (here / "out/report.md").read_text()
     assert text in capsys.readouterr().out
     assert {path.name for path in (here / "out").iterdir()} == {"sad.png", "overview.png", "report.json", "report.md"}
+
+
+def test_colour_moved():
+    before = torch.zeros(3, 3, 4, 4)
+    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
+    masks[0, :, 0] = masks[1, 0, :] = True  # the third has no background
+    after = before.clone()
+    after[0, :, :, 0], after[0, :, :, 1:] = 0.3, 1.0
+    after[1, 0, 0] = 0.6
+    assert evaluate.colour_moved(before, after, masks) == pytest.approx((0.3 + 0.6 / 3) / 2)
+
+
+def test_direction_without_a_class_of_the_judge_is_only_drawn(folder, here, monkeypatch):
+    monkeypatch.setitem(evaluate.PROMPTS, "avatar_sketch", ("face", "sketch of a face"))
+    sad, sketch = (f"{name}={STACK / 'directions' / 'sad.pth'}" for name in ("sad", "sketch"))
+    assert evaluated(folder, "--directions", sad, sketch) == 0
+    assert set(json.loads((here / "out/report.json").read_text())["directions"]) == {"sad"}
+    assert (here / "out/sketch.png").is_file()
 
 
 def test_directions_that_ship_are_judged_by_default(here):
@@ -222,4 +242,4 @@ def test_evaluate_errors(folder, here, capsys):
     assert "give NAME=PATH with a name of smiling, sad" in error("--directions", "hat=hat.pth")
     assert "no direction gone.pth" in error("--directions", "sad=gone.pth")
     sad = ("--directions", f"sad={STACK / 'directions' / 'sad.pth'}")
-    assert f"faces without sad; {N} are asked for: render more" in error("--count", N, *sad)
+    assert f"faces without sad, and --count is {N}: render more" in error("--count", N, *sad)

@@ -294,3 +294,24 @@ def test_image_comes_back(monkeypatch):
     model = asyrp.open_model("avatar.yml", device=DEVICE)
     again = model.generate(model.invert(image)).cpu()
     assert (again - image).abs().mean() < 0.05
+
+
+# ---- fixed-point inversion --------------------------------------------------------------------------------------------------
+
+
+def test_a_fixed_point_step_takes_eps_where_the_step_down_takes_it(model):
+    images, timesteps = smooth_images(1), [0, 400]
+    x_T = process.invert(model.unet, images.to(model.device), model.schedule, timesteps, iterations=30)
+    eps = process.frozen_branch(model.unet, x_T, 400).eps
+    back, _ = process.ddim_step(x_T, eps, 400, 0, model.schedule)
+    torch.testing.assert_close(back.cpu(), images, rtol=0, atol=1e-4)
+
+
+def test_the_config_says_how_a_model_inverts(tiny, tmp_path):
+    settings = yaml.safe_load((tiny.folder / "ddpm.yml").read_text())
+    settings["editing"] = (settings.get("editing") or {}) | {"inversion": "fixed_point"}
+    (tmp_path / "fixed.yml").write_text(yaml.safe_dump(settings))
+    fixed, images = asyrp.open_model(tmp_path / "fixed.yml", tiny.folder / "ddpm.pt", DEVICE), smooth_images(1)
+    expected = fixed.invert(images, 4, inversion="fixed_point")
+    torch.testing.assert_close(fixed.invert(images, 4), expected, rtol=0, atol=0)
+    assert not torch.equal(fixed.invert(images, 4, inversion="ddim"), expected)

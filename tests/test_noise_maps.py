@@ -260,6 +260,18 @@ def test_report_of_ddim_says_so(run_learned, results):
     assert "<dt>inversion</dt><dd>DDIM</dd>" in (results / "report.html").read_text()
 
 
+def test_fixed_point_inversion_has_its_own_latents_and_folder(run_learned, results):
+    assert run_learned(*TEST, "--inversion", "fixed_point") == 0
+    fixed = results.with_name(f"{results.name}_fixed_point")
+    assert settings(fixed, "test")["flags"]["inversion"] == "fixed_point"
+    assert "<dt>inversion</dt><dd>DDIM with fixed-point iterations</dd>" in (fixed / "report.html").read_text()
+    assert not (results / "settings_test.yml").exists()
+    [(x_T, key)] = [(latent["x_T"], key) for key, latent in stored("latent").items()][:1]
+    assert run_learned(*TEST) == 0
+    others = {other: latent["x_T"] for other, latent in stored("latent").items() if other != key}
+    assert others and not any(torch.equal(x_T, other) for other in others.values())
+
+
 def test_reconstruction_of_an_evaluation_is_that_of_the_inversion(run_learned, results, capsys):
     found = {}
     for inversion in ("ddim", "ddpm"):

@@ -15,7 +15,11 @@ MODEL = {"identity": "ddpm-16-abc", "precision": "fp32"}
 ONE, OTHER = torch.arange(6.0), torch.arange(6.0) + 1
 # key function -> (its parts, {part: another value}); the model's identity and precision are parts of all but one.
 KEYS = {
-    "latent": (store.latent_key, {"timesteps": [0, 999], "pixels": "a"}, {"timesteps": [0, 500, 999], "pixels": "b"}),
+    "latent": (
+        store.latent_key,
+        {"timesteps": [0, 999], "pixels": "a", "iterations": 0},
+        {"timesteps": [0, 500, 999], "pixels": "b", "iterations": 2},
+    ),
     "noise_maps": (
         store.noise_maps_key,
         {"timesteps": [0, 999], "pixels": "a", "seed": 1, "number": 3},

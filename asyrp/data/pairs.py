@@ -54,16 +54,16 @@ def parts(load, indices, size, ranks):
 
 
 class DDIM:
-    """DDIM inversion, whose latent is x_T."""
+    """DDIM inversion, whose latent is x_T. iterations: see `process.invert`."""
 
     kind = "latent"  # in the store
 
-    def __init__(self, model, timesteps):
-        self.model, self.timesteps = model, timesteps
+    def __init__(self, model, timesteps, iterations=0):
+        self.model, self.timesteps, self.iterations = model, timesteps, iterations
         self.shapes = {"x_T": (3, model.image_size, model.image_size)}
 
     def key(self, index, pixels):
-        return store.latent_key(self.model, self.timesteps, pixels)
+        return store.latent_key(self.model, self.timesteps, pixels, self.iterations)
 
     def name_of_content(self, index, pixels):
         """The digest of an image for keys and records."""
@@ -71,7 +71,8 @@ class DDIM:
 
     def latents(self, indices, x_0):
         """Images (B, 3, H, W) on the model's device -> {name: tensor (B, ...)}."""
-        return {"x_T": process.invert(self.model.unet, x_0, self.model.schedule, self.timesteps)}
+        x_T = process.invert(self.model.unet, x_0, self.model.schedule, self.timesteps, iterations=self.iterations)
+        return {"x_T": x_T}
 
 
 class NoiseMaps:
@@ -99,12 +100,12 @@ class NoiseMaps:
 class InvertedPairs:
     """The pairs of a dataset. Each image is inverted once over `timesteps` (ascending); its latent is keyed by its pixels.
 
-    inversion: a DDIM (the default) or NoiseMaps over the same timesteps. kept: the Store.
+    inversion: a DDIM (by default with the iterations of `model.inversion`) or NoiseMaps over the same timesteps. kept: Store.
     """
 
     def __init__(self, dataset, model, timesteps, kept, inversion=None):
         self.dataset, self.model, self.timesteps, self.store = dataset, model, timesteps, kept
-        self.inversion = inversion or DDIM(model, timesteps)
+        self.inversion = inversion or DDIM(model, timesteps, process.ITERATIONS[model.inversion])
         self.pixels = PixelIndex(dataset, kept.root / "pixels")
         self.skipped = set()
 

@@ -153,7 +153,8 @@ def settings_of(text):
 
 def inversion_of(settings):
     """The value of --inversion in words; DDIM if it is missing, as in older files."""
-    return "DDPM, noise maps" if settings.get("inversion") == "ddpm" else "DDIM"
+    words = {"ddpm": "DDPM, noise maps", "fixed_point": "DDIM with fixed-point iterations"}
+    return words.get(settings.get("inversion"), "DDIM")
 
 
 def metrics_of(text):

@@ -44,7 +44,6 @@ TIMESTEPS = (999, 900, 800, 700, 500, 300)  # of a thousand
 RECONSTRUCTION_STEPS, SAMPLE_STEPS = 40, 100
 LARGEST_SHEET = 96  # samples shown
 WIDTH = 12  # of the sheet
-CREDIT = 'artwork: "Toon Head" by Johan Melin, CC BY 4.0'
 
 
 def colour_errors(model, images, batch_size, seed=0):
@@ -194,7 +193,7 @@ def measure(args):
             "seed": args.seed,
             "torch": str(torch.__version__),
             "device": str(model.device),
-            "credit": CREDIT if model.config.data.dataset == "AVATAR" else "",
+            "credit": model.config.data.credit,
         },
         "colour": {
             "n": len(train),

@@ -36,7 +36,7 @@ import asyrp
 from asyrp import components, fitting, hspace, regions
 from asyrp.config import load_config
 from asyrp.curves import find_curve
-from asyrp.data.pairs import DDIM, InvertedPairs
+from asyrp.data.pairs import InvertedPairs
 from asyrp.directions import Direction
 from asyrp.evaluation import gauges, metrics
 from asyrp.evaluation.segmenter import find_segmenter
@@ -104,7 +104,7 @@ class Stage:
 
     def _faces(self, folder):
         dataset, labels = open_faces(folder, self.model.image_size)
-        return InvertedPairs(dataset, self.model, self.timesteps, Store(), DDIM(self.model, self.timesteps)), labels
+        return InvertedPairs(dataset, self.model, self.timesteps, Store()), labels
 
     def prompts(self, attribute):
         return PROMPTS[f"avatar_{attribute}"]

@@ -3,9 +3,10 @@
     python scripts/avatar/evaluate.py [--directions smiling=PATH beard=PATH ...] [--out docs/avatar]
 
 For every direction: test faces without the attribute are inverted and edited at the default strength; the judge says how
-many have it afterwards, and how many keep each label that the edit should leave alone. Then its mean score over strengths
--1 .. 1.5. Before that: how many faces keep every label through inversion and plain generation. The same arguments give the
-same table; it is printed, and written as JSON and Markdown beside a picture of every direction.
+many have it afterwards, and how many keep each label that the edit should not change. The segmenter says where the background
+is, whose mean colour should not move. Then the judge's mean score over strengths -1 .. 1.5. Before that: how many faces keep
+every label through inversion and plain generation. A direction that aims at nothing the judge knows (a style) is only drawn.
+The same arguments give the same table; it is printed, and written as JSON and Markdown next to a picture of every direction.
 """
 
 import sys
@@ -32,6 +33,7 @@ from asyrp.config import load_config
 from asyrp.data.pairs import InvertedPairs
 from asyrp.editing import Editor, Reverse
 from asyrp.evaluation.metrics import monotone
+from asyrp.evaluation.segmenter import open_segmenter
 from asyrp.model import interval_of
 from asyrp.report import pictures
 from asyrp.store import Store
@@ -39,11 +41,12 @@ from models.judge import load_judge
 from utils.arguments import whole
 from utils.errors import UserError
 from utils.files import ROOT, shown, write_text
+from utils.text_dic import PROMPTS
 
 DEFAULT = 1.0
 STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 PICTURED = 6  # faces in a direction's picture
-WANTED = {"smiling": 80, "sad": 80, "angry": 80, "surprised": 80, "beard": 70, "blond_hair": 70, "kept": 90, "plain": 97}
+WANTED = {"success": 85, "kept": 92, "background": 0.05, "plain": 97}  # percentages; a distance between images in [-1, 1]
 
 
 def percent(flags):
@@ -56,6 +59,17 @@ def keep_rates(before, after, labels):
     return {label: percent(a == b for a, b in zip(before[label], after[label], strict=True)) for label in labels}
 
 
+def colour_moved(before, after, masks):
+    """How far the mean colour of a part of the image has moved, a mean over channels and images.
+
+    before, after: (B, C, H, W); masks: (B, H, W) bool. An image whose mask is empty does not count.
+    """
+    masks = masks[:, None].to(before)
+    sizes = masks.sum((2, 3))
+    moved = (((after - before) * masks).sum((2, 3)) / sizes.clamp_min(1)).abs().mean(1)
+    return moved[sizes[:, 0] > 0].mean().item()
+
+
 class Evaluator:
     """A model, labelled test faces with their latents, and the judge that looks at what becomes of them."""
 
@@ -63,9 +77,12 @@ class Evaluator:
         self.args, config = args, load_config(args.config)
         if config.judge is None:
             raise UserError(f"--config {args.config}: it names no judge; compare configs/avatar.yml")
+        if config.segmenter is None:
+            raise UserError(f"--config {args.config}: it names no segmenter; compare configs/avatar.yml")
         dataset, self.rows = open_faces(args.images, config.data.image_size)
         self.model = asyrp.open_model(config, args.model_path, args.device)
         self.judge = load_judge(args.judge or ROOT / config.judge.weights, self.model.device)
+        self.segmenter = open_segmenter(config.segmenter_path(), self.model.device)
         self.aims, self.kept = config.judge.by_direction(), config.judge.kept
         self.steps = self.model.timesteps(args.steps)
         self.pairs = InvertedPairs(dataset, self.model, self.steps, Store())
@@ -90,33 +107,48 @@ class Evaluator:
         every = percent(all(after[label][i] == truth[label][i] for label in self.judge.labels) for i in range(n))
         return {"n": n, "kept": keep_rates(truth, after, self.judge.labels), "kept_all": every}
 
+    def edits(self, name, direction, batch, everywhere=()):
+        """{strength: the first faces of a batch after the edit, all of them at the strengths `everywhere`}."""
+        scale, faces = direction.scale(len(self.steps)), {}
+        for strength in tqdm(STRENGTHS, desc=name):
+            edit = hspace.Edit([direction], [strength * scale], t_edits=[interval_of(direction)]) if strength else None
+            faces[strength] = self.edited(batch, None if strength in everywhere else self.args.strip_count, edit)
+        return faces
+
+    def strips(self, batch, faces):
+        """-> [(original, its edits over STRENGTHS)] for the pictures."""
+        shown_faces = range(min(PICTURED, self.args.strip_count))
+        return [(batch.x_0[i], [faces[s][i].cpu() for s in STRENGTHS]) for i in shown_faces]
+
+    def draw(self, name, direction):
+        """-> strips of the first faces."""
+        batch, _ = self.batch(list(range(min(self.args.strip_count, len(self.rows)))))
+        return self.strips(batch, self.edits(name, direction, batch))
+
     def measure(self, name, direction):
         """-> the figures of one direction, and strips of faces for its pictures."""
         args, (label, wanted) = self.args, self.aims[name]
         chosen = [i for i, row in enumerate(self.rows) if row[label] != wanted][: args.count]
         if len(chosen) < args.count:
-            raise UserError(f"{args.images} has {len(chosen)} faces without {name}; {args.count} are asked for: render more")
+            raise UserError(f"{args.images} has {len(chosen)} faces without {name}, and --count is {args.count}: render more")
         batch, truth = self.batch(chosen)
-        t_edit, scale = interval_of(direction), direction.scale(len(self.steps))
-        faces, scores, position = {}, {}, self.judge.labels[label].index(wanted)
-        for strength in tqdm(STRENGTHS, desc=name):
-            edit = hspace.Edit([direction], [strength * scale], t_edits=[t_edit]) if strength else None
-            faces[strength] = self.edited(batch, None if strength == DEFAULT else args.strip_count, edit)
-            probabilities = self.judge.read(faces[strength][: args.strip_count])[label]
-            scores[strength] = probabilities[:, position].mean().item()
+        faces, position = self.edits(name, direction, batch, (0.0, DEFAULT)), self.judge.labels[label].index(wanted)
+        first = slice(args.strip_count)
+        scores = {s: self.judge.read(images[first])[label][:, position].mean().item() for s, images in faces.items()}
         after = self.judge.names(faces[DEFAULT])
+        background = self.segmenter(batch.x_0.to(self.model.device)) == self.segmenter.number("background")
         kept = keep_rates(truth, after, [key for key in self.kept if key != label])
         figures = {
             "n": len(batch.indices),
-            "t_edit": t_edit,
+            "t_edit": interval_of(direction),
             "success": percent(value == wanted for value in after[label]),
             "kept": kept,
             "scores": scores,
             "monotone": monotone(list(scores.values())),
             "kept_mean": sum(kept.values()) / len(kept),
+            "background_moved": colour_moved(faces[0.0], faces[DEFAULT], background),
         }
-        shown_faces = range(min(PICTURED, args.strip_count))
-        return figures, [(batch.x_0[i], [faces[s][i].cpu() for s in STRENGTHS]) for i in shown_faces]
+        return figures, self.strips(batch, faces)
 
 
 # ---- pictures and tables ----------------------------------------------------------------------------------------------------
@@ -146,13 +178,15 @@ def as_markdown(report):
         f"Inversion and plain generation of {plain['n']} test faces: {kept}; every label at once {plain['kept_all']:.0f} % "
         f"(wanted: {WANTED['plain']} %).",
         "",
-        f"| direction | n | t_edit | judged so after the edit | wanted | {' | '.join(f'{k} kept' for k in labels)} | wanted |",
-        "|" + " --- |" * (6 + len(labels)),
+        f"Wanted: success {WANTED['success']} %, each other label kept {WANTED['kept']} %, a background whose mean colour "
+        f"moves by less than {WANTED['background']:g} (images are in [-1, 1]), and scores that rise with the strength.",
+        "",
+        f"| direction | n | t_edit | success | {' | '.join(f'{k} kept' for k in labels)} | background moved |",
+        "|" + " --- |" * (5 + len(labels)),
     ]
     for name, f in found.items():
         kept = " | ".join(f"{f['kept'][key]:.0f} %" if key in f["kept"] else "" for key in labels)
-        wanted = f"{WANTED[name]} %" if name in WANTED else ""
-        lines.append(f"| {name} | {f['n']} | {f['t_edit']} | {f['success']:.0f} % | {wanted} | {kept} | {WANTED['kept']} % |")
+        lines.append(f"| {name} | {f['n']} | {f['t_edit']} | {f['success']:.0f} % | {kept} | {f['background_moved']:.3f} |")
     strengths = " | ".join(f"{s:+g}" for s in STRENGTHS)
     lines += ["", f"| mean score of {report['settings']['strip_count']} faces at strength | {strengths} | monotone |"]
     lines.append("|" + " --- |" * (2 + len(STRENGTHS)))
@@ -163,16 +197,17 @@ def as_markdown(report):
 
 
 def find_directions(pairs, aims, category):
-    """["smiling=PATH", ...] -> {name: path}; without any, the directions that ship."""
+    """["smiling=PATH", ...] -> {name: path}; without any, the directions that ship, those of `aims` first."""
     if not pairs:
         ships = directions.shipped(category)
-        if found := {name: ships[name] for name in aims if name in ships}:
+        if found := {name: ships[name] for name in dict.fromkeys((*aims, *ships)) if name in ships}:
             return found
         raise UserError(f"no direction ships with category {category}: give --directions NAME=PATH")
     named = dict(pair.partition("=")[::2] for pair in pairs)
     for name, path in named.items():
-        if name not in aims or not path:
-            raise UserError(f"--directions {name}: give NAME=PATH with a name of {', '.join(aims)}")
+        if not path or (name not in aims and f"avatar_{name}" not in PROMPTS):
+            known = [attribute.removeprefix("avatar_") for attribute in PROMPTS if attribute.startswith("avatar_")]
+            raise UserError(f"--directions {name}: give NAME=PATH with a name of {', '.join(known)}")
     return named
 
 
@@ -185,8 +220,11 @@ def run(args):
     report = {"settings": settings | {"model": evaluator.model.identity}, "plain": evaluator.measure_plain(), "directions": {}}
     strips = {}
     for name, direction in opened.items():
-        figures, strips[name] = evaluator.measure(name, direction)
-        report["directions"][name] = figures | {"direction": direction.digest()}
+        if name in evaluator.aims:
+            figures, strips[name] = evaluator.measure(name, direction)
+            report["directions"][name] = figures | {"direction": direction.digest()}
+        else:
+            strips[name] = evaluator.draw(name, direction)
         save_picture(strips[name], args.out / f"{name}.png")
     save_overview(strips, args.out / "overview.png")
     table = as_markdown(report)
