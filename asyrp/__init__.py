@@ -11,6 +11,7 @@ The library does not depend on the command line's flags. Each name is imported w
 """
 
 import importlib
+from typing import Any
 
 # name -> module that defines it
 _PUBLIC = {
@@ -29,7 +30,7 @@ _PUBLIC = {
 __all__ = [*_PUBLIC]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     # torch takes seconds to import, and `main.py --help` needs none of it.
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -5,7 +5,9 @@ sliders then move by equal changes instead of equal strengths; the meaning of a 
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +18,7 @@ MEASURES = ("lpips", "s_dir")
 FLAT = 0.1  # a direction is saturated where the change grows at less than this fraction of its mean rate so far
 
 
-def saturation(strengths, changes):
+def saturation(strengths: Sequence[float] | np.ndarray, changes: Sequence[float] | np.ndarray) -> float | None:
     """The strength beyond which the change hardly grows, or None if it grows to the end. Both lists are ordered outward from
     0."""
     for s, c in list(zip(strengths, changes, strict=True))[:-1]:
@@ -33,20 +35,22 @@ class Calibration:
     plain data.
     """
 
-    strengths: tuple
-    changes: tuple
+    strengths: tuple[float, ...]
+    changes: tuple[float, ...]
     measure: str
-    saturates: tuple
-    about: dict
+    saturates: tuple[float | None, float | None]
+    about: dict[str, Any]
 
     @classmethod
-    def of(cls, strengths, sizes, measure, about=None):
+    def of(
+        cls, strengths: Sequence[float], sizes: Sequence[float], measure: str, about: dict[str, Any] | None = None
+    ) -> "Calibration":
         """strengths: of one sign or both, without 0. sizes: the mean change at each, 0 or more. -> Calibration.
 
         The change must grow outward from 0: a strength at which it is no larger than at a smaller strength is dropped, so that
         the curve can be inverted. Raises UserError for a direction that changes nothing.
         """
-        known, saturates = {0.0: 0.0}, []
+        known, saturates = {0.0: 0.0}, list[float | None]()
         for sign in (-1, 1):
             side = sorted((sign * s, c) for s, c in zip(strengths, sizes, strict=True) if sign * s > 0)
             s, c = np.array(side).T if side else np.empty((2, 0))
@@ -57,29 +61,31 @@ class Calibration:
             known |= dict(zip((sign * s[new]).tolist(), (sign * c[new]).tolist(), strict=True))
         if len(known) < 2:
             raise UserError("the direction has no measurable effect, so it cannot be calibrated: check that it was trained")
-        return cls(*zip(*sorted(known.items()), strict=True), measure, tuple(saturates), about or {})
+        ascending, changes = zip(*sorted(known.items()), strict=True)
+        low, high = saturates
+        return cls(ascending, changes, measure, (low, high), about or {})
 
     # ---- what it is for -----------------------------------------------------------------------------------------------------
 
-    def change(self, strength):
+    def change(self, strength: float) -> float:
         """The change at a strength, interpolated linearly; extrapolated beyond the measured ones."""
         return _line(strength, self.strengths, self.changes)
 
-    def strength(self, change):
+    def strength(self, change: float) -> float:
         """The strength that gives a change: the inverse of `change`."""
         return _line(change, self.changes, self.strengths)
 
-    def spaced(self, low, high, n):
+    def spaced(self, low: float, high: float, n: int) -> list[float]:
         """n strengths from low to high, spaced by equal changes -> list of float."""
         inner = [self.strength(c) for c in np.linspace(self.change(low), self.change(high), n)[1:-1]]
         return [float(low), *inner, float(high)]
 
-    def beyond(self, low, high):
+    def beyond(self, low: float, high: float) -> list[float]:
         """The saturation limits that the range low to high exceeds -> list of strengths."""
         ends = zip((low, high), self.saturates, (np.less, np.greater), strict=True)
         return [limit for end, limit, passes in ends if limit is not None and passes(end, limit)]
 
-    def __str__(self):
+    def __str__(self) -> str:
         """One line for the log: the change at each strength, and where it saturates."""
         said = ", ".join(f"{s:+g}: {c:.3g}" for s, c in zip(self.strengths, self.changes, strict=True) if s)
         limits = [f"{limit:+g}" for limit in self.saturates if limit is not None]
@@ -87,13 +93,13 @@ class Calibration:
 
     # ---- in a record --------------------------------------------------------------------------------------------------------
 
-    def record(self):
+    def record(self) -> dict[str, Any]:
         """Plain data, for a direction's record."""
         found = {"measure": self.measure, "strengths": list(self.strengths), "changes": list(self.changes)}
         return found | {"saturates": list(self.saturates)} | self.about
 
     @classmethod
-    def of_record(cls, record, name):
+    def of_record(cls, record: Mapping[str, Any], name: str) -> "Calibration | None":
         """The entry `calibration` of a direction's record -> Calibration, or None if there is none.
 
         Raises UserError, with the direction's name, for an invalid entry.
@@ -112,10 +118,10 @@ class Calibration:
                 raise ValueError("not a calibration")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the calibration of {name} is damaged: measure it again with --calibrate") from error
-        return cls(strengths, changes, measure, limits, about)
+        return cls(strengths, changes, measure, (limits[0], limits[1]), about)
 
 
-def strength_at(record, name, position, reach):
+def strength_at(record: Mapping[str, Any], name: str, position: float, reach: float) -> float:
     """The strength at a slider position, -reach to reach: the position itself, or for a calibrated direction the strength
     whose change is the same fraction of the change at the end. record, name: those of the direction."""
     calibration = Calibration.of_record(record, name)
@@ -125,7 +131,7 @@ def strength_at(record, name, position, reach):
     return calibration.strength(position / end * calibration.change(end))
 
 
-def _line(x, xs, ys):
+def _line(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
     """Linear interpolation, extrapolated at both ends with the slope of the last segment."""
     i = int(np.clip(np.searchsorted(xs, x), 1, len(xs) - 1))
     return float(ys[i - 1] + (x - xs[i - 1]) * (ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1]))

@@ -1,8 +1,10 @@
 """A model's YAML file or diffusers pipeline -> validated settings, one dataclass per section."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,7 +14,7 @@ from models.schedule import Diffusion
 from models.zoo import ADMSettings, DDPMSettings, UNet2DSettings, unet_settings
 from utils.errors import SettingsError, UserError
 from utils.files import ROOT, shown
-from utils.sections import ANY, checked, nearest, setting
+from utils.sections import ANY, Section, checked, nearest, setting
 from utils.text import one_line
 
 CONFIGS = ROOT / "configs"
@@ -70,7 +72,7 @@ class Editing:
     inversion: str | None = setting(None, choices=("ddim", "fixed_point"))
     dt_lambda: float | None = None
 
-    def given(self):
+    def given(self) -> dict[str, Any]:
         """{flag: value} of those that the file sets."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
@@ -91,7 +93,7 @@ class Judge:
     aims: dict[str, tuple[str, str]]
     kept: tuple[str, ...] = ()
 
-    def by_direction(self):
+    def by_direction(self) -> dict[str, tuple[str, str]]:
         """The aims by direction name: attributes of the default stack are its direction names with the prefix `avatar_`."""
         return {attribute.removeprefix("avatar_"): aim for attribute, aim in self.aims.items()}
 
@@ -112,12 +114,12 @@ class Config:
     pipeline: Pipeline | None = None
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The name of the model: the file name without suffix, or the pipeline's name."""
         itself = self.pipeline and self.path == Path(self.pipeline.name)
         return self.path.name if itself else self.path.stem
 
-    def clip_name(self):
+    def clip_name(self) -> str:
         """The CLIP for this model, as an argument of ClipLoss: its own, else OpenAI's ViT-B/16."""
         if self.clip is None:
             return "ViT-B/16"
@@ -125,16 +127,16 @@ class Config:
         return str(own) if own.is_file() else self.clip.model
 
     @property
-    def inversion(self):
+    def inversion(self) -> str:
         """How images are inverted unless --inversion says otherwise."""
         return self.editing.inversion or "ddim"
 
-    def segmenter_path(self):
+    def segmenter_path(self) -> Path | None:
         """The file of the segmenter, or None."""
         return None if self.segmenter is None else ROOT / self.segmenter
 
 
-def find_config(name):
+def find_config(name: Path | str) -> Path | Pipeline:
     """The value of `--config` -> path of a YAML file (given as a path, or as a name in configs/ with or without .yml), or a
     Pipeline (given as a folder, or as a name on the Hugging Face hub, whose settings are downloaded). Raises UserError if
     there is no such model."""
@@ -158,7 +160,7 @@ def find_config(name):
     )
 
 
-def load_config(name):
+def load_config(name: Path | str) -> Config:
     """Load the settings of a model -> Config. name: see `find_config`.
 
     Raises UserError, one line that names the file and the section, for a missing file, invalid YAML, and a setting that is
@@ -166,15 +168,15 @@ def load_config(name):
     """
     found = find_config(name)
     if isinstance(found, Pipeline):
-        sections, where = found.sections()
-        return _checked(sections, Path(found.name), where.get, found)
+        sections, places = found.sections()
+        return _checked(sections, Path(found.name), places.__getitem__, found)
     sections, of_pipeline = _read(found), None
     known = [f.name for f in fields(Config) if f.name not in ("path", "pipeline")]
     for section in sections:
         if section not in (*known, *SECTIONS_ACCEPTED):
             raise SettingsError(f"{shown(found)}: unknown section {section!r}; did you mean {nearest(section, known)}?")
 
-    def where(section):
+    def where(section: str) -> str:
         return f"{shown(found)}: section '{section}'"
 
     if isinstance(model := sections.get("model"), dict) and model.get("type") == "unet2d" and "pipeline" in model:
@@ -182,7 +184,7 @@ def load_config(name):
     return _checked(sections, found, where, of_pipeline)
 
 
-def _with_pipeline(sections, where):
+def _with_pipeline(sections: dict[str, Any], where: Callable[[str], str]) -> tuple[dict[str, Any], Pipeline]:
     """The sections of a YAML whose model section names a pipeline -> (sections, Pipeline). The pipeline supplies what the YAML
     does not set."""
     name, others = sections["model"]["pipeline"], sections["model"].keys() - {"type", "pipeline"}
@@ -203,10 +205,10 @@ def _with_pipeline(sections, where):
     return theirs | sections | both | {"model": theirs["model"]}, found
 
 
-def _checked(sections, path, where, of_pipeline=None):
+def _checked(sections: dict[str, Any], path: Path, where: Callable[[str], str], of_pipeline: Pipeline | None = None) -> Config:
     """Sections as read -> Config. where: function section -> the prefix of error messages about it."""
 
-    def optional(kind, section):
+    def optional(kind: type[Section], section: str) -> Section | None:
         return None if sections.get(section) is None else checked(kind, sections[section], where(section))
 
     data = checked(Data, sections.get("data"), where("data"), DATA_ACCEPTED)
@@ -230,7 +232,7 @@ def _checked(sections, path, where, of_pipeline=None):
     )
 
 
-def to_dict(value):
+def to_dict(value: Any) -> Any:
     """Dataclasses, dicts and lists -> plain data for YAML or JSON; paths become strings."""
     if is_dataclass(value):
         value = vars(value)
@@ -241,7 +243,7 @@ def to_dict(value):
     return str(value) if isinstance(value, Path) else value
 
 
-def _check_diffusion(diffusion, where):
+def _check_diffusion(diffusion: Diffusion, where: str) -> None:
     if diffusion.beta_start > diffusion.beta_end:
         raise SettingsError(f"{where}: beta_start {diffusion.beta_start} is above beta_end {diffusion.beta_end}: swap them")
     betas = (diffusion.beta_start, diffusion.beta_end)
@@ -249,7 +251,7 @@ def _check_diffusion(diffusion, where):
         raise SettingsError(f"{where}: beta_schedule cosine does not use beta_start and beta_end: leave them out")
 
 
-def _check_timesteps(editing, T, where):
+def _check_timesteps(editing: Editing, T: int, where: str) -> None:
     for name, largest in (("t_0", T - 1), ("user_defined_t_edit", T), ("user_defined_t_addnoise", T)):
         if (getattr(editing, name) or 0) > largest:
             raise SettingsError(f"{where}: {name} {getattr(editing, name)}: must be at most {largest}, with {T} timesteps")
@@ -260,7 +262,7 @@ class _Loader(yaml.SafeLoader):
 
     aliases = 0
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
             self.aliases += 1
             if self.aliases > MOST_ALIASES:
@@ -269,7 +271,7 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.composer.ComposerError(None, None, text, mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
         if twice := [key for key, n in keys.items() if n > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is given twice", node.start_mark)
@@ -281,7 +283,7 @@ class _Loader(yaml.SafeLoader):
 FAULTS = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
 
-def _read(path):
+def _read(path: Path) -> dict[str, Any]:
     """The sections of a YAML file -> dict."""
     try:
         if path.stat().st_size > LARGEST:

@@ -19,9 +19,11 @@ Strength 1 is the strength at which a direction was trained.
 import json
 import logging
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -32,6 +34,9 @@ from utils.digests import digest
 from utils.errors import UserError
 from utils.files import ROOT, shown
 from utils.text_dic import PROMPTS
+
+if TYPE_CHECKING:
+    from asyrp.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -46,41 +51,45 @@ NAME = re.compile(r"(?P<experiment>.+)_LC_(?P<category>.+)_t(?P<t_0>\d+)_ninv(?P
 EPOCH = re.compile(r"(.+_LC_.+_ngen\d+)_(\d+)(_\d+)?")  # experiment, epoch, images within the epoch
 
 
+Function = hspace.BlockDirection | hspace.GivenDirection
+Record = dict[str, Any]
+
+
 class Direction(nn.Module):
     """A direction: `direction(h, emb, t)` -> delta_h (see hspace.py), with its `record` and a display `name`."""
 
-    def __init__(self, function, record, name):
+    def __init__(self, function: Function, record: Mapping[str, Any], name: str) -> None:
         super().__init__()
         self.function, self.record, self.name = function, dict(record), name
 
-    def forward(self, h, emb, t):
+    def forward(self, h: torch.Tensor, emb: torch.Tensor, t: int) -> torch.Tensor:
         return self.function(h, emb, t)
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         return kind_of(self.function)
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
         """The layout of the published checkpoints: {"0": state dict of the delta block}, or for a learned delta_h
         {"<timestep>": tensor}, with {"0": tensor} if it is the same for all timesteps."""
-        if self.kind == "delta_block":
+        if isinstance(self.function, hspace.BlockDirection):
             return {"0": self.function.block.state_dict()}
         return {str(0 if t is None else t): delta for t, delta in self.function.items()}
 
-    def save(self, path):
+    def save(self, path: Path | str) -> None:
         """Write the direction and its record to a .safetensors or .pth file, which `load_direction` reads."""
         save(self, path)
 
-    def digest(self):
+    def digest(self) -> str:
         """Sixteen hex digits that identify the learned weights."""
         return digest(self.kind, self.record.get("ignore_timesteps", False), self.state())
 
-    def scale(self, n_steps, n_directions=1):
+    def scale(self, n_steps: int, n_directions: int = 1) -> float:
         """The coefficient for strength 1 with `n_steps` steps, when `n_directions` directions are combined."""
         return hspace.coefficients(1.0, n_directions, self.record.get("n_train_step") or n_steps, n_steps)[0]
 
 
-def kind_of(function):
+def kind_of(function: Function) -> str:
     return "delta_block" if isinstance(function, hspace.BlockDirection) else "delta_h"
 
 
@@ -97,16 +106,17 @@ TOLD = {
 }
 
 
-def facts(kind, record):
+def facts(kind: str, record: Record) -> tuple[dict[str, str], dict[str, str]]:
     """Describe a direction from its record -> ({label: value}, {label: value} of its training), all strings; missing entries
     are "unknown"."""
     model = record.get("model") or {}
     found = {"kind": kind.replace("_", " ")} | {name: record.get(key, "unknown") for key, name in TOLD.items()}
     found |= {"model": model.get("identity", "unknown"), "model architecture": model.get("architecture", "unknown")}
-    return tuple({name: _text(value) for name, value in about.items()} for about in (found, record.get("training") or {}))
+    training = record.get("training") or {}
+    return {name: _text(value) for name, value in found.items()}, {name: _text(value) for name, value in training.items()}
 
 
-def _text(value):
+def _text(value: Any) -> str:
     return " -> ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -118,29 +128,30 @@ class Stored:
     """The contents of a direction's file, not yet built for a model. `more`: its other entries (optimizer, scheduler)."""
 
     path: Path
-    parts: dict
-    record: dict
-    more: dict = field(default_factory=dict)
+    parts: dict[int, Any]
+    record: Record
+    more: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def name(self):
+    def name(self) -> str:
         model = hub.model_of(self.path)
         return f"{ON_HUB}{model}" if model else self.path.name
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         return "delta_block" if all(isinstance(part, dict) for part in self.parts.values()) else "delta_h"
 
 
-def read(path):
+def read(path: Path | str) -> Stored:
     """A direction's file -> Stored. Raises UserError if it is damaged or not a direction."""
     path = Path(path)
     contents = tensors.load(path)
     record = None
     if isinstance(contents, dict) and tensors.is_safetensors(path):
         record = tensors.metadata_of(path).get("record")
-        contents = _nested(contents)
-    numbered, more = {}, {}
+        contents = tensors.nested(contents)
+    numbered: dict[int, Any] = {}
+    more: dict[str, Any] = {}
     for name, value in contents.items() if isinstance(contents, dict) else ():
         if str(name).isdecimal():
             numbered[int(name)] = value
@@ -158,7 +169,7 @@ def read(path):
     return Stored(path, {name: _in_float32(part) for name, part in numbered.items()}, record, more)
 
 
-def _in_float32(part):
+def _in_float32(part: Any) -> Any:
     return {name: tensor.float() for name, tensor in part.items()} if isinstance(part, dict) else part.float()
 
 
@@ -168,7 +179,7 @@ SWITCHES = ("ignore_timesteps",)
 MAPPINGS = ("model", "training")
 
 
-def _checked_record(record, path):
+def _checked_record(record: Any, path: Path) -> Record:
     """A mapping, or its JSON -> the record. Raises UserError for an entry of the wrong type."""
     try:
         record = json.loads(record) if isinstance(record, str) else record
@@ -188,21 +199,25 @@ def _checked_record(record, path):
     return {name: entry for name, entry in record.items() if name not in MAPPINGS or entry is not None}
 
 
-def record_of_name(stem):
+def record_of_name(stem: str) -> Record:
     """The record given by the file name of a 2023 checkpoint; {"origin": "unknown"} for any other name."""
     match = NAME.fullmatch(stem)
     if match is None:
         return {"origin": "unknown"}
     t_0 = int(match["t_0"])
     # 0 means every timestep.
-    record = {"t_0": t_0, "n_inv_step": int(match["n_inv"]) or t_0 + 1, "n_train_step": int(match["n_train"]) or t_0 + 1}
+    record: Record = {
+        "t_0": t_0,
+        "n_inv_step": int(match["n_inv"]) or t_0 + 1,
+        "n_train_step": int(match["n_train"]) or t_0 + 1,
+    }
     record |= {"origin": "2023 release", "category": match["category"]}
     if match["experiment"] in PROMPTS:
         record["prompts"] = list(PROMPTS[match["experiment"]])
     return record
 
 
-def save(direction, path, more=None):
+def save(direction: Direction, path: Path | str, more: dict[str, Any] | None = None) -> None:
     """Write a direction and its record, as .safetensors or like the published checkpoints. more: optimizer, scheduler."""
     if Path(path).suffix == ".safetensors":
         _save_safetensors(direction.state(), direction.record, path)
@@ -210,12 +225,12 @@ def save(direction, path, more=None):
         tensors.save({**direction.state(), **(more or {}), "record": direction.record}, path)
 
 
-def convert(stored, path):
+def convert(stored: Stored, path: Path | str) -> None:
     """Write a Stored direction and its record as safetensors, without optimizer state; loading such a file runs no code."""
     _save_safetensors({str(number): part for number, part in stored.parts.items()}, stored.record, path)
 
 
-def write_record(path, record):
+def write_record(path: Path, record: Record) -> Path:
     """Replace the record in a direction's file, and nothing else -> the file. Directions that ship are not modified; a copy in
     checkpoint/ is written instead, which takes precedence from then on."""
     contents = tensors.load(path)
@@ -227,32 +242,14 @@ def write_record(path, record):
     return target
 
 
-def _save_safetensors(state, record, path):
-    tensors.save_safetensors(_flat(state), path, {"format": "asyrp direction", "record": json.dumps(record)})
-
-
-def _flat(state):
-    flat = {}
-    for number, part in state.items():
-        flat |= {f"{number}.{name}": value for name, value in part.items()} if isinstance(part, dict) else {number: part}
-    return flat
-
-
-def _nested(flat):
-    nested = {}
-    for name, value in flat.items():
-        number, dot, rest = name.partition(".")
-        if dot and number.isdigit():
-            nested.setdefault(number, {})[rest] = value
-        else:
-            nested[name] = value
-    return nested
+def _save_safetensors(state: dict[str, Any], record: Record, path: Path | str) -> None:
+    tensors.save_safetensors(tensors.flat(state), path, {"format": "asyrp direction", "record": json.dumps(record)})
 
 
 # ---- for a model ------------------------------------------------------------------------------------------------------------
 
 
-def load_direction(name_or_path, model):
+def load_direction(name_or_path: Path | str, model: "Model") -> Direction:
     """Load a direction -> frozen Direction on the model's device.
 
     name_or_path: a path, a name in checkpoint/, a direction that ships with the model, or "hf:USER/REPO" on the Hugging Face
@@ -261,20 +258,20 @@ def load_direction(name_or_path, model):
     return build(read(find(name_or_path, model.config.data.category)), model)
 
 
-def build(stored, model, ignore_timesteps=False):
+def build(stored: Stored, model: "Model", ignore_timesteps: bool = False) -> Direction:
     """Stored -> frozen Direction for a model. ignore_timesteps: used if the record does not say. Raises UserError if it does
     not fit."""
-    record = {"ignore_timesteps": ignore_timesteps} | stored.record | {"kind": stored.kind}
+    record: Record = {"ignore_timesteps": ignore_timesteps} | stored.record | {"kind": stored.kind}
     check_model(stored, model)
     if stored.kind == "delta_block":
-        function = hspace.BlockDirection(_block(stored, model), record["ignore_timesteps"])
+        function: Function = hspace.BlockDirection(_block(stored, model), record["ignore_timesteps"])
     else:
-        function = hspace.GivenDirection(_deltas(stored, model))
-        record["ignore_timesteps"] = function.keys == [None]
+        function = hspace.GivenDirection(deltas := _deltas(stored, model))
+        record["ignore_timesteps"] = [*deltas] == [None]
     return Direction(function, record, stored.name).requires_grad_(False).to(model.device)
 
 
-def _block(stored, model):
+def _block(stored: Stored, model: "Model") -> nn.Module:
     if len(stored.parts) > 1:
         n = len(stored.parts)
         raise UserError(f"{stored.path} contains {n} delta blocks: write each to its own file and use --multiple_attr")
@@ -284,7 +281,7 @@ def _block(stored, model):
     return block
 
 
-def _deltas(stored, model):
+def _deltas(stored: Stored, model: "Model") -> dict[int | None, torch.Tensor]:
     shape = (1, model.unet.h_ch, model.unet.h_size, model.unet.h_size)
     if any(part.shape != shape for part in stored.parts.values()):
         size = " x ".join(map(str, shape[1:]))
@@ -293,7 +290,7 @@ def _deltas(stored, model):
     return {None: stored.parts[0]} if list(stored.parts) == [0] else dict(sorted(stored.parts.items(), reverse=True))
 
 
-def check_model(stored, model):
+def check_model(stored: Stored, model: "Model") -> None:
     """Raise UserError for a direction of another architecture; warn if only the weights differ."""
     made = stored.record.get("model")
     if not made:
@@ -312,7 +309,7 @@ def check_model(stored, model):
         )
 
 
-def check_replaceable(experiment):
+def check_replaceable(experiment: str) -> None:
     """Raise UserError if an experiment of this name has a trained checkpoint, which a fit would overwrite or be hidden by."""
     for path in _epochs(re.escape(experiment), None):
         if not str(read(path).record.get("origin")).startswith("fitted"):
@@ -322,7 +319,7 @@ def check_replaceable(experiment):
 # ---- finding files ----------------------------------------------------------------------------------------------------------
 
 
-def find(name, category, suffix="", images=None):
+def find(name: Path | str, category: str, suffix: str = "", images: int | None = None) -> Path:
     """The file of a direction -> path.
 
     name: a path, a name in checkpoint/, an experiment (with or without its suffix `_LC_...`), a direction that ships with the
@@ -349,7 +346,7 @@ def find(name, category, suffix="", images=None):
     return found[0]
 
 
-def _fetched(name):
+def _fetched(name: str) -> Path:
     """hf:USER/REPO -> the direction's file in the hub cache. Raises UserError."""
     model = name.removeprefix(ON_HUB)
     if not hub.NAME.fullmatch(model):
@@ -357,17 +354,17 @@ def _fetched(name):
     return hub.file(model, FILE)
 
 
-def shipped(category):
+def shipped(category: str) -> dict[str, Path]:
     """The directions that ship with the model of a category -> {name: path}."""
     folder = SHIPPED / category.lower() / "directions"
     return {path.stem: path for end in reversed(SUFFIXES) for path in sorted(folder.glob(f"*{end}"))}
 
 
-def fitting(model):
+def fitting(model: "Model") -> dict[str, Direction]:
     """All directions available for a model -> {name: Direction}: those that ship with it, and the last epoch of each experiment
     in checkpoint/. Files that are damaged or belong to another architecture are skipped."""
     found = shipped(model.config.data.category)
-    epochs = {}
+    epochs: dict[str, list[tuple[int, Path]]] = {}
     for path in (path for end in SUFFIXES for path in CHECKPOINTS.glob(f"*{end}")):
         stem, epoch, images = match.groups() if (match := EPOCH.fullmatch(path.stem)) else (path.stem, 0, None)
         if images is None:  # not a checkpoint within an epoch
@@ -382,7 +379,7 @@ def fitting(model):
     return built
 
 
-def _only_experiment(name, category, images):
+def _only_experiment(name: str, category: str, images: int | None) -> list[Path]:
     """Checkpoints of the experiment of this name, with any numbers of steps; [] if there is none. UserError for several."""
     pattern = rf"({re.escape(name)}_LC_{re.escape(category)}_t\d+_ninv\d+_ngen\d+)_\d+\.pth"
     stems = sorted({match[1] for path in CHECKPOINTS.glob("*.pth") if (match := re.fullmatch(pattern, path.name))})
@@ -391,7 +388,7 @@ def _only_experiment(name, category, images):
     return _epochs(re.escape(stems[0]), images) if stems else []
 
 
-def _epochs(stem, images):
+def _epochs(stem: str, images: int | None) -> list[Path]:
     """Checkpoints <stem>_<epoch>[_<images>].pth, the latest epoch first. stem: a regular expression."""
     pattern = re.compile(stem + r"_(\d+)" + ("" if images is None else f"_{images}") + r"\.pth")
     matches = [(pattern.fullmatch(path.name), path) for path in CHECKPOINTS.glob("*.pth")]

@@ -6,19 +6,23 @@ sums directions with their coefficients; it is what `process.generate` takes.
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
+
+DeltaOfH = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]  # direction(h, emb, t) -> delta_h
+Totals = dict[int, tuple[torch.Tensor, int]]  # {t: (sum of delta_h, number of images)}
 
 
 class BlockDirection(nn.Module):
     """delta_h = f_t(h), predicted by a delta block; without the time embedding if `ignore_timesteps`."""
 
-    def __init__(self, block, ignore_timesteps=False):
+    def __init__(self, block: nn.Module, ignore_timesteps: bool = False) -> None:
         super().__init__()
         self.block, self.ignore_timesteps = block, ignore_timesteps
 
-    def forward(self, h, emb, t):
+    def forward(self, h: torch.Tensor, emb: torch.Tensor, t: int) -> torch.Tensor:
         return self.block(h, None if self.ignore_timesteps else emb)
 
 
@@ -29,24 +33,25 @@ class GivenDirection(nn.Module):
     uses that of the nearest one, so that a direction trained on 40 steps also works with 1000.
     """
 
-    def __init__(self, deltas):
+    def __init__(self, deltas: Mapping[int | None, torch.Tensor]) -> None:
         super().__init__()
-        self.keys = list(deltas)
+        self.keys: list[int | None] = [*deltas]
         self.deltas = nn.ParameterList(nn.Parameter(d.clone()) for d in deltas.values())
 
     @classmethod
-    def zeros(cls, shape, timesteps):
+    def zeros(cls, shape: tuple[int, ...], timesteps: Iterable[int | None]) -> "GivenDirection":
         """A direction to be trained: zeros of `shape` (1, C, h, w) for each of `timesteps` ([None]: one tensor for all)."""
         return cls({t: torch.zeros(shape) for t in timesteps})
 
-    def items(self):
+    def items(self) -> list[tuple[int | None, torch.Tensor]]:
         """(timestep or None, tensor) pairs, as stored in a checkpoint."""
         return [(key, delta.detach()) for key, delta in zip(self.keys, self.deltas, strict=True)]
 
-    def forward(self, h, emb, t):
-        if self.keys == [None]:
+    def forward(self, h: torch.Tensor, emb: torch.Tensor, t: int) -> torch.Tensor:
+        timesteps = [key for key in self.keys if key is not None]
+        if not timesteps:
             return self.deltas[0]
-        nearest = min(range(len(self.keys)), key=lambda i: abs(self.keys[i] - t))
+        nearest = min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - t))
         return self.deltas[nearest]
 
 
@@ -57,7 +62,13 @@ class Edit:
     scales h at every t. Raises ValueError if the numbers of directions, coefficients and t_edits differ.
     """
 
-    def __init__(self, directions, coefficients, origin=1.0, t_edits=None):
+    def __init__(
+        self,
+        directions: Sequence[DeltaOfH],
+        coefficients: Sequence[float],
+        origin: float = 1.0,
+        t_edits: Sequence[int | None] | None = None,
+    ) -> None:
         t_edits = [None] * len(directions) if t_edits is None else t_edits
         for what, given in (("coefficients", coefficients), ("t_edits", t_edits)):
             if len(directions) != len(given):
@@ -66,11 +77,11 @@ class Edit:
         self.t_edits = [0 if t_edit is None else t_edit for t_edit in t_edits]
 
     @property
-    def t_edit(self):
+    def t_edit(self) -> int:
         """The lowest t_edit, for `process.generate`: below it no direction acts."""
         return min(self.t_edits, default=0)
 
-    def __call__(self, h, emb, t):
+    def __call__(self, h: torch.Tensor, emb: torch.Tensor, t: int) -> torch.Tensor:
         edited = self.origin * h
         for direction, c, t_edit in zip(self.directions, self.coefficients, self.t_edits, strict=True):
             if t >= t_edit:
@@ -78,7 +89,9 @@ class Edit:
         return edited
 
 
-def coefficients(strength, n_directions, n_train_step, n_test_step, each=None):
+def coefficients(
+    strength: float, n_directions: int, n_train_step: int, n_test_step: int, each: Sequence[float] | None = None
+) -> list[float]:
     """The coefficient of each direction -> list of float.
 
     strength: `hs_coeff_delta_h`. The effect adds up over steps, so the strength is scaled by n_train_step / n_test_step; for
@@ -94,22 +107,23 @@ def coefficients(strength, n_directions, n_train_step, n_test_step, each=None):
 class MeanRecorder:
     """Wraps a direction and accumulates the mean of its delta_h, per timestep."""
 
-    def __init__(self, direction):
+    def __init__(self, direction: DeltaOfH) -> None:
         self.direction = direction
-        self.sums, self.counts = {}, defaultdict(int)
+        self.sums: dict[int, torch.Tensor] = {}
+        self.counts: dict[int, int] = defaultdict(int)
 
-    def __call__(self, h, emb, t):
+    def __call__(self, h: torch.Tensor, emb: torch.Tensor, t: int) -> torch.Tensor:
         delta = self.direction(h, emb, t)
         total = delta.detach().sum(0, keepdim=True)
         self.sums[t] = self.sums[t] + total if t in self.sums else total
         self.counts[t] += len(h)
         return delta
 
-    def totals(self):
+    def totals(self) -> Totals:
         """{t: (sum of delta_h on the CPU, number of images)}."""
         return {t: (total.cpu(), self.counts[t]) for t, total in self.sums.items()}
 
-    def merge(self, recorded):
+    def merge(self, recorded: Iterable[Totals]) -> None:
         """Replace the totals by the sum of those of several recorders, including this one."""
         self.sums, self.counts = {}, defaultdict(int)
         for totals in recorded:
@@ -117,9 +131,9 @@ class MeanRecorder:
                 self.sums[t] = self.sums[t] + total if t in self.sums else total
                 self.counts[t] += n
 
-    def mean(self, over_timesteps=False):
+    def mean(self, over_timesteps: bool = False) -> GivenDirection:
         """The global direction -> GivenDirection; over_timesteps: also averaged over timesteps (paper section 3.4)."""
-        means = {t: total.cpu() / self.counts[t] for t, total in self.sums.items()}
+        means: dict[int | None, torch.Tensor] = {t: total.cpu() / self.counts[t] for t, total in self.sums.items()}
         if over_timesteps:
             means = {None: torch.stack(list(means.values())).mean(0)}
         return GivenDirection(means)

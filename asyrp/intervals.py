@@ -3,6 +3,7 @@
 import csv
 import logging
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from asyrp import process
-from asyrp.ranks import ALONE
+from asyrp.ranks import ALONE, Ranks
 from utils.errors import UserError
 from utils.files import replacing
 from utils.text import one_line
@@ -34,7 +35,7 @@ class Curve:
     lpips_x0_t: np.ndarray
     lpips_x0_t_std: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         columns = {name: np.asarray(getattr(self, name), dtype=np.float64) for name in NAMES}
         lengths = {column.shape for column in columns.values()}
         if len(lengths) != 1 or len(lengths.pop()) != 1:
@@ -55,7 +56,7 @@ class Curve:
             object.__setattr__(self, name, column)
 
     @classmethod
-    def read(cls, path):
+    def read(cls, path: Path | str) -> "Curve":
         """Read a CSV file (UTF-8) with a column for every field. Raises UserError, naming the file, if it is anything else."""
         try:
             with Path(path).open(encoding="utf-8-sig", newline="") as stream:
@@ -66,32 +67,32 @@ class Curve:
                 if missing := [name for name in NAMES if header.count(name) != 1]:
                     raise ValueError(f"it has no column {missing[0]}, or two of that name")
                 rows = [(table.line_num, row) for row in table if row]
-            columns = {name: [] for name in NAMES}
+            columns: dict[str, list[float]] = {name: [] for name in NAMES}
             for number, row in rows:
                 if len(row) != len(header):
                     raise ValueError(f"line {number} has {len(row)} values, not {len(header)}")
                 for name, text in zip(header, row, strict=True):
                     if name in columns:
                         columns[name].append(_number(text, number))
-            return cls(**columns)
+            return cls(**{name: np.array(column) for name, column in columns.items()})
         except (OSError, ValueError, csv.Error) as error:
             # UnicodeDecodeError is a ValueError too, and its message would show the bytes of the file.
             reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else one_line(error)
             raise UserError(f"{path} is not a table of LPIPS curves ({reason}): measure it again with --lpips") from error
 
-    def write(self, path):
+    def write(self, path: Path | str) -> None:
         """Write a CSV file from which `read` restores exactly this curve."""
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(NAMES)
             writer.writerows(zip(*(getattr(self, name).tolist() for name in NAMES), strict=True))
 
-    def to_tensors(self):
+    def to_tensors(self) -> dict[str, torch.Tensor]:
         """{field: float64 tensor (n,)}."""
         return {name: torch.from_numpy(getattr(self, name).astype(np.float64)) for name in NAMES}
 
     @classmethod
-    def from_tensors(cls, tensors):
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> "Curve":
         """The inverse of `to_tensors` -> Curve. Raises UserError if the tensors are not a curve."""
         try:
             return cls(**{name: tensors[name].numpy() for name in NAMES})
@@ -103,14 +104,14 @@ class Curve:
 NAMES = tuple(f.name for f in fields(Curve))
 
 
-def _number(text, line):
+def _number(text: str, line: int) -> float:
     try:
         return float(text)
     except ValueError:
         raise ValueError(f"line {line} has {text!r} instead of a number") from None
 
 
-def first_reaching(curve_t, values, threshold, what):
+def first_reaching(curve_t: np.ndarray, values: np.ndarray, threshold: float, what: str) -> int:
     """The first timestep (int) at which `values`, measured at the timesteps `curve_t`, reach `threshold`.
 
     In a table of every timestep it is the first row that reaches the threshold, as in the 2023 release. If the row before is
@@ -133,7 +134,7 @@ def first_reaching(curve_t, values, threshold, what):
     return max(below + 1, math.ceil(below + share * (t - below)))
 
 
-def choose_t_edit(curve, cosine, threshold=0.33):
+def choose_t_edit(curve: Curve, cosine: float, threshold: float = 0.33) -> int:
     """The first t with LPIPS(x_0, P_t) >= threshold * cosine (of the source and target prompts), paper section 3.3.
 
     The less similar the prompts, the longer the editing interval.
@@ -141,14 +142,23 @@ def choose_t_edit(curve, cosine, threshold=0.33):
     return first_reaching(curve.t, curve.lpips_x0_t, threshold * cosine, "LPIPS(x_0, P_t)")
 
 
-def choose_t_boost(curve, threshold=1.2, from_x_t=True):
+def choose_t_boost(curve: Curve, threshold: float = 1.2, from_x_t: bool = True) -> int:
     """The first t with LPIPS(x_0, x_t) >= threshold, or with LPIPS(x_0, P_t) >= threshold if not `from_x_t`."""
     if from_x_t:
         return first_reaching(curve.t, curve.lpips_x_t, threshold, "LPIPS(x_0, x_t)")
     return first_reaching(curve.t, curve.lpips_x0_t, threshold, "LPIPS(x_0, P_t)")
 
 
-def measure(unet, batches, schedule, timesteps, distance, device, ranks=ALONE, iterations=0):
+def measure(
+    unet: process.Network,
+    batches: Iterable[tuple[Sequence[int], torch.Tensor | None, Sequence[str]]],
+    schedule: process.Schedule,
+    timesteps: Sequence[int],
+    distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    device: torch.device | str,
+    ranks: Ranks = ALONE,
+    iterations: int = 0,
+) -> Curve:
     """LPIPS curves along the DDIM inversion of images -> Curve.
 
     batches: an iterable of (indices, images (B, 3, H, W) in [-1, 1] or None, messages), as `load_batch` returns.
@@ -157,9 +167,10 @@ def measure(unet, batches, schedule, timesteps, distance, device, ranks=ALONE, i
     more U-Net call.
     Raises UserError if no image can be read, or if a distance is not finite.
     """
-    seen, told = [], set()
+    seen: list[tuple[np.ndarray | None, Sequence[str]]] = []
+    told: set[str] = set()
 
-    def tell(messages):
+    def tell(messages: Sequence[str]) -> None:
         for message in messages:
             if message not in told:
                 log.warning("skipped: %s", message)
@@ -171,15 +182,17 @@ def measure(unet, batches, schedule, timesteps, distance, device, ranks=ALONE, i
             seen.append((None, messages))
             continue
         x_0 = x_0.to(device)
-        columns = []
+        columns: list[torch.Tensor] = []
 
-        def observe(i, t, x_t, P_t, x_0=x_0, columns=columns):
+        def observe(
+            i: int, t: int, x_t: torch.Tensor, P_t: torch.Tensor, x_0: torch.Tensor = x_0, columns: list[torch.Tensor] = columns
+        ) -> None:
             columns.append(torch.stack([distance(x_0, x_t).flatten(), distance(x_0, P_t).flatten()]))
 
         with torch.no_grad():
             x_T = process.invert(unet, x_0, schedule, timesteps, observe, iterations)
             eps = process.frozen_branch(unet, x_T, timesteps[-1]).eps
-            observe(None, timesteps[-1], x_T, process.predict_x0(x_T, eps, timesteps[-1], schedule))
+            observe(len(timesteps) - 1, timesteps[-1], x_T, process.predict_x0(x_T, eps, timesteps[-1], schedule))
         seen.append((torch.stack(columns, dim=2).cpu().double().numpy(), messages))  # (2, B, len(timesteps))
     rows, left_out = [], 0
     for found, messages in ranks.gather(seen):

@@ -5,7 +5,9 @@ Paper: Huberman-Spiegelglas, Kulikov, Michaeli, "An Edit Friendly DDPM Noise Spa
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -14,7 +16,14 @@ from utils.devices import to_device
 
 
 @torch.no_grad()
-def noise_maps(unet, x_0, schedule, timesteps, noise, dtype=torch.float16):
+def noise_maps(
+    unet: process.Prediction,
+    x_0: torch.Tensor,
+    schedule: process.Schedule,
+    timesteps: Sequence[int],
+    noise: process.Noise,
+    dtype: torch.dtype = torch.float16,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The noise z_t that each step of the process must add to end at a given image.
 
     Noisy versions of the image, with noise n_t drawn independently for each timestep,
@@ -35,7 +44,7 @@ def noise_maps(unet, x_0, schedule, timesteps, noise, dtype=torch.float16):
     """
     down = timesteps[::-1]
 
-    def state(i):
+    def state(i: int) -> torch.Tensor:
         alpha_bar = schedule.alpha_bar(down[i])
         return math.sqrt(alpha_bar) * x_0 + math.sqrt(1 - alpha_bar) * to_device(noise(i, x_0.shape), x_0.device)
 
@@ -49,7 +58,7 @@ def noise_maps(unet, x_0, schedule, timesteps, noise, dtype=torch.float16):
     return x_T, z
 
 
-def replayed(z, timesteps):
+def replayed(z: torch.Tensor | None, timesteps: Sequence[int]) -> dict[str, Any]:
     """The arguments that make `process.generate` add z instead of drawing noise; {} if z is None.
 
     z: from `noise_maps` over the same timesteps, on any device.

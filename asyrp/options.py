@@ -61,7 +61,7 @@ class Flag:
         return f"{self.low} or more" if self.high >= MANY and not value > self.high else f"{self.low} to {self.high}"
 
 
-FLAGS = {}
+FLAGS: dict[str, "Flag"] = {}
 
 
 class Group:

@@ -8,8 +8,9 @@ alpha_bar_{-1} = 1 is the noiseless end.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,8 +22,27 @@ from utils.devices import to_device
 # Value of --inversion -> fixed-point iterations per step, see `invert`. With two, the error of 40 steps is not visible.
 ITERATIONS = {"ddim": 0, "fixed_point": 2}
 
+Noise = Callable[[int, Sequence[int]], torch.Tensor]  # noise(step index, shape)
+EditOfH = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]  # edit(h, emb, t) -> edited h
+Observer = Callable[[int, int, torch.Tensor, torch.Tensor], None]  # callback(i, t, x_t, P_t)
+Prediction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # unet(x_t, t) -> its output
 
-def timesteps(n, t_0):
+
+class Halves(Protocol):
+    """A U-Net that is split at its bottleneck. Only the U-Net reads the skips."""
+
+    def encode(self, x: torch.Tensor, t: torch.Tensor, /) -> tuple[torch.Tensor, tuple, torch.Tensor]: ...
+
+    def decode(self, h: torch.Tensor, skips: tuple, emb: torch.Tensor, /) -> torch.Tensor: ...
+
+
+class Network(Halves, Protocol):
+    """A U-Net that can also be called as a whole."""
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, /) -> torch.Tensor: ...
+
+
+def timesteps(n: int, t_0: int) -> list[int]:
     """`n` timesteps from 0 to `t_0`, evenly spaced, ascending ints; n = 0 means every timestep."""
     if n == 0:
         return list(range(t_0 + 1))
@@ -30,19 +50,29 @@ def timesteps(n, t_0):
     return [int(v + 1e-6) for v in np.linspace(0, 1, n) * t_0]
 
 
-def predict_x0(x_t, eps, t, schedule):
+def predict_x0(x_t: torch.Tensor, eps: torch.Tensor, t: int, schedule: Schedule) -> torch.Tensor:
     """P_t, the predicted x_0 (DDIM eq. 12, first term), not clipped. Tensors (B, 3, H, W)."""
     alpha_bar = schedule.alpha_bar(t)
     return (x_t - math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha_bar)
 
 
-def ddim_sigma(t, t_next, schedule, eta):
+def ddim_sigma(t: int, t_next: int, schedule: Schedule, eta: float) -> float:
     """Standard deviation of the noise added between t and t_next (DDIM eq. 16); eta 0 is DDIM, 1 is DDPM."""
     a_t, a_s = schedule.alpha_bar(t), schedule.alpha_bar(t_next)
     return eta * math.sqrt((1 - a_s) / (1 - a_t)) * math.sqrt(1 - a_t / a_s)
 
 
-def ddim_step(x_t, eps, t, t_next, schedule, eps_edit=None, eta=0.0, noise=None, dt_lambda=1.0):
+def ddim_step(
+    x_t: torch.Tensor,
+    eps: torch.Tensor,
+    t: int,
+    t_next: int,
+    schedule: Schedule,
+    eps_edit: torch.Tensor | None = None,
+    eta: float = 0.0,
+    noise: torch.Tensor | float | None = None,
+    dt_lambda: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One step t -> t_next of the (asymmetric) process, paper eq. 3 and 6:
 
         x_s = sqrt(alpha_bar_s) P_t(eps~) + sqrt(1 - alpha_bar_s - sigma^2) eps + sigma z
@@ -57,11 +87,21 @@ def ddim_step(x_t, eps, t, t_next, schedule, eps_edit=None, eta=0.0, noise=None,
     sigma = ddim_sigma(t, t_next, schedule, eta) if eta else 0.0
     x_next = math.sqrt(a_s) * P_t + dt_lambda * math.sqrt(1 - a_s - sigma**2) * eps
     if sigma:
+        assert noise is not None, "a step with eta above 0 needs noise"
         x_next = x_next + sigma * noise
     return x_next, P_t
 
 
-def ddpm_step(x_t, eps, t, t_next, schedule, eps_edit=None, noise=None, log_variance=None):
+def ddpm_step(
+    x_t: torch.Tensor,
+    eps: torch.Tensor,
+    t: int,
+    t_next: int,
+    schedule: Schedule,
+    eps_edit: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    log_variance: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One ancestral step t -> t_next: the posterior mean of DDPM eq. 7, written as eq. 12 of DDIM with eta = 1, so that
     the asymmetric edit and a stride above 1 carry over.
 
@@ -71,12 +111,13 @@ def ddpm_step(x_t, eps, t, t_next, schedule, eps_edit=None, noise=None, log_vari
     mean, P_t = ddim_step(x_t, eps, t, t_next, schedule, eps_edit, eta=1.0, noise=0.0)
     if t_next == END:
         return mean, P_t
+    assert noise is not None, "only the last step adds no noise"
     if log_variance is None:
         return mean + ddim_sigma(t, t_next, schedule, eta=1.0) * noise, P_t
     return mean + torch.exp(0.5 * log_variance) * noise, P_t
 
 
-def learned_log_variance(channels, t, t_next, schedule):
+def learned_log_variance(channels: torch.Tensor, t: int, t_next: int, schedule: Schedule) -> torch.Tensor:
     """The network's last three channels (B, 3, H, W), in [-1, 1], between the smallest and the largest log variance of the
     step t -> t_next (Nichol & Dhariwal 2021 eq. 15)."""
     smallest = 2 * math.log(ddim_sigma(t, t_next, schedule, eta=1.0))
@@ -85,12 +126,12 @@ def learned_log_variance(channels, t, t_next, schedule):
     return fraction * largest + (1 - fraction) * smallest
 
 
-def split_prediction(output):
+def split_prediction(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """U-Net output (B, 3 or 6, H, W) -> (eps (B, 3, H, W), variance channels or None)."""
     return output[:, :3], output[:, 3:] if output.shape[1] == 6 else None
 
 
-def time_batch(x, t):
+def time_batch(x: torch.Tensor, t: int) -> torch.Tensor:
     """The int t as the (B,) tensor that a U-Net takes, on the device of x."""
     return torch.full((x.shape[0],), t, device=x.device)
 
@@ -105,18 +146,18 @@ class Frozen(NamedTuple):
     variance: torch.Tensor | None
 
 
-def frozen_branch(unet, x_t, t):
+def frozen_branch(unet: Halves, x_t: torch.Tensor, t: int) -> Frozen:
     """The U-Net's own prediction at timestep t (int), with its bottleneck features for the edited branch -> Frozen."""
     h, skips, emb = unet.encode(x_t, time_batch(x_t, t))
     return Frozen(h, skips, emb, *split_prediction(unet.decode(h, skips, emb)))
 
 
-def edited_branch(unet, frozen, edit, t):
+def edited_branch(unet: Halves, frozen: Frozen, edit: EditOfH, t: int) -> torch.Tensor:
     """eps~ of paper eq. 6: decode the edited h with the skips of the frozen branch."""
     return split_prediction(unet.decode(edit(frozen.h, frozen.emb, t), frozen.skips, frozen.emb))[0]
 
 
-def both_branches(unet, x_t, edit, t):
+def both_branches(unet: Halves, x_t: torch.Tensor, edit: EditOfH, t: int) -> tuple[Frozen, torch.Tensor]:
     """`frozen_branch` and `edited_branch` in one decoder pass over twice the batch -> (Frozen, eps~).
 
     Faster for small batches that do not fill the device; not for more than a few images.
@@ -129,7 +170,14 @@ def both_branches(unet, x_t, edit, t):
 
 
 @torch.no_grad()
-def invert(unet, x_0, schedule, timesteps, callback=None, iterations=0):
+def invert(
+    unet: Prediction,
+    x_0: torch.Tensor,
+    schedule: Schedule,
+    timesteps: Sequence[int],
+    callback: Observer | None = None,
+    iterations: int = 0,
+) -> torch.Tensor:
     """DDIM inversion (DDIM eq. 13-14, eta 0): len(timesteps) - 1 steps upward, with x_0 as the state at timesteps[0].
 
     Plain DDIM inversion evaluates eps at the state where a step starts; the step down evaluates it at the other end, so that
@@ -155,20 +203,20 @@ def invert(unet, x_0, schedule, timesteps, callback=None, iterations=0):
 
 @torch.no_grad()
 def generate(
-    unet,
-    x_T,
-    schedule,
-    timesteps,
-    edit=None,
-    t_edit=0,
-    t_boost=0,
-    noise=None,
-    sample_type="ddim",
-    dt_lambda=1.0,
-    first=None,
-    paired=False,
-    callback=None,
-):
+    unet: Halves,
+    x_T: torch.Tensor,
+    schedule: Schedule,
+    timesteps: Sequence[int],
+    edit: EditOfH | None = None,
+    t_edit: int = 0,
+    t_boost: int = 0,
+    noise: Noise | None = None,
+    sample_type: str = "ddim",
+    dt_lambda: float = 1.0,
+    first: Frozen | None = None,
+    paired: bool = False,
+    callback: Observer | None = None,
+) -> torch.Tensor:
     """The reverse process over three intervals (paper eq. 7):
 
         t >= t_edit            asymmetric: P from the edited branch, D from the frozen one
@@ -189,18 +237,23 @@ def generate(
     x_t = x_T
     down = list(reversed(timesteps))
     for i, (t, t_next) in enumerate(zip(down, [*down[1:], END], strict=True)):
-        edited = edit is not None and t >= t_edit
+        acting = edit if t >= t_edit else None
         known = first if i == 0 else None
-        if paired and edited and known is None:
-            frozen, eps_edit = both_branches(unet, x_t, edit, t)
+        eps_edit: torch.Tensor | None = None
+        if paired and acting is not None and known is None:
+            frozen, eps_edit = both_branches(unet, x_t, acting, t)
         else:
             frozen = known or frozen_branch(unet, x_t, t)
-            eps_edit = edited_branch(unet, frozen, edit, t) if edited else None
+            eps_edit = None if acting is None else edited_branch(unet, frozen, acting, t)
         boosted = t < t_boost
-        z = to_device(noise(i, x_t.shape), x_t.device) if boosted or sample_type == "ddpm" else None
+        z = None
+        if boosted or sample_type == "ddpm":
+            assert noise is not None, "steps that add noise need it"
+            z = to_device(noise(i, x_t.shape), x_t.device)
         if sample_type == "ddpm":
-            learned = frozen.variance is not None and t_next != END
-            log_variance = learned_log_variance(frozen.variance, t, t_next, schedule) if learned else None
+            log_variance = None
+            if frozen.variance is not None and t_next != END:
+                log_variance = learned_log_variance(frozen.variance, t, t_next, schedule)
             x_next, P_t = ddpm_step(x_t, frozen.eps, t, t_next, schedule, eps_edit, z, log_variance)
         else:
             scale = dt_lambda if t >= len(schedule.betas) - 1 else 1.0
@@ -211,14 +264,14 @@ def generate(
     return x_t
 
 
-def image_noise(seed, indices):
+def image_noise(seed: int, indices: Sequence[int]) -> Noise:
     """Noise seeded per image -> `noise(step index, shape)` for the images `indices` (ints), standard normal, on the CPU.
 
     Every (seed, image, step) has its own generator, so that neither the batch size nor the order changes a result.
     Step index -1 is for x_T itself.
     """
 
-    def draw(step, shape):
+    def draw(step: int, shape: Sequence[int]) -> torch.Tensor:
         rows = []
         for index in indices:
             # numpy's SeedSequence hashes the tuple without collisions; torch takes a 63-bit int.

@@ -1,13 +1,15 @@
 """Where an edit acts, as the user chooses it: a mask image, segments of each image, or where the change is largest."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from asyrp import blending
+from asyrp.blending import MaskOf, MaskOfChange
 from asyrp.data.datasets import DAMAGED
 from asyrp.evaluation.segmenter import open_segmenter
 from utils.digests import digest
@@ -23,10 +25,10 @@ class Region:
     """about: a description as plain data, for a direction's record. mask_of: function of images (B, 3, H, W) in [-1, 1] -> a
     mask for `blending.InRegion`."""
 
-    about: dict
-    mask_of: Callable = field(compare=False)
+    about: dict[str, Any]
+    mask_of: MaskOf = field(compare=False)
 
-    def __call__(self, images):
+    def __call__(self, images: torch.Tensor) -> torch.Tensor | MaskOfChange:
         return self.mask_of(images)
 
 

@@ -1,25 +1,32 @@
 """Learning delta_h: one optimiser step per timestep of the editing interval (paper section 3.4 and appendix, algorithm 1)."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from itertools import chain, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from asyrp import hspace, process
 from asyrp.acceleration.fast_unet import autocast
+from asyrp.blending import MaskOf
 from asyrp.curves import find_curve
 from asyrp.data.pairs import Batch
-from asyrp.directions import Direction
+from asyrp.directions import Direction, Function
 from asyrp.intervals import choose_t_edit
+from asyrp.model import Model
 from asyrp.origin import PlainTrajectories
-from asyrp.ranks import ALONE
+from asyrp.ranks import ALONE, Ranks
 from asyrp.store import Store
 from losses.clip_loss import ClipLoss, clip_term, directional_loss
+from losses.id_loss import IdLoss
 from utils.devices import to_device
 from utils.errors import UserError
 
+Encode = Callable[[torch.Tensor], torch.Tensor]  # images (B, 3, H, W) -> features (B, D)
+Prepared = tuple[torch.Tensor | None, torch.Tensor | None]
 COLUMNS = ("l1", "clip_directional", "clip", "id", "total")
 
 
@@ -36,9 +43,10 @@ class Weights(NamedTuple):
 
 
 @torch.no_grad()
-def remembered(known, keys, encode, images):
+def remembered(known: dict[Any, torch.Tensor], keys: Sequence, encode: Encode, images: torch.Tensor | None) -> torch.Tensor:
     """encode(images), one row per key, cached in `known`; if all keys are known the images may be None."""
     if not all(key in known for key in keys):
+        assert images is not None
         known.update(zip(keys, encode(images), strict=True))
     return torch.stack([known[key] for key in keys])
 
@@ -57,17 +65,26 @@ class EditLoss:
     image and timestep for "origin", and as much for the face identity.
     """
 
-    def __init__(self, encode, direction, cosine, weights, source="x0", id_loss=None):
+    def __init__(
+        self,
+        encode: Encode,
+        direction: torch.Tensor,
+        cosine: float,
+        weights: Weights,
+        source: str = "x0",
+        id_loss: IdLoss | None = None,
+    ) -> None:
         self.encode, self.direction, self.cosine = encode, direction, cosine
         self.weights, self.source, self.id_loss = weights, source, id_loss
-        self.features, self.identities = {}, {}
+        self.features: dict[Any, torch.Tensor] = {}
+        self.identities: dict[Any, torch.Tensor] = {}
 
-    def needs_plain(self, keys):
+    def needs_plain(self, keys: Iterable) -> bool:
         """Whether the loss needs P_plain for these keys; otherwise it is not computed."""
         encoded = self.weights.clip and self.source == "origin" and not all(key in self.features for key in keys)
         return self.weights.l1 != 0 or bool(encoded)
 
-    def prepare(self, indices, x_0):
+    def prepare(self, indices: Sequence[int], x_0: torch.Tensor) -> Prepared:
         """Features and identity embeddings of the real images, computed once for all timesteps and epochs (or None)."""
         features, identity = None, None
         if self.weights.clip and self.source == "x0":
@@ -76,7 +93,9 @@ class EditLoss:
             identity = remembered(self.identities, indices, self.id_loss.embed, x_0)
         return features, identity
 
-    def __call__(self, P_edit, P_plain, prepared, keys):
+    def __call__(
+        self, P_edit: torch.Tensor, P_plain: torch.Tensor | None, prepared: Prepared, keys: Sequence
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """keys: a unique key per P_plain (image and timestep). P_plain may be None if not `needs_plain`.
 
         -> (loss, tensor of COLUMNS), means over the batch.
@@ -85,13 +104,14 @@ class EditLoss:
         zero = P_edit.new_zeros(())
         l1, directional, clip, id_term = zero, zero, zero, zero
         if self.weights.l1:
+            assert P_plain is not None  # see `needs_plain`
             l1 = F.l1_loss(P_edit, P_plain)
         if self.weights.clip:
             if features is None:
                 features = remembered(self.features, keys, self.encode, P_plain)
             L_dir = directional_loss(features, self.encode(P_edit), self.direction)
             directional, clip = L_dir.mean(), clip_term(L_dir).mean()
-        if identity is not None:
+        if identity is not None and self.id_loss is not None:
             id_term = (1 - (self.id_loss.embed(P_edit) * identity).sum(-1)).mean()
         total = self.weights.clip * clip + self.weights.l1 * self.cosine * l1 + self.weights.id * id_term
         return total, torch.stack([l1, directional, clip, id_term, total]).detach()
@@ -104,10 +124,10 @@ class Result(NamedTuple):
     losses: torch.Tensor
     P_plain: torch.Tensor | None
     P_edit: torch.Tensor
-    names: list
+    names: list[str]
 
 
-def edit_steps(timesteps, t_edit):
+def edit_steps(timesteps: Sequence[int], t_edit: int) -> list[tuple[int, int]]:
     """(t, t_next) pairs of the editing interval, downward. Raises UserError if it is empty."""
     down = [*reversed(timesteps), process.END]
     steps = [(t, t_next) for t, t_next in pairwise(down) if t >= t_edit]
@@ -118,7 +138,19 @@ def edit_steps(timesteps, t_edit):
     return steps
 
 
-def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain, device, ranks=ALONE, weight=1.0):
+def train_batch(
+    unet: process.Halves,
+    direction: nn.Module,
+    batch: Batch,
+    schedule: process.Schedule,
+    steps: Sequence[tuple[int, int]],
+    loss: EditLoss,
+    optimizer: torch.optim.Optimizer,
+    plain: PlainTrajectories,
+    device: torch.device | str,
+    ranks: Ranks = ALONE,
+    weight: float = 1.0,
+) -> Result:
     """One pass over the editing interval for one batch of (image, latent) pairs -> Result.
 
     direction: a module of asyrp.hspace with parameters; `steps` from `edit_steps`; `plain` a PlainTrajectories. The state is
@@ -127,22 +159,23 @@ def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain,
     """
     edit = hspace.Edit([direction], [1.0])
     x_edit = x_plain = to_device(batch.x_T, device)
+    assert batch.x_0 is not None, "training needs the images"
     prepared = loss.prepare(batch.indices, to_device(batch.x_0, device))
     keys = [[(index, t) for index in batch.indices] for t, _ in steps]
     needed = loss.needs_plain(chain(*keys))
     kept = plain.get(batch, len(steps)) if needed else None
     walk_plain = needed and kept is None
-    plain_steps = [] if kept is None else to_device(kept, device).unbind(1)
-    losses, finite = [], []
+    plain_steps = [] if kept is None else list(to_device(kept, device).unbind(1))
+    rows, finite = [], []
     for i, (t, t_next) in enumerate(steps):
         with torch.no_grad():
             frozen = process.frozen_branch(unet, x_edit, t)
             if walk_plain:
                 # Both trajectories start from the same x_T and share its frozen pass.
                 eps = frozen.eps if i == 0 else process.frozen_branch(unet, x_plain, t).eps
-                x_plain, P_plain = process.ddim_step(x_plain, eps, t, t_next, schedule)
+                x_plain, P_t = process.ddim_step(x_plain, eps, t, t_next, schedule)
                 # Round to the precision of the cache, so that every epoch sees the same numbers.
-                plain_steps.append(P_plain.to(plain.dtype))
+                plain_steps.append(P_t.to(plain.dtype))
             P_plain = plain_steps[i].float() if needed else None
         eps_edit = process.edited_branch(unet, frozen, edit, t)
         x_next, P_edit = process.ddim_step(x_edit, frozen.eps, t, t_next, schedule, eps_edit)
@@ -154,9 +187,9 @@ def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain,
         gradients = [p.grad for p in direction.parameters() if p.grad is not None]
         ranks.average([*gradients, row], weight)
         optimizer.step()
-        losses.append(row)
+        rows.append(row)
         x_edit = x_next.detach()
-    losses = torch.stack(losses).cpu()  # the only synchronisation with the device
+    losses = torch.stack(rows).cpu()  # the only synchronisation with the device
     if not losses.isfinite().all():
         i = int((~losses.isfinite()).any(1).nonzero()[0])
         faulty = ranks.gather([] if finite[i] else batch.names)
@@ -169,7 +202,9 @@ def train_batch(unet, direction, batch, schedule, steps, loss, optimizer, plain,
 # ---- a whole training -------------------------------------------------------------------------------------------------------
 
 
-def new_function(model, kind="delta_block", ignore_timesteps=False, timesteps=(), seed=0):
+def new_function(
+    model: Model, kind: str = "delta_block", ignore_timesteps: bool = False, timesteps: Iterable[int] = (), seed: int = 0
+) -> Function:
     """The module to be trained: a delta block with random weights, or a zero delta_h per timestep (a single one if
     `ignore_timesteps`)."""
     if kind == "delta_block":
@@ -179,7 +214,14 @@ def new_function(model, kind="delta_block", ignore_timesteps=False, timesteps=()
     return hspace.GivenDirection.zeros(shape, [None] if ignore_timesteps else list(timesteps)).to(model.device)
 
 
-def new_loss(clip, aim, weights, source="x0", id_loss=None, precision="fp32"):
+def new_loss(
+    clip: ClipLoss,
+    aim: tuple[str, str] | torch.Tensor,
+    weights: Weights,
+    source: str = "x0",
+    id_loss: IdLoss | None = None,
+    precision: str = "fp32",
+) -> EditLoss:
     """An EditLoss. clip: a ClipLoss. aim: (source, target) prompts, or a direction in CLIP space (1, D), normalised; the L1
     term is not scaled then."""
     encode = autocast(precision, clip.mean.device)(clip.encode_images)
@@ -187,12 +229,22 @@ def new_loss(clip, aim, weights, source="x0", id_loss=None, precision="fp32"):
     return EditLoss(encode, direction, cosine, weights, source, id_loss)
 
 
-def learning_rate(lr, step_size, gamma, epoch):
+def learning_rate(lr: float, step_size: int, gamma: float, epoch: int) -> float:
     """The learning rate of an epoch, counted from 0: multiplied by `gamma` after every `step_size` epochs."""
     return lr * gamma ** (epoch // step_size)
 
 
-def train_epoch(model, function, batches, steps, loss, optimizer, plain, mask_of=None, ranks=ALONE):
+def train_epoch(
+    model: Model,
+    function: nn.Module,
+    batches: Iterable[Batch | None],
+    steps: Sequence[tuple[int, int]],
+    loss: EditLoss,
+    optimizer: torch.optim.Optimizer,
+    plain: PlainTrajectories,
+    mask_of: MaskOf | None = None,
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[Batch, Result]]:
     """One epoch -> yields (Batch, Result) after each batch.
 
     mask_of: function of images -> where the edit acts (see `Model.edit`); None: everywhere. ranks: processes that share the
@@ -208,7 +260,8 @@ def train_epoch(model, function, batches, steps, loss, optimizer, plain, mask_of
             raise UserError(f"{names[0]} can be read by only some of the processes: check that all of them see the same files")
         before = deepcopy(function.state_dict())
         try:
-            unet = model.unet if mask_of is None else model.within(mask_of(batch.x_0))
+            mask = None if mask_of is None or batch.x_0 is None else mask_of(batch.x_0)
+            unet = model.within(mask)
             how = (model.schedule, steps, loss, optimizer, plain, model.device)
             result = train_batch(unet, function, batch, *how, ranks, len(own) / len(names))
         except LossNotFinite:
@@ -218,7 +271,7 @@ def train_epoch(model, function, batches, steps, loss, optimizer, plain, mask_of
 
 
 # Settings of `train_direction` -> (name in the config's section `editing`, default: that of the paper for CelebA-HQ).
-SETTINGS = {
+SETTINGS: dict[str, tuple[str, Any]] = {
     "n_steps": ("n_train_step", 40),
     "epochs": ("n_iter", 1),
     "batch_size": ("bs_train", 1),
@@ -236,21 +289,21 @@ SETTINGS = {
 
 
 def train_direction(
-    model,
-    images,
-    src,
-    trg=None,
+    model: Model,
+    images: torch.Tensor,
+    src: str | torch.Tensor,
+    trg: str | None = None,
     *,
-    clip=None,
-    kind="delta_block",
-    ignore_timesteps=False,
-    id_loss=None,
-    mask_of=None,
-    seed=0,
-    callback=None,
-    progress=None,
-    **settings,
-):
+    clip: ClipLoss | str | None = None,
+    kind: str = "delta_block",
+    ignore_timesteps: bool = False,
+    id_loss: IdLoss | None = None,
+    mask_of: MaskOf | None = None,
+    seed: int = 0,
+    callback: Callable[[int, Batch, Result], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
+) -> Direction:
     """Learn a direction from images and two prompts -> Direction.
 
     images: (N, 3, H, W) in [-1, 1]; they are inverted first. src, trg: the prompts; or src alone, a direction in CLIP space
@@ -274,7 +327,13 @@ def train_direction(
         raise UserError(
             f"{len(images)} images and {s['epochs']} epochs, so nothing would be trained: give at least one of each"
         )
-    prompts = () if isinstance(src, torch.Tensor) else (src, trg)
+    if isinstance(src, torch.Tensor):
+        aim: tuple[str, str] | torch.Tensor = src
+    elif trg is None:
+        raise UserError(f'"{src}" has no target: give both prompts')
+    else:
+        aim = (src, trg)
+    prompts = () if isinstance(aim, torch.Tensor) else aim
     if s["id_w"] and id_loss is None:
         raise UserError(f"id_w {s['id_w']:g} needs an id_loss: give an IdLoss (see losses/id_loss.py), or id_w 0")
     if not isinstance(clip, ClipLoss):
@@ -283,7 +342,7 @@ def train_direction(
     t_edit = s["t_edit"]
     if t_edit is None:
         curve, _ = find_curve(Store(), model)
-        t_edit = choose_t_edit(curve, clip.cosine(src, trg) if prompts else 1.0, s["lpips_edit_th"])
+        t_edit = choose_t_edit(curve, clip.cosine(*prompts) if prompts else 1.0, s["lpips_edit_th"])
     steps = edit_steps(timesteps, t_edit)
     parts = torch.arange(len(images)).split(s["batch_size"])
     report = progress or (lambda done, total: None)
@@ -296,7 +355,7 @@ def train_direction(
         report(done, total)
     function = new_function(model, kind, ignore_timesteps, [t for t, _ in steps], seed)
     weights = Weights(s["clip_w"], s["l1_w"], s["id_w"])
-    loss = new_loss(clip, prompts or src, weights, s["clip_source"], id_loss, model.precision)
+    loss = new_loss(clip, aim, weights, s["clip_source"], id_loss, model.precision)
     optimizer = torch.optim.SGD(function.parameters(), lr=s["lr"])
     plain = PlainTrajectories(ram=2**31 if s["epochs"] > 1 else 0)
     for epoch in range(s["epochs"]):
@@ -313,19 +372,29 @@ def train_direction(
     return Direction(function, record, " to ".join(prompts) or "a direction of CLIP").requires_grad_(False)
 
 
-def _region(mask_of):
+def _region(mask_of: MaskOf | None) -> dict[str, Any] | None:
     """The entry `region` of a record: what a Region says of itself; of another function, its name."""
     if mask_of is None:
         return None
     return getattr(mask_of, "about", None) or {"mask_of": getattr(mask_of, "__qualname__", type(mask_of).__name__)}
 
 
-def set_learning_rate(optimizer, lr):
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
-def new_record(model, kind, ignore_timesteps, prompts, t_edit, timesteps, n_inv_step, training, t_boost=None):
+def new_record(
+    model: Model,
+    kind: str,
+    ignore_timesteps: bool,
+    prompts: Sequence[str],
+    t_edit: int,
+    timesteps: Sequence[int],
+    n_inv_step: int,
+    training: dict[str, Any],
+    t_boost: int | None = None,
+) -> dict[str, Any]:
     """The record of a direction trained over `timesteps` (see directions.py)."""
     record = {"origin": "trained", "kind": kind, "ignore_timesteps": bool(ignore_timesteps), "prompts": list(prompts) or None}
     record |= {"t_edit": t_edit, "t_boost": t_boost, "t_0": timesteps[-1]}

@@ -9,8 +9,10 @@ import logging
 import re
 import warnings
 import zipfile
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 
 import open_clip
@@ -42,7 +44,7 @@ OPENAI_NORMALISATION = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_
 MISFITS = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError, ZeroDivisionError)
 
 
-def directional_loss(source_features, edited_features, direction):
+def directional_loss(source_features: torch.Tensor, edited_features: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     """L_dir = 1 - cos(E_I(edited) - E_I(source), direction), one value per image, 0 (aligned) to 2 (opposite).
 
     source_features, edited_features: (B, D), normalised. direction: (1, D), normalised. -> (B,)
@@ -53,9 +55,12 @@ def directional_loss(source_features, edited_features, direction):
     return 1 - (change * direction).sum(-1)
 
 
-def clip_term(directional):
+def clip_term(directional: torch.Tensor) -> torch.Tensor:
     """-log((2 - L_dir) / 2), elementwise: the CLIP term in the total loss of the 2023 release."""
     return -torch.log((2 - directional) / 2)
+
+
+Loaded = tuple[nn.Module, Sequence[float], Sequence[float]]  # a CLIP, and the mean and std of its image normalisation
 
 
 class ClipLoss(nn.Module):
@@ -68,8 +73,11 @@ class ClipLoss(nn.Module):
     Raises UserError if there is no such model, or if its weights cannot be downloaded or do not fit.
     """
 
-    def __init__(self, model, device="cpu"):
+    def __init__(self, model: Path | str | Loaded, device: torch.device | str = "cpu") -> None:
         super().__init__()
+        self.model: Any  # open_clip's models have no common type
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
         self.model, mean, std = model if isinstance(model, tuple) else load_clip(model)
         self.model.float().eval().requires_grad_(False)
         image_size = self.model.visual.image_size
@@ -77,17 +85,19 @@ class ClipLoss(nn.Module):
         self.tokenizer = open_clip.SimpleTokenizer(context_length=self.model.context_length)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
-        self._cosines, self._directions, self._identity = {}, {}, None
+        self._cosines: dict[tuple[str, str], float] = {}
+        self._directions: dict[tuple[str, str, bool], torch.Tensor] = {}
+        self._identity: str | None = None
         self.to(device)
 
-    def identity(self):
+    def identity(self) -> str:
         """A string that depends on the weights and every setting that the features depend on. Computed once."""
         if self._identity is None:
             settings = getattr(self.model, "described_as", str(self.model))
             self._identity = digest(settings, self.model.state_dict(), self.mean, self.std)
         return self._identity
 
-    def encode_images(self, images):
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1], any size -> normalised features (B, D); differentiable."""
         images = (images.to(self.mean) + 1) / 2
         if min(images.shape[-2:]) != self.image_size:
@@ -96,7 +106,7 @@ class ClipLoss(nn.Module):
         return F.normalize(self.model.encode_image((images - self.mean) / self.std).float(), dim=-1)
 
     @torch.no_grad()
-    def encode_text(self, prompts):
+    def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
         """List of N prompts -> normalised features (N, D). Raises UserError for a prompt that is too long."""
         # The tokenizer would truncate it silently. Two tokens are for the start and end marks.
         room = self.tokenizer.context_length - 2
@@ -105,14 +115,14 @@ class ClipLoss(nn.Module):
                 raise UserError(f'the prompt "{prompt}" has {length} tokens, but this CLIP reads at most {room}: shorten it')
         return F.normalize(self.model.encode_text(self.tokenizer(prompts).to(self.mean.device)), dim=-1)
 
-    def cosine(self, src, trg):
+    def cosine(self, src: str, trg: str) -> float:
         """Cosine of the two prompts' features, without templates -> float in [-1, 1]. Computed once per pair."""
         if (src, trg) not in self._cosines:
             source, target = self.encode_text([src, trg])
             self._cosines[src, trg] = torch.dot(source, target).item()
         return self._cosines[src, trg]
 
-    def direction(self, src, trg, templates=True):
+    def direction(self, src: str, trg: str, templates: bool = True) -> torch.Tensor:
         """The direction from prompt `src` to `trg` in CLIP space -> (1, D), normalised. Computed once per pair.
 
         Features are normalised per template, their differences averaged, and the mean normalised. Without `templates` the bare
@@ -128,21 +138,21 @@ class ClipLoss(nn.Module):
             self._directions[src, trg, templates] = F.normalize(change, dim=-1)
         return self._directions[src, trg, templates]
 
-    def directional(self, source_features, edited_images, src, trg):
+    def directional(self, source_features: torch.Tensor, edited_images: torch.Tensor, src: str, trg: str) -> torch.Tensor:
         """L_dir per image -> (B,). `source_features` (B, D) from `encode_images`, so that many edits of one image share them.
 
         edited_images: (B, 3, H, W) in [-1, 1].
         """
         return directional_loss(source_features, self.encode_images(edited_images), self.direction(src, trg))
 
-    def forward(self, source_images, src, edited_images, trg):
+    def forward(self, source_images: torch.Tensor, src: str, edited_images: torch.Tensor, trg: str) -> torch.Tensor:
         """Mean L_dir over a batch, a scalar; images (B, 3, H, W) in [-1, 1]. Gradients reach the edited images only."""
         with torch.no_grad():
             source_features = self.encode_images(source_images)
         return self.directional(source_features, edited_images, src, trg).mean()
 
 
-def load_clip(model):
+def load_clip(model: Path | str) -> Loaded:
     """Name or file of a model (see ClipLoss) -> (open_clip model on the CPU, mean, std of its image normalisation)."""
     config, weights, quick_gelu = _find(model)
     if config is not None:
@@ -150,13 +160,13 @@ def load_clip(model):
     return from_openai_layout(weights, quick_gelu), *OPENAI_NORMALISATION
 
 
-def files_of_clip(model):
+def files_of_clip(model: Path | str) -> list[Path]:
     """Name or file of a model -> paths of its files. OpenAI's weights are downloaded if missing. Raises UserError."""
     config, weights, _ = _find(model)
     return [path for path in (config, weights) if path is not None]
 
 
-def _find(model):
+def _find(model: Path | str) -> tuple[Path | None, Path, bool | None]:
     """-> (config or None, weights, whether it uses QuickGELU, or None if the files determine that)."""
     path = Path(model)
     if path.suffix.lower() not in FILE_SUFFIXES and not path.is_file():
@@ -168,7 +178,7 @@ def _find(model):
     return _config_next_to(path), path, None
 
 
-def fetch_openai(name):
+def fetch_openai(name: str) -> Path:
     """An OpenAI name -> path of its weights, downloaded if they are not cached. Raises UserError."""
     known = {_open_clip_name(n): n for n in OPENAI_NAMES}
     if _open_clip_name(name) not in known:
@@ -190,7 +200,7 @@ def fetch_openai(name):
         ) from error
 
 
-def from_openai_layout(path, quick_gelu=None):
+def from_openai_layout(path: Path | str, quick_gelu: bool | None = None) -> nn.Module:
     """A file in OpenAI's layout (state dict or TorchScript archive; sizes follow from the tensors) -> model in float32.
 
     quick_gelu: whether the activation is QuickGELU rather than GELU; None: as in the file. Raises UserError if it does not fit.
@@ -215,14 +225,14 @@ def from_openai_layout(path, quick_gelu=None):
     return model
 
 
-def _state_dict(path):
+def _state_dict(path: Path | str) -> dict[str, torch.Tensor]:
     """The tensors of a state dict or a TorchScript archive, without the plain numbers in OpenAI's archives."""
     contents = _archived(path) if Path(path).is_file() and tensors.is_torchscript(path) else tensors.load(path)
     numbers = ("input_resolution", "context_length", "vocab_size")
     return {name: tensor for name, tensor in tensors.state_dict_of(contents, path).items() if name not in numbers}
 
 
-def _archived(path):
+def _archived(path: Path | str) -> dict[str, torch.Tensor]:
     try:
         with warnings.catch_warnings():  # TorchScript is deprecated, but it is the format that OpenAI publishes
             warnings.simplefilter("ignore", FutureWarning)
@@ -231,7 +241,7 @@ def _archived(path):
         raise UserError(f"{path} is a damaged TorchScript archive: download it again") from error
 
 
-def _computes_quick_gelu(path):
+def _computes_quick_gelu(path: Path | str) -> bool | None:
     """Whether the code of a TorchScript archive computes QuickGELU (True) or GELU (False); None if unknown."""
     if not tensors.is_torchscript(path):
         return None
@@ -248,7 +258,7 @@ def _computes_quick_gelu(path):
     return None if quick == exact else quick
 
 
-def _config_next_to(path):
+def _config_next_to(path: Path) -> Path | None:
     """The open_clip config next to a weight file, or None."""
     for candidate in (path.with_suffix(".json"), path.with_name(CONFIG_OF_A_FOLDER)):
         if candidate.is_file() and not {"model_cfg", "embed_dim"}.isdisjoint(_read_settings(candidate)):
@@ -256,7 +266,7 @@ def _config_next_to(path):
     return None
 
 
-def _weights_next_to(path):
+def _weights_next_to(path: Path) -> Path:
     """The weight file next to an open_clip config. Raises UserError if there is none."""
     names = [path.with_suffix(suffix).name for suffix in WEIGHT_SUFFIXES]
     names += WEIGHTS_OF_A_FOLDER if path.name == CONFIG_OF_A_FOLDER else ()
@@ -266,7 +276,7 @@ def _weights_next_to(path):
     return weights
 
 
-def from_config(path, weights):
+def from_config(path: Path, weights: Path) -> Loaded:
     """An open_clip config, plain or with `model_cfg` and `preprocess_cfg`, and its weights -> (model, mean, std). Raises
     UserError."""
     settings = _read_settings(path)
@@ -289,7 +299,7 @@ def from_config(path, weights):
     return model, preprocess.get("mean", OPENAI_NORMALISATION[0]), preprocess.get("std", OPENAI_NORMALISATION[1])
 
 
-def _read_settings(path):
+def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -299,5 +309,5 @@ def _read_settings(path):
     return settings
 
 
-def _open_clip_name(name):
+def _open_clip_name(name: str) -> str:
     return name.replace("/", "-").replace("@336px", "-336")

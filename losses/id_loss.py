@@ -1,5 +1,8 @@
 """The identity loss L_id: the distance by which an edit moves a face in the embedding space of a face recogniser."""
 
+from pathlib import Path
+
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -18,7 +21,7 @@ class IdLoss(nn.Module):
     weights: file of the published face recogniser. Raises UserError if it is missing or does not fit.
     """
 
-    def __init__(self, weights, device="cpu"):
+    def __init__(self, weights: Path | str, device: torch.device | str = "cpu") -> None:
         super().__init__()
         try:
             contents = load(weights)
@@ -30,7 +33,7 @@ class IdLoss(nn.Module):
         load_strictly(net, state_dict_of(contents, weights), weights, "the IR-SE50 face recogniser")
         self.net = net.eval().requires_grad_(False).to(device)
 
-    def embed(self, images):
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> unit embeddings (B, 512); differentiable.
 
         The crop is defined for 256 px; other sizes are resized to that first (bilinear, antialiased).
@@ -39,6 +42,6 @@ class IdLoss(nn.Module):
             images = F.interpolate(images, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
         return self.net(F.adaptive_avg_pool2d(images[:, :, ROWS, COLUMNS], INPUT_SIZE))
 
-    def forward(self, source_images, edited_images):
+    def forward(self, source_images: torch.Tensor, edited_images: torch.Tensor) -> torch.Tensor:
         """Two batches (B, 3, H, W) in [-1, 1], compared pairwise -> the mean loss, a scalar in [0, 2]."""
         return (1 - (self.embed(source_images) * self.embed(edited_images)).sum(-1)).mean()

@@ -13,7 +13,7 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "pretrained" / "lpips" / "ale
 SMALLEST = 31  # pixels; the smallest input that survives AlexNet's second pooling
 
 
-def load_lpips(weights=WEIGHTS):
+def load_lpips(weights: Path | str = WEIGHTS) -> LPIPS:
     """Load the frozen metric: `distance(a, b)`, images (B, 3, H, W) in [-1, 1] of 31 px or more -> (B, 1, 1, 1).
 
     The five AlexNet convolutions come from `weights`, the linear layers (version 0.1) from the lpips package. If the file is
@@ -33,7 +33,7 @@ def load_lpips(weights=WEIGHTS):
     return _frozen(metric)
 
 
-def _from_torchvision(path):
+def _from_torchvision(path: Path) -> LPIPS:
     try:
         return _quietly(pnet_rand=False)
     except (OSError, RuntimeError) as error:  # no network, or an incomplete download
@@ -43,7 +43,7 @@ def _from_torchvision(path):
         ) from error
 
 
-def _quietly(pnet_rand):
+def _quietly(pnet_rand: bool) -> LPIPS:
     # Ignore the warning that lpips uses a deprecated torchvision argument, and keep AlexNet's initialisation from changing
     # the random numbers of the run.
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -51,7 +51,7 @@ def _quietly(pnet_rand):
         return LPIPS(net="alex", pnet_rand=pnet_rand, verbose=False)
 
 
-def _refuse_small(metric, images):
+def _refuse_small(metric: LPIPS, images: tuple[torch.Tensor, ...]) -> None:
     if min(images[0].shape[-2:]) < SMALLEST:
         raise UserError(
             f"LPIPS with AlexNet needs images of {SMALLEST} pixels or more: set the intervals with "
@@ -59,6 +59,6 @@ def _refuse_small(metric, images):
         )
 
 
-def _frozen(metric):
+def _frozen(metric: LPIPS) -> LPIPS:
     metric.register_forward_pre_hook(_refuse_small)
     return metric.eval().requires_grad_(False)

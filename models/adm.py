@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.unet import UNet
+
 
 class GroupNorm32(nn.GroupNorm):
     """GroupNorm computed in float32, as these networks were trained."""
@@ -138,7 +140,7 @@ class DeltaBlock(nn.Module):
         return self.out_layers(y)
 
 
-class ADM(nn.Module):
+class ADM(UNet):
     """iDDPM / ADM U-Net.
 
     `unet(x, t)`: x (B, 3, H, W) in [-1, 1] plus noise, t (B,) in 0..999 -> (B, 6, H, W) with a learned variance (the
@@ -229,9 +231,6 @@ class ADM(nn.Module):
         for block, skip in zip(self.output_blocks, reversed(skips), strict=True):
             y = block(torch.cat([y, skip], dim=1), emb)
         return self.out(y)
-
-    def forward(self, x, t):
-        return self.decode(*self.encode(x, t))
 
     def decoder_blocks(self):
         """The modules that take most of the time and memory of `decode`."""

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.unet import UNet
+
 
 def norm(channels, groups):
     return nn.GroupNorm(groups, channels, eps=1e-6)
@@ -120,7 +122,7 @@ class DeltaBlock(nn.Module):
         return self.conv2(F.silu(self.norm2(y)))
 
 
-class DDPM(nn.Module):
+class DDPM(UNet):
     """DDPM++ U-Net.
 
     `unet(x, t)`: x (B, 3, H, W) in [-1, 1] plus noise, t (B,) in 0..999 -> predicted noise eps (B, out_ch, H, W).
@@ -209,9 +211,6 @@ class DDPM(nn.Module):
             if hasattr(level, "upsample"):
                 y = level.upsample(y)
         return self.conv_out(F.silu(self.norm_out(y)))
-
-    def forward(self, x, t):
-        return self.decode(*self.encode(x, t))
 
     def decoder_blocks(self):
         """The modules that take most of the time and memory of `decode`."""

@@ -27,34 +27,34 @@ class Schedule:
     alpha_bars: np.ndarray
 
     @classmethod
-    def from_betas(cls, betas):
+    def from_betas(cls, betas: np.ndarray) -> "Schedule":
         """alpha_bar_t = prod_{s<=t} (1 - beta_s)."""
         return cls(betas, np.cumprod(1.0 - betas))
 
     @classmethod
-    def linear(cls, beta_start=1e-4, beta_end=2e-2, T=1000):
+    def linear(cls, beta_start: float = 1e-4, beta_end: float = 2e-2, T: int = 1000) -> "Schedule":
         """Linear betas (DDPM section 4)."""
         return cls.from_betas(np.linspace(beta_start, beta_end, T, dtype=np.float64))
 
     @classmethod
-    def scaled_linear(cls, beta_start=1e-4, beta_end=2e-2, T=1000):
+    def scaled_linear(cls, beta_start: float = 1e-4, beta_end: float = 2e-2, T: int = 1000) -> "Schedule":
         """Betas whose square roots are linear (latent diffusion; `scaled_linear` of the diffusers library)."""
         return cls.from_betas(np.linspace(beta_start**0.5, beta_end**0.5, T, dtype=np.float64) ** 2)
 
     @classmethod
-    def cosine(cls, T=1000):
+    def cosine(cls, T: int = 1000) -> "Schedule":
         """The cosine schedule (Nichol & Dhariwal 2021 eq. 17, s = 0.008), with betas of at most 0.999."""
         f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
         return cls.from_betas(np.minimum(1.0 - f[1:] / f[:-1], 0.999))
 
     @classmethod
-    def of(cls, diffusion):
+    def of(cls, diffusion: Diffusion) -> "Schedule":
         """The schedule of a `diffusion` section (an object with the attributes of Diffusion)."""
         if diffusion.beta_schedule == "cosine":
             return cls.cosine(diffusion.num_diffusion_timesteps)
         kind = {"linear": cls.linear, "scaled_linear": cls.scaled_linear}[diffusion.beta_schedule]
         return kind(diffusion.beta_start, diffusion.beta_end, diffusion.num_diffusion_timesteps)
 
-    def alpha_bar(self, t):
+    def alpha_bar(self, t: int) -> float:
         """alpha_bar_t as a float; 1.0 at t = -1."""
         return 1.0 if t == END else float(self.alpha_bars[t])

@@ -9,9 +9,9 @@ import warnings
 import numpy as np
 import torch
 from diffusers import UNet2DModel
-from torch import nn
 
 from models.ddpm import DeltaBlock
+from models.unet import UNet
 from utils.errors import SettingsError
 from utils.text import one_line
 
@@ -19,7 +19,7 @@ from utils.text import one_line
 warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
 
 
-class UNet2D(nn.Module):
+class UNet2D(UNet):
     """An unconditional UNet2DModel, split at its bottleneck.
 
     `unet(x, t)`: x (B, 3, H, W) in [-1, 1] plus noise, t (B,) in 0..T-1 -> predicted noise eps (B, 3, H, W), also if the
@@ -86,9 +86,6 @@ class UNet2D(nn.Module):
     def _eps_of_v(self, v, x, t):
         """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022, appendix D) -> eps."""
         return self.signal[t][:, None, None, None] * v + self.noise[t][:, None, None, None] * x
-
-    def forward(self, x, t):
-        return self.decode(*self.encode(x, t))
 
     def decoder_blocks(self):
         """The modules that take most of the time and memory of `decode`."""

@@ -1,13 +1,18 @@
 """Validate the `model` section and build the U-Net. Importing this module does not import torch, because `--help` uses it."""
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from models.schedule import Diffusion, Schedule
 from utils.errors import SettingsError, UserError
 from utils.extras import install
 from utils.sections import ANY, checked, one_name, setting
 from utils.text import one_line
+
+if TYPE_CHECKING:
+    from models.unet import UNet
 
 NEEDS_DIFFUSERS = f"type unet2d needs diffusers: {install('diffusers')}"
 
@@ -30,7 +35,7 @@ class Plan:
     resamp_with_conv: bool = True
     norm_groups: int = setting(32, at_least=1)
 
-    def attention_widths(self, image_size):
+    def attention_widths(self, image_size: int) -> list[int]:
         """The numbers of channels at which there is attention; the middle block always has it."""
         levels = [i for i in range(len(self.ch_mult)) if image_size // 2**i in self.attn_resolutions]
         return [int(self.ch * self.ch_mult[i]) for i in [*levels, -1]]
@@ -61,7 +66,7 @@ class ADMSettings(Plan):
     use_scale_shift_norm: bool = True
     learn_sigma: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_head_channels is None:
             object.__setattr__(self, "num_head_channels", 64 if self.num_heads == -1 else -1)
 
@@ -108,10 +113,11 @@ class UNet2DSettings:
     num_train_timesteps: int | None = setting(None, at_least=1)  # number of learned embeddings, otherwise unused
 
 
-SETTINGS = {"ddpm": DDPMSettings, "adm": ADMSettings, "unet2d": UNet2DSettings}
+NetworkSettings = DDPMSettings | ADMSettings | UNet2DSettings
+SETTINGS: dict[str, type[NetworkSettings]] = {"ddpm": DDPMSettings, "adm": ADMSettings, "unet2d": UNet2DSettings}
 
 # Keys that do not affect what a network computes, with the values for which this holds.
-ACCEPTED = {
+ACCEPTED: dict[str, dict[str, Any]] = {
     "ddpm": {"var_type": ("fixedsmall",), "ema": (True, False), "ema_rate": ANY},
     "adm": {
         "use_checkpoint": (True, False),
@@ -142,9 +148,9 @@ CALLED = {
 
 # Published YAML files have `type: "simple"` for every network; data.dataset decides which one it is. These are the networks
 # for those dataset keys, with the sizes of the published checkpoints.
-_SIZES = {"ch": 128, "ch_mult": [1, 1, 2, 2, 4, 4], "attn_resolutions": [16]}
-_DDPM = {"type": "ddpm", **_SIZES, "num_res_blocks": 2}
-_IDDPM = {"type": "adm", **_SIZES, "num_res_blocks": 1, "num_head_channels": 64}
+_SIZES: dict[str, Any] = {"ch": 128, "ch_mult": [1, 1, 2, 2, 4, 4], "attn_resolutions": [16]}
+_DDPM: dict[str, Any] = {"type": "ddpm", **_SIZES, "num_res_blocks": 2}
+_IDDPM: dict[str, Any] = {"type": "adm", **_SIZES, "num_res_blocks": 1, "num_head_channels": 64}
 _ADM_IMAGENET = {**_IDDPM, "ch": 256, "num_res_blocks": 2, "attn_resolutions": [32, 16, 8]}
 PUBLISHED = {
     "CelebA_HQ": _DDPM,
@@ -157,7 +163,7 @@ PUBLISHED = {
 }
 
 
-def unet_settings(model, data, where="the model section"):
+def unet_settings(model: Any, data: Mapping[str, Any], where: str = "the model section") -> NetworkSettings:
     """A `model` section and its `data` section (mappings) -> an instance of one of the classes in SETTINGS.
 
     `type: simple` is handled as in the 2023 release: a DDPM++ with the sizes of the section for its DDPM++ datasets; for the
@@ -183,15 +189,15 @@ def unet_settings(model, data, where="the model section"):
     if kind == "unet2d":
         model = _for_pixels(model, size, where)
     settings = checked(SETTINGS[kind], model, where, ACCEPTED[kind], CALLED if kind != "unet2d" else None)
-    faults = _faults_of_unet2d if kind == "unet2d" else _faults
-    if fault := next(faults(settings, size), None):
+    faults = _faults_of_unet2d(settings, size) if isinstance(settings, UNet2DSettings) else _faults(settings, size)
+    if fault := next(faults, None):
         raise SettingsError(f"{where}: {fault}")
     if kind == "unet2d" and find_spec("diffusers") is None:
         raise UserError(NEEDS_DIFFUSERS)
     return settings
 
 
-def build_unet(config):
+def build_unet(config: Any) -> "UNet":
     """Settings with `data` and `model` sections (objects or dicts) -> frozen U-Net with random weights, in eval mode, with the
     interface of models.UNet. A network that predicts v also uses the schedule of the `diffusion` section, or the default one.
     Raises SettingsError and UserError as `unet_settings` does.
@@ -207,27 +213,30 @@ def build_unet(config):
     return unet
 
 
-def _network(kind):
+def _network(kind: str) -> "type[UNet]":
     """The class of a network, imported when it is first used."""
     if kind == "unet2d":
         try:
-            from models.unet2d import UNet2D as network
+            from models.unet2d import UNet2D
         except ImportError as error:
             raise UserError(f"{NEEDS_DIFFUSERS} ({one_line(error)})") from error
-    elif kind == "adm":
-        from models.adm import ADM as network
-    else:
-        from models.ddpm import DDPM as network
-    return network
+        return UNet2D
+    if kind == "adm":
+        from models.adm import ADM
+
+        return ADM
+    from models.ddpm import DDPM
+
+    return DDPM
 
 
-def _section(config, name):
-    """A section of settings as a dict, or None if there is none."""
+def _section(config: Any, name: str) -> dict[str, Any]:
+    """A section of settings as a dict, {} if there is none."""
     section = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
-    return section if isinstance(section, dict | None) else vars(section)
+    return section or {} if isinstance(section, dict | None) else dict(vars(section))
 
 
-def _published(given, dataset, where):
+def _published(given: dict[str, Any], dataset: Any, where: str) -> dict[str, Any]:
     """The section that `type: simple` stands for."""
     if not isinstance(dataset, str) or dataset not in PUBLISHED:
         raise SettingsError(f'{where}: type "simple" needs data.dataset to be one of {", ".join(PUBLISHED)}')
@@ -244,7 +253,7 @@ def _published(given, dataset, where):
     return plan
 
 
-def _faults(settings, image_size):
+def _faults(settings: DDPMSettings | ADMSettings, image_size: int) -> Iterator[str]:
     """Yield reasons why a network with these settings cannot be built."""
     s = settings
     widths = [s.ch * m for m in s.ch_mult]
@@ -256,18 +265,19 @@ def _faults(settings, image_size):
     if s.ch % 2:
         yield f"ch {s.ch}: must be even, because half of the time embedding are sines and half cosines"
     if any(width % s.norm_groups for width in [s.ch] * (s.type == "ddpm") + widths):
-        widths = _listed(dict.fromkeys([s.ch, *widths]))
-        yield f"norm_groups {s.norm_groups} does not divide the channels {widths}: choose a common divisor, or another ch"
+        listed = _listed(dict.fromkeys([s.ch, *widths]))
+        yield f"norm_groups {s.norm_groups} does not divide the channels {listed}: choose a common divisor, or another ch"
     halvings = len(s.ch_mult) - 1
     if image_size % 2**halvings:
         yield f"ch_mult has {len(s.ch_mult)} entries, so data.image_size must be a multiple of {2**halvings}, not {image_size}"
-    if s.type == "adm":
+    if isinstance(s, ADMSettings):
         yield from _faults_of_heads(s, s.attention_widths(image_size))
         if s.resblock_updown and not s.resamp_with_conv:
             yield "resamp_with_conv false has no effect if resblock_updown is true: leave one of them out"
 
 
-def _faults_of_heads(s, widths):
+def _faults_of_heads(s: ADMSettings, widths: Sequence[int]) -> Iterator[str]:
+    assert s.num_head_channels is not None  # set by __post_init__
     numbers = {"num_heads": s.num_heads, "num_heads_upsample": s.num_heads_upsample}
     given = {name: n for name, n in numbers.items() if n != -1}
     for width in widths:
@@ -288,14 +298,14 @@ def _faults_of_heads(s, widths):
                     )
 
 
-def _listed(numbers):
+def _listed(numbers: Iterable[float]) -> str:
     return ", ".join(f"{n:g}" for n in numbers)
 
 
 # ---- UNet2DModel ------------------------------------------------------------------------------------------------------------
 
 
-def _for_pixels(given, image_size, where):
+def _for_pixels(given: dict[str, Any], image_size: int, where: str) -> dict[str, Any]:
     """The section without sample_size, which must equal the image size. Raises SettingsError if it differs, and for a network
     that takes class labels."""
     model = dict(given)
@@ -312,7 +322,7 @@ def _for_pixels(given, image_size, where):
     return model
 
 
-def _faults_of_unet2d(settings, image_size):
+def _faults_of_unet2d(settings: UNet2DSettings, image_size: int) -> Iterator[str]:
     s = settings
     lengths = {name: len(getattr(s, name)) for name in ("block_out_channels", "down_block_types", "up_block_types")}
     if 0 in lengths.values() or len(set(lengths.values())) > 1:

@@ -19,7 +19,8 @@ from asyrp.acceleration.fast_unet import LOW, FastUNet
 from asyrp.base_model.settings import Settings
 from asyrp.base_model.trainer import Trainer
 from asyrp.config import load_config
-from models import UNet, build_unet
+from models import build_unet
+from models.unet import UNet
 from models.zoo import UNet2DSettings, unet_settings
 from utils.errors import SettingsError, UserError
 from utils.files import ROOT

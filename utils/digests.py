@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 import torch
 
 
-def digest(*parts):
+def digest(*parts: Any) -> str:
     """Sixteen hexadecimal digits that depend on every part.
 
     A part is a tensor or an array (dtype, shape and bytes), a dict, list or tuple of parts, or plain data: None, bool, int,
@@ -19,7 +20,7 @@ def digest(*parts):
     return h.hexdigest()
 
 
-def _feed(h, part):
+def _feed(h: hashlib.blake2b, part: Any) -> None:
     # Each part starts with its kind and length, so that different sequences of parts never give the same bytes.
     if isinstance(part, torch.Tensor):
         # As raw bytes, because numpy has no bfloat16.

@@ -6,7 +6,7 @@ from utils.text import printable
 class UserError(Exception):
     """An error that the user can fix. The message is one line: what is wrong, and what to do about it."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         # Paths, keys and messages of other programs may contain unprintable characters.
         return printable(super().__str__())
 
@@ -14,7 +14,7 @@ class UserError(Exception):
 class Ended(Exception):
     """Exit with `status` and no message, because another process of the job reports the error."""
 
-    def __init__(self, status):
+    def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
 

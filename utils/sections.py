@@ -2,19 +2,24 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import MISSING, field, fields
 from difflib import get_close_matches
 from types import NoneType
-from typing import get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from utils.errors import SettingsError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 ANY = object()  # for `accepted`: any value
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+Section = TypeVar("Section", bound="DataclassInstance")
 LONGEST = 60  # most characters of an invalid value in a message
 
 
-def setting(default=MISSING, **limits):
+def setting(default: Any = MISSING, **limits: Any) -> Any:
     """A field of a settings dataclass, with limits that `checked` applies to its value, or to each value of a list.
 
     at_least, at_most, above, below: bounds of a number. choices, never: allowed or forbidden values. part_of_a_name: a string
@@ -23,7 +28,13 @@ def setting(default=MISSING, **limits):
     return field(default=default, metadata=limits)
 
 
-def checked(kind, given, where, accepted=None, called=None):
+def checked(
+    kind: type[Section],
+    given: Any,
+    where: object,
+    accepted: Mapping[str, Any] | None = None,
+    called: Mapping[str, str] | None = None,
+) -> Section:
     """Validate a mapping (None: empty) -> an instance of the dataclass `kind`.
 
     Types are those of the annotations: bool, int, float, str, tuples and dicts of them, and `| None`. An int is accepted as a

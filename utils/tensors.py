@@ -9,7 +9,7 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -318,3 +318,23 @@ def load_strictly(module, state_dict, path, what):
         raise Misfit(f"{path} does not fit {what}: {', '.join(faults)} of {len(expected)} tensors", state_dict)
     # A network on the meta device has no memory, so these tensors are assigned.
     module.load_state_dict(state_dict, assign=any(tensor.is_meta for tensor in expected.values()))
+
+
+def flat(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """{number: state dict, or a tensor} -> {"<number>.<name>": tensor}, and {number: tensor} for a tensor."""
+    found: dict[str, torch.Tensor] = {}
+    for number, part in state.items():
+        found |= {f"{number}.{name}": value for name, value in part.items()} if isinstance(part, dict) else {number: part}
+    return found
+
+
+def nested(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The inverse of `flat`."""
+    found: dict[str, Any] = {}
+    for name, value in tensors.items():
+        number, dot, rest = name.partition(".")
+        if dot and number.isdigit():
+            found.setdefault(number, {})[rest] = value
+        else:
+            found[name] = value
+    return found

@@ -3,38 +3,49 @@
 import math
 import textwrap
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image
 
 from utils.files import replacing
 from utils.text import printable
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from asyrp.intervals import Curve
+
+Row = Sequence[torch.Tensor | None]
 SMALLEST_CELL = 96  # pixels; smaller images are enlarged by a whole factor, so that labels fit and pixels stay sharp
 GAP = 4
 EXACT = 17  # significant digits that distinguish any two float64 numbers
 FRAME = 300  # milliseconds per strength in an animation
 
 
-def to_pil(image):
+def to_pil(image: torch.Tensor) -> Image.Image:
     """Tensor (3, H, W) in [-1, 1] (clipped) -> 8-bit PIL image."""
     return to_pil_image(image.detach().float().cpu().clamp(-1, 1).add(1).div(2).mul(255).round().div(255))
 
 
-def enlarged(image, least=SMALLEST_CELL):
+def enlarged(image: torch.Tensor, least: int = SMALLEST_CELL) -> Image.Image:
     """Square tensor (3, H, W) in [-1, 1] -> PIL image, enlarged by a whole factor to at least `least` pixels per side."""
     side = image.shape[-1] * max(1, -(-least // image.shape[-1]))
-    return to_pil(image).resize((side, side), Image.NEAREST)
+    return to_pil(image).resize((side, side), Image.Resampling.NEAREST)
 
 
-def labelled_grid(rows, columns, names=None, least=SMALLEST_CELL):
+def labelled_grid(
+    rows: Sequence[Row], columns: Sequence[str], names: Sequence[str] | None = None, least: int = SMALLEST_CELL
+) -> Image.Image:
     """Rows of images -> one PIL image, with a label above each column and, if given, a name before each row.
 
     rows: list of lists of tensors (3, H, W) in [-1, 1], all of the same size, or None for an empty cell; columns: list of str;
     names: list of str. least: smallest side of an image in pixels.
     """
-    cell = enlarged(rows[0][-1], least).width
+    cell = enlarged(next(image for row in rows for image in row if image is not None), least).width
     font = ImageFont.load_default(12)
     labels = [textwrap.fill(printable(text), max(8, cell // 7)) for text in columns]
     names = names and [printable(name) for name in names]
@@ -55,29 +66,29 @@ def labelled_grid(rows, columns, names=None, least=SMALLEST_CELL):
     return canvas
 
 
-def in_rows(before, edited, width):
+def in_rows(before: list[torch.Tensor], edited: list[torch.Tensor], width: int) -> list[Row]:
     """Arrange pictures for `labelled_grid`: `width` edits per row, with the unedited pictures `before` in the first row."""
     rows = [edited[i : i + width] for i in range(0, len(edited), width)]
-    return [(before if i == 0 else [None] * len(before)) + row for i, row in enumerate(rows)]
+    return [[*(before if i == 0 else [None] * len(before)), *row] for i, row in enumerate(rows)]
 
 
-def save(picture, path):
+def save(picture: Image.Image, path: Path | str) -> None:
     """Write a PIL image, creating its folder."""
     with replacing(path) as temporary:
         picture.save(temporary, kind_of(path))
 
 
-def kind_of(path):
+def kind_of(path: Path | str) -> str:
     """Pillow's name of the format for a file name."""
     return Image.registered_extensions()[Path(path).suffix.lower()]
 
 
-def save_grid(path, rows, columns, names=None):
+def save_grid(path: Path | str, rows: Sequence[Row], columns: Sequence[str], names: Sequence[str] | None = None) -> None:
     """Draw and write a `labelled_grid`."""
     save(labelled_grid(rows, columns, names), path)
 
 
-def save_animation(strips, labels, path):
+def save_animation(strips: Sequence[Sequence[torch.Tensor]], labels: Sequence[str], path: Path | str) -> None:
     """Strips of edited images -> an animation (GIF or WebP, by suffix) over the strengths and back, in a loop.
 
     strips: per image a list of tensors (3, H, W) in [-1, 1], one per strength; several images are shown side by side.
@@ -96,7 +107,7 @@ def save_animation(strips, labels, path):
         frames[0].save(temporary, kind_of(path), save_all=True, append_images=rest, duration=FRAME, loop=0, **quality)
 
 
-def plot_curves(curve, path, title, t_edit=None, t_boost=None):
+def plot_curves(curve: "Curve", path: Path | str, title: str, t_edit: int | None = None, t_boost: int | None = None) -> None:
     """Plot the two LPIPS curves with their standard deviations, and mark t_edit and t_boost (ints, or None)."""
     # Imported here because it takes a second and most runs draw no plot.
     from matplotlib.figure import Figure
@@ -118,7 +129,7 @@ def plot_curves(curve, path, title, t_edit=None, t_boost=None):
     save_figure(figure, path, dpi=120)
 
 
-def save_figure(figure, path, dpi):
+def save_figure(figure: "Figure", path: Path | str, dpi: int) -> None:
     """Write a matplotlib figure, in the format of the file name. A character that its font lacks is drawn as a box."""
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
@@ -128,7 +139,7 @@ def save_figure(figure, path, dpi):
 # ---- labels -----------------------------------------------------------------------------------------------------------------
 
 
-def strength_labels(values):
+def strength_labels(values: Iterable[float]) -> list[str]:
     """Strengths of one run -> labels such as "+1", "+0", "-0.5", with two significant digits, or more if needed to distinguish
     different numbers. Numbers that differ from 0 only by rounding are shown as +0."""
     values = [float(value) for value in values]
@@ -139,13 +150,13 @@ def strength_labels(values):
     return [f"{value + 0.0:+}".removesuffix(".0") for value in values]
 
 
-def _signed(value, digits, values):
+def _signed(value: float, digits: int, values: Sequence[float]) -> str:
     """One strength with this many significant digits, or at least all digits before the point."""
     if abs(value) < max(map(abs, values)) * 10.0 ** (-7 - digits):
         value = 0.0
     return f"{value + 0.0:+.{max(digits, len(f'{abs(value):.0f}'))}g}"
 
 
-def point_labels(points):
+def point_labels(points: Sequence[Sequence[float]]) -> list[str]:
     """Strengths of several directions, a sequence of numbers per picture -> labels such as "+1, -0.5"."""
     return [", ".join(labels) for labels in zip(*map(strength_labels, zip(*points, strict=True)), strict=True)]
