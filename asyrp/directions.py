@@ -46,13 +46,11 @@ SUFFIXES = (".pth", ".safetensors")
 ON_HUB, FILE = "hf:", "direction.safetensors"  # hf:USER/REPO is this file of a model on the Hugging Face hub
 AGAIN = "download it again, or train it again"
 FLAG = {"delta_block": "--train_delta_block", "delta_h": "--train_delta_h"}
+Function = hspace.BlockDirection | hspace.GivenDirection
+Record = dict[str, Any]
 # Checkpoint names of the 2023 release, and ours: <experiment>_LC_<category>_t<t_0>_ninv<n>_ngen<n>[_<epoch>[_<images>]]
 NAME = re.compile(r"(?P<experiment>.+)_LC_(?P<category>.+)_t(?P<t_0>\d+)_ninv(?P<n_inv>\d+)_ngen(?P<n_train>\d+)(?:_\d+)*")
 EPOCH = re.compile(r"(.+_LC_.+_ngen\d+)_(\d+)(_\d+)?")  # experiment, epoch, images within the epoch
-
-
-Function = hspace.BlockDirection | hspace.GivenDirection
-Record = dict[str, Any]
 
 
 class Direction(nn.Module):
@@ -205,12 +203,8 @@ def record_of_name(stem: str) -> Record:
     if match is None:
         return {"origin": "unknown"}
     t_0 = int(match["t_0"])
-    # 0 means every timestep.
-    record: Record = {
-        "t_0": t_0,
-        "n_inv_step": int(match["n_inv"]) or t_0 + 1,
-        "n_train_step": int(match["n_train"]) or t_0 + 1,
-    }
+    n_inv, n_train = (int(match[name]) or t_0 + 1 for name in ("n_inv", "n_train"))  # 0 means every timestep
+    record: Record = {"t_0": t_0, "n_inv_step": n_inv, "n_train_step": n_train}
     record |= {"origin": "2023 release", "category": match["category"]}
     if match["experiment"] in PROMPTS:
         record["prompts"] = list(PROMPTS[match["experiment"]])

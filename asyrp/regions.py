@@ -32,6 +32,13 @@ class Region:
         return self.mask_of(images)
 
 
+def region_of(mask_of: MaskOf | None) -> dict[str, Any] | None:
+    """The entry `region` of a record: what a Region says of itself; of another function, its name."""
+    if mask_of is None:
+        return None
+    return getattr(mask_of, "about", None) or {"mask_of": getattr(mask_of, "__qualname__", type(mask_of).__name__)}
+
+
 def choose(size, device, mask=None, segments=None, threshold=None, segmenter=None, dilation=None, smoothing=None):
     """The Region of a mask (path), of segments (names in one string) or of a threshold (a quantile), whichever is given, or
     None.

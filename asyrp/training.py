@@ -1,6 +1,6 @@
 """Learning delta_h: one optimiser step per timestep of the editing interval (paper section 3.4 and appendix, algorithm 1)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from asyrp.intervals import choose_t_edit
 from asyrp.model import Model
 from asyrp.origin import PlainTrajectories
 from asyrp.ranks import ALONE, Ranks
+from asyrp.regions import region_of
 from asyrp.store import Store
 from losses.clip_loss import ClipLoss, clip_term, directional_loss
 from losses.id_loss import IdLoss
@@ -43,7 +44,9 @@ class Weights(NamedTuple):
 
 
 @torch.no_grad()
-def remembered(known: dict[Any, torch.Tensor], keys: Sequence, encode: Encode, images: torch.Tensor | None) -> torch.Tensor:
+def remembered(
+    known: dict[Hashable, torch.Tensor], keys: Sequence[Hashable], encode: Encode, images: torch.Tensor | None
+) -> torch.Tensor:
     """encode(images), one row per key, cached in `known`; if all keys are known the images may be None."""
     if not all(key in known for key in keys):
         assert images is not None
@@ -76,10 +79,10 @@ class EditLoss:
     ) -> None:
         self.encode, self.direction, self.cosine = encode, direction, cosine
         self.weights, self.source, self.id_loss = weights, source, id_loss
-        self.features: dict[Any, torch.Tensor] = {}
-        self.identities: dict[Any, torch.Tensor] = {}
+        self.features: dict[Hashable, torch.Tensor] = {}
+        self.identities: dict[Hashable, torch.Tensor] = {}
 
-    def needs_plain(self, keys: Iterable) -> bool:
+    def needs_plain(self, keys: Iterable[Hashable]) -> bool:
         """Whether the loss needs P_plain for these keys; otherwise it is not computed."""
         encoded = self.weights.clip and self.source == "origin" and not all(key in self.features for key in keys)
         return self.weights.l1 != 0 or bool(encoded)
@@ -94,7 +97,7 @@ class EditLoss:
         return features, identity
 
     def __call__(
-        self, P_edit: torch.Tensor, P_plain: torch.Tensor | None, prepared: Prepared, keys: Sequence
+        self, P_edit: torch.Tensor, P_plain: torch.Tensor | None, prepared: Prepared, keys: Sequence[Hashable]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """keys: a unique key per P_plain (image and timestep). P_plain may be None if not `needs_plain`.
 
@@ -260,8 +263,8 @@ def train_epoch(
             raise UserError(f"{names[0]} can be read by only some of the processes: check that all of them see the same files")
         before = deepcopy(function.state_dict())
         try:
-            mask = None if mask_of is None or batch.x_0 is None else mask_of(batch.x_0)
-            unet = model.within(mask)
+            assert batch.x_0 is not None, "training needs the images"
+            unet = model.within(None if mask_of is None else mask_of(batch.x_0))
             how = (model.schedule, steps, loss, optimizer, plain, model.device)
             result = train_batch(unet, function, batch, *how, ranks, len(own) / len(names))
         except LossNotFinite:
@@ -366,17 +369,10 @@ def train_direction(
                 callback(epoch, batch, result)
             report(done, total)
     made = {flag: s[name] for name, (flag, _) in SETTINGS.items() if flag not in ("n_train_step", "user_defined_t_edit", "t_0")}
-    made |= {"seed": seed, "n_images": len(images), "region": _region(mask_of)}
+    made |= {"seed": seed, "n_images": len(images), "region": region_of(mask_of)}
     made |= {} if model.inversion == "ddim" else {"inversion": model.inversion}
     record = new_record(model, kind, ignore_timesteps, prompts, t_edit, timesteps, len(timesteps), made)
     return Direction(function, record, " to ".join(prompts) or "a direction of CLIP").requires_grad_(False)
-
-
-def _region(mask_of: MaskOf | None) -> dict[str, Any] | None:
-    """The entry `region` of a record: what a Region says of itself; of another function, its name."""
-    if mask_of is None:
-        return None
-    return getattr(mask_of, "about", None) or {"mask_of": getattr(mask_of, "__qualname__", type(mask_of).__name__)}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

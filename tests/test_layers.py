@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import asyrp
 from utils.files import ROOT
 
 # From top to bottom. A module imports only from its own row and those below it. Modules of a package are in the row of the
@@ -110,6 +111,11 @@ def test_ground_modules_do_not_import_asyrp(name):
 def test_no_flag_is_read_below_the_runner(name):
     assert not ours(name) & FLAGS
     assert "argparse" not in imported(modules()[name])
+
+
+def test_stub_has_what_the_library_exports():
+    tree = ast.parse((ROOT / "asyrp" / "__init__.pyi").read_text(encoding="utf-8"))
+    assert {alias.asname: node.module for node in tree.body for alias in node.names} == asyrp._PUBLIC
 
 
 def test_every_module_in_rows_exists():

@@ -1,7 +1,7 @@
 """(image, latent) pairs: x_0 with its x_T, from an inversion or from noise. Latents are kept in the store."""
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -23,16 +23,17 @@ class Batch(NamedTuple):
     maps, if there are any (see asyrp/noise_maps.py). counts: False for a placeholder whose gradients have no weight (see
     `parts`)."""
 
-    indices: list
-    names: list
+    indices: list[int]
+    names: list[str]
     x_0: torch.Tensor | None
     x_T: torch.Tensor
     z: torch.Tensor | None = None
     counts: bool = True
 
-    def part(self, rows):
+    def part(self, rows: slice) -> "Batch":
         """The images of a slice -> Batch."""
-        columns = {name: column[rows] for name, column in self._asdict().items() if isinstance(column, list | torch.Tensor)}
+        entries = self._asdict().items()
+        columns: dict[str, Any] = {name: column[rows] for name, column in entries if isinstance(column, list | torch.Tensor)}
         return self._replace(**columns)
 
 
