@@ -199,7 +199,7 @@ def unet_settings(model: Any, data: Mapping[str, Any], where: str = "the model s
 
 def build_unet(config: Any) -> "UNet":
     """Settings with `data` and `model` sections (objects or dicts) -> frozen U-Net with random weights, in eval mode, with the
-    interface of models.UNet. A network that predicts v also uses the schedule of the `diffusion` section, or the default one.
+    interface of models.unet. A network that predicts v also uses the schedule of the `diffusion` section, or the default one.
     Raises SettingsError and UserError as `unet_settings` does.
     """
     data, model, diffusion = (_section(config, name) for name in ("data", "model", "diffusion"))
