@@ -264,7 +264,7 @@ def train_epoch(
         before = deepcopy(function.state_dict())
         try:
             assert batch.x_0 is not None, "training needs the images"
-            unet = model.within(None if mask_of is None else mask_of(batch.x_0))
+            unet = model.unet if mask_of is None else model.within(mask_of(batch.x_0))
             how = (model.schedule, steps, loss, optimizer, plain, model.device)
             result = train_batch(unet, function, batch, *how, ranks, len(own) / len(names))
         except LossNotFinite:

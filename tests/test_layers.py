@@ -67,9 +67,12 @@ def modules():
 
 @cache
 def imported(path):
-    """Names of the modules that a file imports, anywhere in it; `from a import b` counts as a.b if that is our module."""
-    found = set()
-    for node in ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))):
+    """Names of the modules that a file imports, anywhere in it; `from a import b` counts as a.b if that is our module. Imports
+    for type checkers only, which never run, do not count."""
+    found, tree = set(), ast.parse(Path(path).read_text(encoding="utf-8"))
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    unused = {inner for block in blocks for inner in ast.walk(block)}
+    for node in (node for node in ast.walk(tree) if node not in unused):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
