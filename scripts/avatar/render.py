@@ -11,7 +11,8 @@ Artwork: "Toon Head" by Johan Melin, CC BY 4.0, as packaged by DiceBear. Keep th
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]  # scripts/app.py imports this file as avatar.render
 
 from utils.terminal import catch_signals_early, guarded, leave_signals_to_the_parent
 
