@@ -264,7 +264,7 @@ def test_training_can_be_cancelled(page):
 
     page.click("Learn a new direction")
     learn(page, "old face", 60)
-    page.wait(lambda: "learning" in page.find("body")[0].text)
+    page.wait(lambda: "training" in page.find("body")[0].text)
     page.click("Cancel")
     assert "training was cancelled: the new direction was not kept" in page.toast()
     assert not any("old face" in name for name in page.sliders())

@@ -1,6 +1,7 @@
 """The default stack as it ships: faces, U-Net, CLIP, judge and directions, on a few faces that are drawn here."""
 
 import json
+import random
 import sys
 
 import numpy as np
@@ -22,7 +23,9 @@ from utils.text_dic import PROMPTS
 sys.path.insert(0, str(ROOT / "scripts" / "avatar"))
 
 import evaluate
+import looks
 import render
+from looks import FLAT, NATURAL
 
 STACK = ROOT / "pretrained" / "avatar"
 N = 24
@@ -32,7 +35,7 @@ N = 24
 def folder(tmp_path_factory):
     """Test faces, with labels.csv."""
     folder = tmp_path_factory.mktemp("faces")
-    render.render_folder("test", N, folder, size=32, workers=1, glasses=0.0)
+    render.render_folder("test", N, folder, size=32, workers=1)
     return folder
 
 
@@ -61,7 +64,7 @@ def test_face_is_decided_by_its_split_and_index():
 
 
 def test_glasses_change_nothing_else_of_a_face():
-    with_glasses, without = (render.render_face("test", 3, 32, glasses) for glasses in (1.0, 0.0))
+    with_glasses, without = (render.render_face("test", 3, 32, FLAT._replace(glasses=share)) for share in (1.0, 0.0))
     assert (with_glasses[1]["glasses"], without[1]["glasses"]) == ("yes", "no")
     assert with_glasses[1] | {"glasses": "no"} == without[1]
     changed = (np.asarray(with_glasses[0]) != np.asarray(without[0])).any(2)
@@ -75,17 +78,31 @@ def test_glasses_change_nothing_else_of_a_face():
 
 def test_grain_belongs_to_the_face():
     image, _ = render.render_face("test", 3, 32)
-    grained, again, other = (render.with_grain(image, "test", i, 0.02) for i in (3, 3, 4))
+    grained, again, other = (looks.with_grain(image, "test", i, 0.02) for i in (3, 3, 4))
     assert grained.tobytes() == again.tobytes() != other.tobytes()
     change = (np.asarray(grained).astype(float) - np.asarray(image)) / 127.5
-    assert 0.015 < change.std() < 0.025 and abs(change.mean()) < 0.002
+    # One part per size, all alike and independent of each other.
+    assert change.std() == pytest.approx(0.02 * len(looks.GRAIN_SIZES) ** 0.5, rel=0.2) and abs(change.mean()) < 0.02
 
 
-def test_folder_of_another_share_of_glasses_is_refused(tmp_path):
-    render.render_folder("test", 12, tmp_path / "faces", 32, 1, glasses=0.5)
-    render.render_folder("test", 12, tmp_path / "faces", 32, 1, glasses=0.5)
-    with pytest.raises(UserError, match="another share of --glasses"):
-        render.render_folder("test", 12, tmp_path / "faces", 32, 1, glasses=0.0)
+def test_natural_colours_vary_but_stay_nearest_to_their_label():
+    rng = random.Random(0)
+    for colours in (NATURAL.hair, NATURAL.skin):
+        points = {name: np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) for name, colour in colours.items()}
+        for name in colours:
+            found = [NATURAL.shade(colours, name, rng) for _ in range(200)]
+            assert len(set(found)) > 100
+            for colour in found:
+                point = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
+                assert min(points, key=lambda other: np.abs(points[other] - point).sum()) == name
+    assert FLAT.shade(FLAT.hair, "red", rng) == FLAT.hair["red"]
+
+
+def test_folder_of_another_look_is_refused(tmp_path):
+    render.render_folder("test", 12, tmp_path / "faces", 32, 1, NATURAL)
+    render.render_folder("test", 12, tmp_path / "faces", 32, 1, NATURAL)
+    with pytest.raises(UserError, match="another --look"):
+        render.render_folder("test", 12, tmp_path / "faces", 32, 1)
 
 
 def test_judge_reads_every_label(faces, judge):

@@ -3,7 +3,7 @@
     python scripts/avatar/render.py --split train --count 20000 --out data/avatar/train
 
 Every face is decided by (split, index) alone: the same call gives the same files on every machine, in any order, and the
-two splits share no seed. Beside the images stands `labels.csv`, one row a face.
+two splits share no seed. `labels.csv` next to the images has one row per face.
 
 Artwork: "Toon Head" by Johan Melin, CC BY 4.0, as packaged by DiceBear. Keep the credit beside any image you show.
 """
@@ -11,7 +11,8 @@ Artwork: "Toon Head" by Johan Melin, CC BY 4.0, as packaged by DiceBear. Keep th
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]  # scripts/app.py imports this file as avatar.render
 
 from utils.terminal import catch_signals_early, guarded, leave_signals_to_the_parent
 
@@ -27,7 +28,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from importlib.resources import files
 
-import numpy as np
+from looks import FLAT, LOOKS, with_grain
 from PIL import Image
 from tqdm import tqdm
 
@@ -44,9 +45,6 @@ LABELS = {
     "long_hair": ("no", "yes"),
     "glasses": ("no", "yes"),
 }
-HAIR_COLOURS = {"black": "#2c1b18", "blond": "#d6b370", "brown": "#724133", "red": "#a55728"}
-SKIN_COLOURS = {"pale": "#f1c3a5", "tanned": "#b98e6a", "brown": "#a36b4f", "dark": "#5c3829"}
-BACKGROUNDS = ("#b6e3f4", "#ffd5dc", "#d1d4f9", "#c0e8c0")
 # An expression decides three parts of the face together; each part is drawn from the artwork's variants named here.
 # Variants that leave only a hair's breadth at 64 pixels (the closed smile, the chin beard) are not used: a label that
 # cannot be seen can neither be learned nor judged.
@@ -66,7 +64,6 @@ GLASSES = (
 )
 
 
-GLASSES_WORN = 0.25  # share of the faces that wear them where models are to know glasses
 CHECKED = 50  # faces of a folder that is there already, whose glasses are looked at
 
 
@@ -89,7 +86,7 @@ def draw_labels(split, index, glasses):
     return labels, rng
 
 
-def artwork_options(labels, rng):
+def artwork_options(labels, rng, look=FLAT):
     """What `draw` takes for a face with these labels: the artwork's options, and the glasses; what the labels leave open is
     drawn from `rng`."""
     parts = EXPRESSIONS[labels["expression"]]
@@ -97,13 +94,11 @@ def artwork_options(labels, rng):
         "seed": str(rng.random()),
         **{f"{part}Variant": [rng.choice(variants)] for part, variants in parts.items()},
         "hairVariant": [rng.choice(("bun", "sideComed", "spiky", "undercut"))],
-        "hairColor": [HAIR_COLOURS[labels["hair"]]],
-        "skinColor": [SKIN_COLOURS[labels["skin"]]],
         "beardProbability": 100 * (labels["beard"] == "yes"),
         "beardVariant": [rng.choice(("fullBeard", "longBeard"))],
         "rearHairProbability": 100 * (labels["long_hair"] == "yes"),
         "rearHairVariant": [rng.choice(("longStraight", "longWavy", "shoulderHigh"))],
-        "backgroundColor": [rng.choice(BACKGROUNDS)],
+        **look.colours(labels, rng),
         "scale": 1.45,
         "translateY": 6,
         "glasses": labels["glasses"] == "yes",
@@ -119,10 +114,11 @@ def artwork():
     return dicebear().Style(json.loads(files("dicebear_styles").joinpath("toon-head.json").read_text("utf-8")))
 
 
-def render_face(split, index, size=64, glasses=0.0):
-    """Face `index` of `split` -> (PIL image of size x size, labels); see `draw_labels`."""
-    labels, rng = draw_labels(split, index, glasses)
-    return draw(artwork_options(labels, rng), size), labels
+def render_face(split, index, size=64, look=FLAT):
+    """Face `index` of `split` -> (PIL image of size x size, labels)."""
+    labels, rng = draw_labels(split, index, look.glasses)
+    image = draw(artwork_options(labels, rng, look), size)
+    return (with_grain(image, split, index, look.grain) if look.grain else image), labels
 
 
 def as_svg(options):
@@ -146,40 +142,28 @@ def rasterised(svg, size):
     return Image.open(io.BytesIO(bytes(png))).convert("RGB")
 
 
-def with_grain(image, split, index, grain):
-    """A picture with noise of this standard deviation (images are in [-1, 1]) that belongs to the face, as film has grain.
-
-    DDIM inversion takes an image for the state at t = 0, which has noise of sqrt(1 - alpha_bar_0) = 0.01. A model that has
-    learned that flat colours carry none inverts them to latents that are too small, and reconstructs them poorly.
-    """
-    noise = np.random.default_rng(list(f"avatar/{split}/{index}/grain".encode())).standard_normal((*image.size, 3))
-    return Image.fromarray((np.asarray(image) + 127.5 * grain * noise).round().clip(0, 255).astype(np.uint8))
-
-
-def save_face(index, split, size, out, glasses, grain):
-    image, labels = render_face(split, index, size, glasses)
-    if grain:
-        image = with_grain(image, split, index, grain)
+def save_face(index, split, size, out, look):
+    image, labels = render_face(split, index, size, look)
     name = f"{index:06d}.png"
     with naming(out / name):
         image.save(out / name)
     return {"file": name, **labels}
 
 
-def render_folder(split, count, out, size=64, workers=None, glasses=0.0, grain=0.0):
+def render_folder(split, count, out, size=64, workers=None, look=FLAT):
     """Write `count` faces and labels.csv into the folder `out`; a folder that is already complete is left as it is."""
     out = Path(out)
     table = out / "labels.csv"
     if table.exists() and len(rows := read_labels(out)) >= count:
-        worn = [draw_labels(split, i, glasses)[0]["glasses"] for i in range(min(CHECKED, len(rows)))]
+        worn = [draw_labels(split, i, look.glasses)[0]["glasses"] for i in range(min(CHECKED, len(rows)))]
         if worn != [row.get("glasses", "no") for row in rows[:CHECKED]]:
-            raise UserError(f"{out} holds faces of another share of --glasses: give another --out, or delete it")
+            raise UserError(f"{out} holds faces of another --look: give another --out, or delete it")
         with Image.open(out / rows[0]["file"]) as face:
             if face.size != (size, size):
                 raise UserError(f"{out} holds faces of {face.width} pixels: give another --out, or delete it")
         return
     out.mkdir(parents=True, exist_ok=True)
-    job = partial(save_face, split=split, size=size, out=out, glasses=glasses, grain=grain)
+    job = partial(save_face, split=split, size=size, out=out, look=look)
     with ProcessPoolExecutor(workers, initializer=leave_signals_to_the_parent) as pool:
         rows = list(tqdm(pool.map(job, range(count), chunksize=32), total=count, desc=f"rendering {split} faces"))
     # The table comes last: where it stands, the folder is complete.
@@ -201,13 +185,18 @@ def main(argv=None):
     parser.add_argument("--count", type=whole(1), required=True, help="number of faces; face i is the same whatever the count")
     parser.add_argument("--out", type=Path, required=True, help="folder for the images and labels.csv")
     parser.add_argument("--size", type=whole(8), default=64, help="pixels a side (default 64)")
-    parser.add_argument("--glasses", type=real(0, 1), default=0.0, help="share of the faces that wear glasses (none)")
-    parser.add_argument(
-        "--grain", type=real(0, 1), default=0.0, help="noise of the pictures, standard deviation in [-1, 1] (none)"
-    )
+    text = "flat colours, as the models that ship were trained on, or natural ones with texture and glasses (flat)"
+    parser.add_argument("--look", choices=tuple(LOOKS), default="flat", help=text)
+    text = "largest share of a neighbouring colour in the colours of hair and skin, for --look natural (0.15)"
+    parser.add_argument("--blend", type=real(0, 0.45), help=text)
     parser.add_argument("--workers", type=whole(1), help="processes (default: one a core)")
     args = parser.parse_args(argv)
-    render_folder(args.split, args.count, args.out, args.size, args.workers, args.glasses, args.grain)
+    look = LOOKS[args.look]
+    if args.blend is not None:
+        if args.look == "flat":
+            raise UserError("--blend is for --look natural: flat colours are not blended")
+        look = look._replace(blend=args.blend)
+    render_folder(args.split, args.count, args.out, args.size, args.workers, look)
 
 
 if __name__ == "__main__":
