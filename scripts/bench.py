@@ -42,7 +42,7 @@ import scaling
 import torch
 import torch.nn.functional as F
 from bench_report import report, write_section
-from counting import Hollow
+from counting import Hollow, recomputes_without_data
 from tqdm import tqdm
 
 import asyrp
@@ -330,6 +330,8 @@ def main(argv=None):
         return scaling.launch(args.ranks, __file__, sys.argv[1:] if argv is None else argv)
     if args.ranks:
         return measure_ranks(args)
+    if not recomputes_without_data():  # else the report would fail when all is measured
+        raise UserError(f"torch {torch.__version__} is too old to count the memory of a training step: upgrade torch")
     world = World(args)
     plain, others = run(world)
     text = report(world, plain, others, Hollow(world.config, world.clip))

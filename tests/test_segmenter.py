@@ -1,5 +1,7 @@
 """asyrp/segmenter.py: TorchScript files, torchvision's models, and what is neither."""
 
+import zipfile
+
 import pytest
 import torch
 from torch import nn
@@ -46,6 +48,18 @@ def test_files_that_are_not_a_segmenter(tmp_path):
     torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(10, 1))).save(str(path))
     with pytest.raises(UserError, match=r"weights\.pt cannot read images of \(3, 8, 8\)"):
         open_segmenter(path, "cpu")(torch.zeros(1, 3, 8, 8))
+
+
+def test_a_file_with_operators_that_this_torch_lacks(tmp_path):
+    path = tmp_path / "segmenter.pt"
+    torch.jit.script(Brightness()).save(str(path))
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name).replace(b"torch.neg(", b"torch.new(") for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match=r"cannot be read by torch .*: if a newer one wrote it, upgrade torch"):
+        open_segmenter(path, "cpu")
 
 
 def test_name_that_torchvision_does_not_have():

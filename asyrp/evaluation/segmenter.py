@@ -85,6 +85,11 @@ def _torchscript(path, device):
             model = torch.jit.load(path, map_location=device, _extra_files=extra).eval()
         names = json.loads(extra[NAMES] or "[]")
     except tensors.UNREADABLE as error:
+        if tensors.is_torchscript(path):
+            raise UserError(
+                f"the segmenter {path} cannot be read by torch {torch.__version__}: if a newer one wrote it, upgrade torch, "
+                "else it is damaged"
+            ) from error
         raise UserError(f"the segmenter {path} is not a TorchScript file: write one with torch.jit.save") from error
     return model, [str(name) for name in names] if isinstance(names, list) else []
 

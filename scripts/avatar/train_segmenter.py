@@ -40,6 +40,12 @@ def layer(width_in, width):
     return nn.Sequential(nn.Conv2d(width_in, width, 3, padding=1, bias=False), nn.GroupNorm(8, width), nn.SiLU())
 
 
+def doubled(x):
+    """(B, C, H, W) -> (B, C, 2 H, 2 W), each pixel four times."""
+    # Not F.interpolate: TorchScript writes all of its modes into the file, and older versions of PyTorch lack the newest ones.
+    return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
 class Segmenter(nn.Module):
     """A small U-Net. images (B, 3, H, W) in [-1, 1], H and W multiples of 4 -> scores (B, segments, H, W)."""
 
@@ -55,8 +61,8 @@ class Segmenter(nn.Module):
         fine = self.fine(images)
         middle = self.middle(F.max_pool2d(fine, 2))
         coarse = self.coarse(F.max_pool2d(middle, 2))
-        middle = self.up_middle(torch.cat([F.interpolate(coarse, scale_factor=2.0, mode="nearest"), middle], 1))
-        return self.head(self.up_fine(torch.cat([F.interpolate(middle, scale_factor=2.0, mode="nearest"), fine], 1)))
+        middle = self.up_middle(torch.cat([doubled(coarse), middle], 1))
+        return self.head(self.up_fine(torch.cat([doubled(middle), fine], 1)))
 
 
 def spoil(images):

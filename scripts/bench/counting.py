@@ -6,6 +6,7 @@ import weakref
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from asyrp import process
@@ -44,6 +45,16 @@ def gigamacs(function):
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops() / 2e9
+
+
+def recomputes_without_data():
+    """Whether this version of PyTorch can recompute activations of tensors without data: 2.4 cannot."""
+    x = torch.zeros(1, device="meta", requires_grad=True)
+    try:
+        checkpoint(torch.neg, x, use_reentrant=False, preserve_rng_state=False)
+    except AttributeError:
+        return False
+    return True
 
 
 class Hollow:
