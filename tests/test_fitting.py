@@ -200,7 +200,7 @@ def test_components_are_separate_directions(run, capsys):
     assert "component 1: " in said and "% of the variance over the timesteps" in said
     assert sorted(path.name.partition("_LC_")[0] for path in Path("checkpoint").glob("*.pth")) == ["x_pc1", "x_pc2"]
     assert run("--run_test", "--exp", "runs/x_pc2") == 0
-    assert "4 components of 4 images" in run.error(*flags, "--n_components", "4")
+    assert "4 components need more than 4 images" in run.error(*flags, "--n_components", "4")
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_missing_flags_are_reported_before_loading(run_learned, monkeypatch, fla
 
 
 def test_ctrl_c_exits_130(run, monkeypatch, capsys):
-    def stop(*args):
+    def stop(*args, **more):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(process, "invert", stop)

@@ -116,7 +116,12 @@ def test_precompute_fills_the_store_that_later_modes_use(run, results, monkeypat
 
 def test_precompute_again(run, monkeypatch):
     sizes, invert = [], process.invert
-    monkeypatch.setattr(process, "invert", lambda unet, x_0, *rest: sizes.append(len(x_0)) or invert(unet, x_0, *rest))
+
+    def counted(unet, x_0, *rest, **more):
+        sizes.append(len(x_0))
+        return invert(unet, x_0, *rest, **more)
+
+    monkeypatch.setattr(process, "invert", counted)
     for flags in ((), (), ("--re_precompute",)):
         assert run("--just_precompute", "--n_precomp_img", "2", "--do_test", "0", *flags) == 0
     assert sizes == [2, 2]

@@ -44,9 +44,9 @@ def inverted(monkeypatch):
     """The sizes of the batches that were inverted."""
     sizes, invert = [], process.invert
 
-    def counted(unet, x_0, *rest):
+    def counted(unet, x_0, *rest, **more):
         sizes.append(len(x_0))
-        return invert(unet, x_0, *rest)
+        return invert(unet, x_0, *rest, **more)
 
     monkeypatch.setattr(process, "invert", counted)
     return sizes
@@ -155,7 +155,7 @@ def test_latent_that_is_damaged_after_fill(pairs, caplog):
 
 
 def test_latent_that_is_not_finite_is_an_error(pairs, monkeypatch):
-    monkeypatch.setattr(process, "invert", lambda unet, x_0, *rest: x_0 / 0)
+    monkeypatch.setattr(process, "invert", lambda unet, x_0, *rest, **more: x_0 / 0)
     with pytest.raises(UserError, match="inf or nan: use --precision fp32, and check the weights"):
         filled(pairs())
     assert stored("latent") == {}
