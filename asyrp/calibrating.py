@@ -1,12 +1,12 @@
 """Measure a Calibration: a direction on a few images, at several strengths."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from asyrp.calibration import STRENGTHS, Calibration
-from asyrp.data.pairs import Batch
+from asyrp.data.pairs import Batch, inverted_in_memory
 from asyrp.directions import Direction
 from asyrp.editing import Editor, Reverse, Use, edits_of, points_of
 from asyrp.evaluation import gauges
@@ -105,17 +105,12 @@ def calibrate(
     def opened() -> ClipLoss:
         return clip if isinstance(clip, ClipLoss) else ClipLoss(clip or model.config.clip_name(), model.device)
 
-    def batches() -> Iterator[Batch]:
-        for some in torch.arange(len(images)).split(batch_size):
-            names = [f"image {i}" for i in some.tolist()]
-            yield Batch(some.tolist(), names, images[some], model.invert(images[some], n_steps))
-
     timesteps = model.timesteps(n_steps)
     start = interval_of(direction, t_edit)
     check_interval(timesteps, [start], [direction.name])
     use = Use(direction, Value(start, "calibrate"), direction.scale(len(timesteps)))
     measuring = Measuring(measure, open_gauge(measure, opened, prompts, model.device), model.device)
-    measuring.run(Editor(model, Reverse(timesteps, t_boost)), use, batches())
+    measuring.run(Editor(model, Reverse(timesteps, t_boost)), use, inverted_in_memory(model, images, batch_size, n_steps))
     found = measuring.result(t_edit=t_edit, t_boost=t_boost, n_test_step=n_steps)
     direction.record["calibration"] = found.record()
     return found

@@ -6,10 +6,9 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from asyrp import directions, fitting, hspace, process, training
+from asyrp import directions, fitting, hspace, training
 from asyrp.data import labels
 from asyrp.data.datasets import load_batch, open_folder
-from asyrp.data.pairs import DDIM, InvertedPairs
 from asyrp.directions import Direction
 from asyrp.experiment import Experiment
 from utils.digests import digest
@@ -56,11 +55,8 @@ class Fit:
 
     def _folder(self, folder, positive):
         s, dataset = self.settings, open_folder(folder, self.model.image_size)
-        timesteps = self.model.timesteps(s.n_inv_step, s.t_0)
-        how = DDIM(self.model, timesteps, process.ITERATIONS[s.inversion])
-        pairs = InvertedPairs(dataset, self.model, timesteps, self.images.store, how)
         indices = list(range(min(len(dataset), s.n_examples)))
-        return Labelled(pairs, indices, [positive] * len(indices))
+        return Labelled(self.images.inverted(dataset, self.model), indices, [positive] * len(indices))
 
     @torch.no_grad()
     def _zero_shot(self, dataset, indices):

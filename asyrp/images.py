@@ -65,11 +65,16 @@ class RunImages:
     def pairs(self, split, n, model, images=True):
         """(image, latent) pairs of a split -> (pairs with `fill` and `batches`, indices). images: whether x_0 is needed."""
         s = self.settings
-        timesteps = model.timesteps(s.n_inv_step, s.t_0)
         if s.load_random_noise:
+            timesteps = model.timesteps(s.n_inv_step, s.t_0)
             indices = [FIRST_DRAW[split] + i for i in self.numbers(1_000_000, n)]
             return SampledPairs(s.seed, model, timesteps, self.store, images, s.saved_random_noise), indices
         dataset = self.dataset(split)
-        iterations = process.ITERATIONS.get(s.inversion)
+        return self.inverted(dataset, model), self.numbers(len(dataset), n)
+
+    def inverted(self, dataset, model):
+        """The pairs of a dataset, inverted as the settings say -> InvertedPairs."""
+        s = self.settings
+        timesteps, iterations = model.timesteps(s.n_inv_step, s.t_0), process.ITERATIONS.get(s.inversion)
         inversion = NoiseMaps(model, timesteps, s.seed) if iterations is None else DDIM(model, timesteps, iterations)
-        return InvertedPairs(dataset, model, timesteps, self.store, inversion), self.numbers(len(dataset), n)
+        return InvertedPairs(dataset, model, timesteps, self.store, inversion)

@@ -329,7 +329,7 @@ class Asyrp(Parts):
         about = {name: getattr(s, name) for name in (*names, "seed", "load_random_noise")}
         about |= {"bs_train": s.bs_train * self.ranks.world}  # the batch of all processes together
         about |= {"epochs": s.n_iter, "shuffle": bool(s.shuffle_train_dataloader), "clip": clip}
-        about |= {"region": region and region.about} | ({"inversion": s.inversion} if s.inversion != "ddim" else {})
+        about |= {"region": region and region.about} | training.inversion_entry(s.inversion)
         about |= {"n_images": n_images, "images": digest(images), "started_from": None}
         kind = "delta_h" if s.train_delta_h else "delta_block"
         steps = self.model.timesteps(s.n_inv_step, s.t_0)

@@ -13,7 +13,7 @@ from asyrp import hspace, process
 from asyrp.acceleration.fast_unet import autocast
 from asyrp.blending import MaskOf
 from asyrp.curves import find_curve
-from asyrp.data.pairs import Batch
+from asyrp.data.pairs import Batch, inverted_in_memory
 from asyrp.directions import Direction, Function
 from asyrp.intervals import choose_t_edit
 from asyrp.model import Model
@@ -347,15 +347,12 @@ def train_direction(
         curve, _ = find_curve(Store(), model)
         t_edit = choose_t_edit(curve, clip.cosine(*prompts) if prompts else 1.0, s["lpips_edit_th"])
     steps = edit_steps(timesteps, t_edit)
-    parts = torch.arange(len(images)).split(s["batch_size"])
     report = progress or (lambda done, total: None)
-    total = len(parts) * (1 + s["epochs"])
+    total = -(-len(images) // s["batch_size"]) * (1 + s["epochs"])
     batches = []
-    for done, some in enumerate(parts, 1):
-        names = [f"image {i}" for i in some.tolist()]
-        x_T = model.invert(images[some], s["n_steps"], s["t_0"]).cpu()
-        batches.append(Batch(some.tolist(), names, images[some].cpu(), x_T))
-        report(done, total)
+    for batch in inverted_in_memory(model, images, s["batch_size"], s["n_steps"], s["t_0"]):
+        batches.append(batch)
+        report(len(batches), total)
     function = new_function(model, kind, ignore_timesteps, [t for t, _ in steps], seed)
     weights = Weights(s["clip_w"], s["l1_w"], s["id_w"])
     loss = new_loss(clip, aim, weights, s["clip_source"], id_loss, model.precision)
@@ -364,13 +361,12 @@ def train_direction(
     for epoch in range(s["epochs"]):
         set_learning_rate(optimizer, learning_rate(s["lr"], s["lr_step"], s["lr_gamma"], epoch))
         trained = train_epoch(model, function, batches, steps, loss, optimizer, plain, mask_of)
-        for done, (batch, result) in enumerate(trained, len(parts) * (1 + epoch) + 1):
+        for done, (batch, result) in enumerate(trained, len(batches) * (1 + epoch) + 1):
             if callback is not None:
                 callback(epoch, batch, result)
             report(done, total)
     made = {flag: s[name] for name, (flag, _) in SETTINGS.items() if flag not in ("n_train_step", "user_defined_t_edit", "t_0")}
-    made |= {"seed": seed, "n_images": len(images), "region": region_of(mask_of)}
-    made |= {} if model.inversion == "ddim" else {"inversion": model.inversion}
+    made |= {"seed": seed, "n_images": len(images), "region": region_of(mask_of)} | inversion_entry(model.inversion)
     record = new_record(model, kind, ignore_timesteps, prompts, t_edit, timesteps, len(timesteps), made)
     return Direction(function, record, " to ".join(prompts) or "a direction of CLIP").requires_grad_(False)
 
@@ -378,6 +374,11 @@ def train_direction(
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def inversion_entry(inversion: str) -> dict[str, str]:
+    """For a record. DDIM has no entry, as in records from before there were other inversions."""
+    return {} if inversion == "ddim" else {"inversion": inversion}
 
 
 def new_record(

@@ -54,6 +54,13 @@ def parts(load, indices, size, ranks):
         yield batch
 
 
+def inverted_in_memory(model, images, batch_size, n_steps, t_0=None):
+    """Images (N, 3, H, W) in [-1, 1] -> yields Batches, each inverted when it is asked for."""
+    for some in torch.arange(len(images)).split(batch_size):
+        names = [f"image {i}" for i in some.tolist()]
+        yield Batch(some.tolist(), names, images[some].cpu(), model.invert(images[some], n_steps, t_0).cpu())
+
+
 class DDIM:
     """DDIM inversion, whose latent is x_T. iterations: see `process.invert`."""
 

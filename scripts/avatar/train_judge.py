@@ -25,6 +25,7 @@ from faces import blur, flip, from_bytes, load_faces, move, noise, recolour, som
 from render import LABELS
 from tqdm import tqdm
 
+from asyrp.acceleration.fast_unet import LAYOUTS, layout_for
 from asyrp.base_model.settings import Settings, learning_rate
 from models.judge import Judge, load_judge, save_judge
 from utils.arguments import real, whole
@@ -42,7 +43,7 @@ def spoil(images):
 def train(judge, images, labels, args, device):
     optimizer = torch.optim.AdamW(judge.parameters(), lr=args.lr, weight_decay=1e-3)
     bar = tqdm(total=args.steps, desc="training the judge", mininterval=5)
-    start, step, running = time.monotonic(), 0, None
+    start, step, running, layout = time.monotonic(), 0, None, LAYOUTS[layout_for(device)]
     while True:
         progress = step / args.steps
         if args.minutes:
@@ -52,7 +53,7 @@ def train(judge, images, labels, args, device):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(Settings(lr=args.lr, warmup=0.05), progress)
         batch = torch.randint(len(images), (args.batch_size,))
-        x = spoil(from_bytes(images[batch].to(device))).contiguous(memory_format=torch.channels_last)
+        x = spoil(from_bytes(images[batch].to(device))).contiguous(memory_format=layout)
         answers = judge(x)
         loss = sum(F.cross_entropy(answers[label], labels[batch, k].to(device)) for k, label in enumerate(LABELS))
         optimizer.zero_grad(set_to_none=True)
@@ -88,7 +89,7 @@ def run(args):
     device = find_device(args.device)
     images, labels = load_faces(args.images)
     judge = load_judge(args.init) if args.init else Judge(LABELS)
-    judge = judge.to(device, memory_format=torch.channels_last).requires_grad_(True).train()
+    judge = judge.to(device, memory_format=LAYOUTS[layout_for(device)]).requires_grad_(True).train()
     train(judge, images, labels, args, device)
     save_judge(judge, args.out)
     print(f"weights in {args.out}, {Path(args.out).stat().st_size / 2**20:.2f} MiB")
