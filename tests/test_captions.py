@@ -66,3 +66,13 @@ def test_twins_differ_in_one_label():
     face, edited, label, old, new = twins.twin(change, "test", 32)
     assert list(render.LABELS)[label] == "glasses" and old != new
     assert 0 < (face != edited).any(0).mean() < 0.4
+
+
+def test_twins_are_spoiled_with_the_same_random_numbers():
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 8, 8) * 2 - 1
+    first, same = faces.alike(lambda batch: faces.noise(faces.recolour(batch, 0.1, 0.1), 0.2), images, images)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, images)
+    again, _ = faces.alike(lambda batch: faces.noise(batch, 0.2), images, images)
+    assert not torch.equal(again, faces.alike(lambda batch: faces.noise(batch, 0.2), images)[0])

@@ -27,8 +27,7 @@ def open_faces(folder, image_size=32):
     dataset = ImageFolder(folder, image_size)
     try:
         rows = {row["file"]: row for row in read_labels(folder)}
-        no_glasses = {"glasses": "no"}  # folders that were drawn before there were any
-        labels = [{label: (no_glasses | rows[file])[label] for label in LABELS} for file in dataset.names]
+        labels = [{label: rows[file][label] for label in LABELS} for file in dataset.names]
         if unknown := [row for row in labels if any(row[label] not in names for label, names in LABELS.items())]:
             raise ValueError(f"it has {unknown[0]}")
     except (OSError, KeyError, ValueError) as error:
@@ -61,6 +60,17 @@ def per_image(images, low, high):
 def sometimes(probability, images, changed):
     """`changed` in place of `images` for a share of the batch."""
     return torch.where(per_image(images, 0, 1) < probability, changed, images)
+
+
+def alike(change, *batches):
+    """Each of several batches of the same shape, changed with the same random numbers."""
+    seed = int(torch.randint(2**31, ()))
+    results = []
+    for images in batches:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            results.append(change(images))
+    return results
 
 
 def flip(images):

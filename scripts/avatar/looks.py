@@ -1,11 +1,8 @@
-"""Colours and texture of the rendered faces: two looks.
+"""Colours and texture of the rendered faces: every face has its own colours, and texture; some wear glasses.
 
-FLAT, the default: a few flat colours and no texture. The models that ship were trained on it. NATURAL: every face has its own
-colours, and texture; some wear glasses. The base model in pretrained/avatar/next/ was trained on it.
-
-Why there are two: with a few flat colours the distribution of the images is a set of separate points. A good diffusion model
-decides within a few steps which of them a latent leads to; 40 steps are too coarse for that, so plain DDIM inversion ends at
-another colour, and an edit either snaps back or jumps.
+Why not a few flat colours: the distribution of the images would be a set of separate points. A good diffusion model decides
+within a few steps which of them a latent leads to; 40 steps are too coarse for that, so plain DDIM inversion ends at another
+colour, and an edit either snaps back or jumps (docs/avatar/recipe.md).
 """
 
 import colorsys
@@ -14,37 +11,35 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-GRAIN_SIZES = (1, 2, 4, 8, 16)  # pixels
-# Saturation and value of natural backgrounds and clothes; they have any hue.
+# label -> "#rrggbb", in an order in which neighbours are similar.
+HAIR = {"black": "#2c1b18", "brown": "#724133", "red": "#a55728", "blond": "#d6b370"}
+SKIN = {"pale": "#f1c3a5", "tanned": "#c69a74", "brown": "#93604a", "dark": "#5c3829"}
+# Saturation and value of backgrounds and clothes; they have any hue.
 PASTEL, STRONG = ((0.12, 0.32), (0.86, 1.0)), ((0.35, 0.85), (0.25, 0.9))
+GRAIN_SIZES = (1, 2, 4, 8, 16)  # pixels
 
 
 class Look(NamedTuple):
-    """hair, skin: label -> "#rrggbb", in an order in which neighbours are similar. blend: largest share of a neighbour's colour
-    (below 0.5, so that the label stays visible); jitter: standard deviation of the noise added to a colour, whose channels are
-    in [0, 1]. backgrounds: colours to choose from; () for any pastel, and clothes of any hue. glasses: share of the faces that
-    wear them. grain: see `with_grain`."""
+    """blend: largest share of a neighbour's colour in the colours of hair and skin (below 0.5, so that the label stays
+    visible); jitter: standard deviation of the noise added to a colour, whose channels are in [0, 1]. glasses: share of the
+    faces that wear them. grain: see `with_grain`."""
 
-    hair: dict
-    skin: dict
-    blend: float
-    jitter: float
-    backgrounds: tuple
-    glasses: float
-    grain: float
+    blend: float = 0.15
+    jitter: float = 0.015
+    glasses: float = 0.25
+    grain: float = 0.02
 
     def colours(self, labels, rng):
         """The colours of a face with these labels, as options of the artwork."""
-        found = {"hairColor": [self.shade(self.hair, labels["hair"], rng)]}
-        found["skinColor"] = [self.shade(self.skin, labels["skin"], rng)]
-        if self.backgrounds:
-            return found | {"backgroundColor": [rng.choice(self.backgrounds)]}
-        return found | {"backgroundColor": [any_hue(*PASTEL, rng)], "clothesColor": [any_hue(*STRONG, rng)]}
+        return {
+            "hairColor": [self.shade(HAIR, labels["hair"], rng)],
+            "skinColor": [self.shade(SKIN, labels["skin"], rng)],
+            "backgroundColor": [any_hue(*PASTEL, rng)],
+            "clothesColor": [any_hue(*STRONG, rng)],
+        }
 
     def shade(self, colours, name, rng):
         """A colour near that of `name`, towards a neighbour's."""
-        if not (self.blend or self.jitter):
-            return colours[name]
         names = list(colours)
         i = names.index(name)
         other = rng.choice([names[k] for k in (i - 1, i + 1) if 0 <= k < len(names)])
@@ -53,26 +48,7 @@ class Look(NamedTuple):
         return as_hex((1 - share) * a + share * b + rng.gauss(0, self.jitter) for a, b in zip(own, neighbour, strict=True))
 
 
-HAIR = {"black": "#2c1b18", "brown": "#724133", "red": "#a55728", "blond": "#d6b370"}
-FLAT = Look(
-    hair=HAIR,
-    skin={"pale": "#f1c3a5", "tanned": "#b98e6a", "brown": "#a36b4f", "dark": "#5c3829"},
-    blend=0.0,
-    jitter=0.0,
-    backgrounds=("#b6e3f4", "#ffd5dc", "#d1d4f9", "#c0e8c0"),
-    glasses=0.0,
-    grain=0.0,
-)
-NATURAL = Look(
-    hair=HAIR,
-    skin={"pale": "#f1c3a5", "tanned": "#c69a74", "brown": "#93604a", "dark": "#5c3829"},
-    blend=0.15,
-    jitter=0.015,
-    backgrounds=(),
-    glasses=0.25,
-    grain=0.02,
-)
-LOOKS = {"flat": FLAT, "natural": NATURAL}
+LOOK = Look()
 
 
 def as_hex(colour):

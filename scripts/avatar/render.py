@@ -3,7 +3,7 @@
     python scripts/avatar/render.py --split train --count 20000 --out data/avatar/train
 
 Every face is decided by (split, index) alone: the same call gives the same files on every machine, in any order, and the
-two splits share no seed. `labels.csv` next to the images has one row per face.
+two splits share no seed. `labels.csv` next to the images has one row per face, `look.json` the settings.
 
 Artwork: "Toon Head" by Johan Melin, CC BY 4.0, as packaged by DiceBear. Keep the credit beside any image you show.
 """
@@ -28,14 +28,14 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from importlib.resources import files
 
-from looks import FLAT, LOOKS, with_grain
+from looks import LOOK, with_grain
 from PIL import Image
 from tqdm import tqdm
 
 from utils.arguments import real, whole
 from utils.errors import UserError
 from utils.extras import load
-from utils.files import naming, replacing
+from utils.files import naming, replacing, write_text
 
 LABELS = {
     "expression": ("smiling", "sad", "angry", "surprised"),
@@ -64,9 +64,6 @@ GLASSES = (
 )
 
 
-CHECKED = 50  # faces of a folder that is there already, whose glasses are looked at
-
-
 def draw_labels(split, index, glasses):
     """Labels of face `index` of `split` ("train" or "test") -> (a dict of LABELS' keys, the random.Random for the rest).
 
@@ -86,7 +83,7 @@ def draw_labels(split, index, glasses):
     return labels, rng
 
 
-def artwork_options(labels, rng, look=FLAT):
+def artwork_options(labels, rng, look=LOOK):
     """What `draw` takes for a face with these labels: the artwork's options, and the glasses; what the labels leave open is
     drawn from `rng`."""
     parts = EXPRESSIONS[labels["expression"]]
@@ -114,7 +111,7 @@ def artwork():
     return dicebear().Style(json.loads(files("dicebear_styles").joinpath("toon-head.json").read_text("utf-8")))
 
 
-def render_face(split, index, size=64, look=FLAT):
+def render_face(split, index, size=64, look=LOOK):
     """Face `index` of `split` -> (PIL image of size x size, labels)."""
     labels, rng = draw_labels(split, index, look.glasses)
     image = draw(artwork_options(labels, rng, look), size)
@@ -150,19 +147,18 @@ def save_face(index, split, size, out, look):
     return {"file": name, **labels}
 
 
-def render_folder(split, count, out, size=64, workers=None, look=FLAT):
+def render_folder(split, count, out, size=64, workers=None, look=LOOK):
     """Write `count` faces and labels.csv into the folder `out`; a folder that is already complete is left as it is."""
     out = Path(out)
-    table = out / "labels.csv"
-    if table.exists() and len(rows := read_labels(out)) >= count:
-        worn = [draw_labels(split, i, look.glasses)[0]["glasses"] for i in range(min(CHECKED, len(rows)))]
-        if worn != [row.get("glasses", "no") for row in rows[:CHECKED]]:
-            raise UserError(f"{out} holds faces of another --look: give another --out, or delete it")
-        with Image.open(out / rows[0]["file"]) as face:
-            if face.size != (size, size):
-                raise UserError(f"{out} holds faces of {face.width} pixels: give another --out, or delete it")
-        return
+    table, note = out / "labels.csv", out / "look.json"
+    settings = json.dumps({"split": split, "size": size, **look._asdict()}) + "\n"
+    if table.exists():
+        if not note.exists() or note.read_text("utf-8", errors="replace") != settings:
+            raise UserError(f"{out} holds faces drawn with other settings: give another --out, or delete it")
+        if len(read_labels(out)) >= count:
+            return
     out.mkdir(parents=True, exist_ok=True)
+    write_text(note, settings)
     job = partial(save_face, split=split, size=size, out=out, look=look)
     with ProcessPoolExecutor(workers, initializer=leave_signals_to_the_parent) as pool:
         rows = list(tqdm(pool.map(job, range(count), chunksize=32), total=count, desc=f"rendering {split} faces"))
@@ -185,18 +181,11 @@ def main(argv=None):
     parser.add_argument("--count", type=whole(1), required=True, help="number of faces; face i is the same whatever the count")
     parser.add_argument("--out", type=Path, required=True, help="folder for the images and labels.csv")
     parser.add_argument("--size", type=whole(8), default=64, help="pixels a side (default 64)")
-    text = "flat colours, as the models that ship were trained on, or natural ones with texture and glasses (flat)"
-    parser.add_argument("--look", choices=tuple(LOOKS), default="flat", help=text)
-    text = "largest share of a neighbouring colour in the colours of hair and skin, for --look natural (0.15)"
-    parser.add_argument("--blend", type=real(0, 0.45), help=text)
+    text = "largest share of a neighbouring colour in the colours of hair and skin (0.15; the models that ship saw up to 0.3)"
+    parser.add_argument("--blend", type=real(0, 0.45), default=LOOK.blend, help=text)
     parser.add_argument("--workers", type=whole(1), help="processes (default: one a core)")
     args = parser.parse_args(argv)
-    look = LOOKS[args.look]
-    if args.blend is not None:
-        if args.look == "flat":
-            raise UserError("--blend is for --look natural: flat colours are not blended")
-        look = look._replace(blend=args.blend)
-    render_folder(args.split, args.count, args.out, args.size, args.workers, look)
+    render_folder(args.split, args.count, args.out, args.size, args.workers, LOOK._replace(blend=args.blend))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ What differs from ordinary CLIP training, because the model's gradients are to d
   all that fit;
 - twins, two renderings that differ in one label, are pulled along the text direction of that change, also half-way;
 - the loss of an edit sees P_t, the predicted x_0: faces are blurred, noised, moved and tinted, and with --unet replaced by
-  the predictions of a diffusion model;
+  the predictions of a diffusion model. Twins are spoiled alike, as P_t with and without an edit are: a change of colour that
+  the words do not tell then counts against an edit;
 - towards the end, a step of adversarial noise (Goodfellow et al. 2015; L2) makes the gradients prefer what can be seen
   (Santurkar et al. 2019, "Image synthesis with a single (robust) classifier").
 """
@@ -39,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from captions import LEFT_OUT, STYLES, caption, edit_prompts, fits, style_prompts
 from faces import STYLES as drawn
-from faces import blur, flip, from_bytes, load_faces, move, noise, per_image, recolour, sometimes, to_bytes
+from faces import alike, blur, flip, from_bytes, load_faces, move, noise, per_image, recolour, sometimes, to_bytes
 from render import LABELS
 from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
@@ -72,6 +73,7 @@ PROMPTS = {
     "glasses": ("face without glasses", "face with glasses"),
     "style": ("face", "sketch of a face", "pixel art of a face"),
 }
+APART = 0.2  # share of the twins that are spoiled each in its own way
 IN_A_STYLE = 0.2  # share of the faces, and of the twins, that are seen in another style than the artwork's
 
 
@@ -178,15 +180,16 @@ class Trainer:
         self.anchors.points.copy_(torch.stack(classes) - neutral)
 
     def add_predictions(self):
-        """Some faces once more, as P_t of a diffusion model; twins see them too."""
+        """Some faces and twins once more, as P_t of a diffusion model; both faces of a pair with the same t and noise."""
         args = self.args
         model = asyrp.open_model(args.config, args.unet, self.device)
         chosen = torch.randperm(len(self.images))[: args.unet_faces]
         seen = predictions(model, self.images[chosen], *args.unet_t)
         self.images, self.labels = torch.cat([self.images, seen]), torch.cat([self.labels, self.labels[chosen]])
         chosen = torch.randperm(len(self.twins.edited))[: args.unet_faces // 4]
-        edited = predictions(model, self.twins.edited[chosen], *args.unet_t)
-        again = Twins(*(part[chosen] for part in self.twins))._replace(edited=edited)
+        again = Twins(*(part[chosen] for part in self.twins))
+        faces, edited = alike(lambda images: predictions(model, images, *args.unet_t), again.faces, again.edited)
+        again = again._replace(faces=faces, edited=edited)
         self.twins = Twins(*(torch.cat(parts) for parts in zip(self.twins, again, strict=True)))
 
     def encode_images(self, images):
@@ -223,7 +226,8 @@ class Trainer:
         changes = zip(styled, zip(old.tolist(), new.tolist(), names, strict=True), strict=True)
         prompts = [style_prompts(s, self.rng) if s else edit_prompts(*change, self.rng) for s, change in changes]
         sources, targets = zip(*prompts, strict=True)
-        return sometimes(0.3, face, spoil(face, strength)), spoil(edited, strength), [*sources, *targets]
+        before, after = alike(lambda images: spoil(images, strength), face, edited)
+        return before, sometimes(APART, after, spoil(edited, strength)), [*sources, *targets]
 
     def losses(self, images, texts, labels, told):
         """Features of all images and texts of a step, labels of faces and captions -> (contrastive, anchors', directional)."""
@@ -312,7 +316,7 @@ def change_table(clip, twins, spoiled):
     """Mean cosine of an image's change with the text directions "face" -> prompt: (18 changes, 18 prompts). A row is a change
     of one label to a class, averaged over the classes it comes from; a column is a prompt."""
     before, after = (from_bytes(part).to(clip.mean.device) for part in (twins.faces, twins.edited))
-    after = spoil(after) if spoiled else after
+    before, after = alike(spoil, before, after) if spoiled else (before, after)
     changes = F.normalize(clip.encode_images(after) - clip.encode_images(before), dim=1)
     prompts = [prompt for label in LABELS for prompt in PROMPTS[label]]
     cosines = (changes @ torch.cat([clip.direction("face", prompt) for prompt in prompts]).T).cpu()
@@ -332,9 +336,7 @@ def report(path, folder, device, faces=60):
     twins = all_twins("test", faces)
     columns = [name if name not in ("yes", "no") else f"{name} {label}" for label, names in LABELS.items() for name in names]
     for name in ("clean", "spoiled"):
-        print(
-            f'cosine x 100 of image changes (rows) with "face" -> prompt (columns), {len(twins.label)} twins, edited one {name}'
-        )
+        print(f'cosine x 100 of image changes (rows) with "face" -> prompt (columns), {len(twins.label)} twins, {name}')
         print(" " * 15 + "".join(f"{column.split()[-1][:6]:>7}" for column in columns))
         for row, column in zip(change_table(clip, twins, name == "spoiled").tolist(), columns, strict=True):
             print(f"  {column:13}" + "".join(f"{100 * value:7.0f}" for value in row))
