@@ -81,14 +81,14 @@ def test_t_edit_is_that_of_the_training(run_learned, results, capsys):
 
 
 def test_shipped_direction_with_the_attribute_it_was_trained_for(run, tmp_path, generated):
-    """`--edit_attr avatar_smiling` and the shipped smile: t_edit 302 and t_boost 0, as trained."""
+    """`--edit_attr avatar_smiling` and the shipped smile: t_edit 335 and t_boost 0, as trained."""
     (tmp_path / "faces").mkdir()
     to_pil(smooth_images(1, 32)[0]).save(tmp_path / "faces" / "0.png")
     own = ("--config", "avatar.yml", "--custom_test_dataset_dir", "faces", "--n_test_img", "1", "--exp", "runs/x")
     shipped = (*ALONE, *own, "--edit_attr", "avatar_smiling", "--manual_checkpoint_name", "smiling")
     assert run(*shipped, intervals=(), steps=(), weights=False) == 0
     [call] = generated
-    assert (call["t_edit"], call["t_boost"], call["edit"].coefficients) == (302, 0, [10.0])  # 40 steps in 4
+    assert (call["t_edit"], call["t_boost"], call["edit"].coefficients) == (335, 0, [10.0])  # 40 steps in 4
 
 
 # ---- what a script names is what it changes ---------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def test_demo(called):
     assert settings_of(lpips)[0]["lpips"]
     given, settings = settings_of(train)
     assert given["run_train"] and given["train_delta_block"]
-    assert (settings.lr_training, settings.get("lr_training").source) == (0.2, "avatar.yml")
+    assert (settings.n_iter, settings.get("n_iter").source) == (2, "avatar.yml")
     # What is judged is what was trained.
     assert judge[0] == "scripts/avatar/evaluate.py"
     assert "smiling=smiling_LC_AVATAR_t999_ninv40_ngen40" in judge
@@ -121,8 +121,8 @@ def test_directions_of_the_default_stack(called, tmp_path):
     [call] = [words for words in called("avatar/train_directions.sh", "beard") if words[0] == "main.py"]
     given, settings = settings_of(call)
     assert (given["edit_attr"], given["exp"]) == ("avatar_beard", "runs/avatar_beard")
-    assert (settings.n_train_img, settings.n_iter, settings.l1_loss_w) == (200, 2, 2.5)
-    assert (settings.clip_source, settings.sch_gamma, settings.lpips_edit_th) == ("origin", 0.2, 0.005)
+    assert (settings.n_train_img, settings.n_iter, settings.l1_loss_w, settings.lr_training) == (200, 2, 4, 0.3)
+    assert (settings.clip_source, settings.sch_gamma, settings.lpips_edit_th) == ("origin", 0.3, 0.005)
     assert (tmp_path / "pretrained/avatar/directions/beard.pth").read_text() == "the last epoch"
 
 

@@ -15,6 +15,11 @@ AVATARS = {
     "avatar_surprised": ("face", "surprised face"),
     "avatar_beard": ("face", "face with a beard"),
     "avatar_blond_hair": ("face", "face with blond hair"),
+    "avatar_long_hair": ("face", "face with long hair"),
+    "avatar_tanned": ("face", "face with tanned skin"),
+    "avatar_glasses": ("face", "face with glasses"),
+    "avatar_sketch": ("face", "sketch of a face"),
+    "avatar_pixel_art": ("face", "pixel art of a face"),
 }
 
 FACES = {
