@@ -240,7 +240,8 @@ class Ours(Contestant):
         self.model.unet = self.counted
 
     def invert(self, x_0):
-        return self.model.invert(x_0, self.world.args.steps)
+        # The plain schedule's, whatever the config prefers.
+        return self.model.invert(x_0, self.world.args.steps, inversion="ddim")
 
     def edit(self, x_T):
         world = self.world

@@ -124,6 +124,15 @@ def test_direction_that_ships_is_edited_with(tmp_path, monkeypatch):
     assert not all(torch.equal(*pair) for pair in zip(world.direction.parameters(), world.new_block.parameters(), strict=True))
 
 
+def test_contestants_invert_alike_whatever_the_config_prefers():
+    """avatar.yml prefers fixed-point inversion; the plain schedule is DDIM."""
+    flags = ["--config", "avatar.yml", "--device", "cpu", "--steps", "4", "--batch", "1"]
+    world = bench.World(bench.parse_args(flags))
+    plain, ours = bench.contestants(world)[:2]
+    assert ours.model.inversion == "fixed_point"
+    assert (plain.invert(world.images[:1]) - ours.invert(world.images[:1])).abs().max() < 1e-3
+
+
 def test_missing_weights_are_random(monkeypatch):
     """Weights, images, and a CLIP of the size that is named."""
     monkeypatch.setenv("ASYRP_MODEL_AVATAR", "nowhere.pt")
