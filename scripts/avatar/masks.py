@@ -10,7 +10,6 @@ from functools import partial
 from multiprocessing import get_context
 
 import numpy as np
-from looks import LOOK
 from render import artwork_options, as_svg, draw, draw_labels, rasterised
 from tqdm import tqdm
 
@@ -59,7 +58,7 @@ def draw_mask(options, size):
 
 def face_and_mask(index, split, size):
     """Face `index` of a split, as render.py draws it -> (3, size, size) uint8, and its mask (size, size) uint8."""
-    options = artwork_options(*draw_labels(split, index, LOOK.glasses), LOOK)
+    options = artwork_options(*draw_labels(split, index))
     return np.asarray(draw(options, size)).transpose(2, 0, 1), draw_mask(options, size)
 
 

@@ -64,7 +64,7 @@ GLASSES = (
 )
 
 
-def draw_labels(split, index, glasses):
+def draw_labels(split, index, glasses=LOOK.glasses):
     """Labels of face `index` of `split` ("train" or "test") -> (a dict of LABELS' keys, the random.Random for the rest).
 
     They are independent draws, so that no label foretells another. glasses: share of the faces that wear them; nothing else

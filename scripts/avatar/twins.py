@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from looks import LOOK
 from render import EXPRESSIONS, LABELS, artwork_options, draw, draw_labels
 
 from utils.terminal import leave_signals_to_the_parent
@@ -36,7 +35,7 @@ def pixels(options, size):
 
 def edit_options(options, label, name):
     """A face's options with one label changed to the class `name`; of an expression's parts, those that fit it stay."""
-    fresh = artwork_options({**ANY_LABELS, label: name}, random.Random(options["seed"]), LOOK)
+    fresh = artwork_options({**ANY_LABELS, label: name}, random.Random(options["seed"]))
     if label != "expression":
         return {**options, DECIDED_BY[label]: fresh[DECIDED_BY[label]]}
     parts = {f"{part}Variant": variants for part, variants in EXPRESSIONS[name].items()}
@@ -46,8 +45,8 @@ def edit_options(options, label, name):
 def twin(change, split, size):
     """change: (index of a face, label, new class or None for one drawn at random) -> (face, edited, label, old, new)."""
     index, label, new = change
-    labels, rng = draw_labels(split, index, LOOK.glasses)
-    options = artwork_options(labels, rng, LOOK)
+    labels, rng = draw_labels(split, index)
+    options = artwork_options(labels, rng)
     old = LABELS[label].index(labels[label])
     if new is None:
         new = rng.choice([k for k in range(len(LABELS[label])) if k != old])
@@ -75,6 +74,6 @@ def all_twins(split, count, size=32):
     """Every change of one label of the faces 0 ... count - 1 of `split`."""
     changes = []
     for i in range(count):
-        labels, _ = draw_labels(split, i, LOOK.glasses)
+        labels, _ = draw_labels(split, i)
         changes += [(i, k, v) for k, names in LABELS.items() for v in range(len(names)) if names[v] != labels[k]]
     return collect(changes, split, size)
