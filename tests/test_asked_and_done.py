@@ -81,7 +81,7 @@ def test_t_edit_is_that_of_the_training(run_learned, results, capsys):
 
 
 def test_shipped_direction_with_the_attribute_it_was_trained_for(run, tmp_path, generated):
-    """`--edit_attr avatar_smiling` and the shipped smile: t_edit 335 and t_boost 0, as trained."""
+    """`--edit_attr avatar_smiling` and the shipped smile: t_edit 335, as trained, and no boosting."""
     (tmp_path / "faces").mkdir()
     to_pil(smooth_images(1, 32)[0]).save(tmp_path / "faces" / "0.png")
     own = ("--config", "avatar.yml", "--custom_test_dataset_dir", "faces", "--n_test_img", "1", "--exp", "runs/x")

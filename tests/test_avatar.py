@@ -127,7 +127,8 @@ def test_clip_tells_expressions_apart(faces):
 
 def test_judge_knows_what_the_directions_aim_at(judge):
     about = load_config("avatar.yml").judge
-    assert directions.shipped("AVATAR").keys() <= about.by_direction().keys()
+    # The judge and CLIP know long hair and tanned skin, too; no direction for them ships yet.
+    assert directions.shipped("AVATAR").keys() == about.by_direction().keys() - {"long_hair", "tanned"}
     for attribute, (label, wanted) in about.aims.items():
         assert wanted in judge.labels[label]
         assert attribute in PROMPTS

@@ -106,6 +106,7 @@ def test_demo(called):
     assert settings_of(lpips)[0]["lpips"]
     given, settings = settings_of(train)
     assert given["run_train"] and given["train_delta_block"]
+    assert (settings.lr_training, settings.get("lr_training").source) == (0.8, "flag")
     assert (settings.n_iter, settings.get("n_iter").source) == (2, "avatar.yml")
     # What is judged is what was trained.
     assert judge[0] == "scripts/avatar/evaluate.py"
