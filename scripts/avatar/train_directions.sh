@@ -5,8 +5,8 @@ source "$(dirname "$0")/../env.sh"
 
 names="${*:-smiling sad angry surprised beard blond_hair glasses}"
 
-# What is the same for all is in configs/avatar.yml, in the section `editing`. What differs is the weight of the L1 loss, which
-# trades success against the labels kept: the easier CLIP is satisfied, the larger it has to be.
+# What is the same for all is in configs/avatar.yml, in the section `editing`. What differs was found by trials: above
+# all the weight of the L1 loss, which trades success against the labels kept.
 # name -> images, learning rate, weight of the L1 loss.
 settings() {
   case "$1" in
